@@ -1,0 +1,512 @@
+"""EventBus: events, queues and remote calls over one provider. Read this first.
+
+A bus *has* a provider, which moves bytes between queues, and builds everything else from it:
+
+=====================  =====================================================================================
+`publish(event)`       one `provider.publish` to the topics of the event's class and of its bases
+`subscribe(f)`         binds this bus's inbox (a temporary queue) to the topic (`pymq.subscriptions`)
+`subscribe(f, group)`  binds a shared queue; members compete and ack after `f` (`pymq.groups`)
+`queue(name)`          a shared queue (`pymq.queues`)
+`expose(f)`            binds the inbox to the remote's topic; a call goes to one of those inboxes (`pymq.rpc`)
+=====================  =====================================================================================
+
+Topics of events begin with "e/", those of remotes with "r/": a pattern of the user never sees control traffic.
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import logging
+import os
+import secrets
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, overload
+
+from pymq import message as frames
+from pymq.dispatch import Dispatcher, Loop, Task
+from pymq.exceptions import NotInitialized
+from pymq.groups import Group, Leases, Member
+from pymq.handlers import Shape, channels_of, describe
+from pymq.provider import Config
+from pymq.provider.base import Provider
+from pymq.queues import Queue
+from pymq.rpc import Caller, Remotes, StubMethod
+from pymq.subscriptions import Subscriptions
+from pymq.topics import topic_of, topics_of
+
+log = logging.getLogger("pymq")
+F = TypeVar("F", bound=Callable[..., Any])
+
+SHUTDOWN_SECONDS = 2.0
+
+
+class Route:
+    """How events of one class are published to one channel: all that is constant, made once."""
+
+    __slots__ = ("encode", "flagged_prefix", "prefix", "sequence", "start", "topics")
+
+    def __init__(self, cls: type, channel: str | None, token: int, number: int) -> None:
+        from pymq import codec
+
+        encoder = codec.encoder_for(cls)
+        channels = topics_of(cls) if channel is None else [channel]
+        prefix = frames.Prefix(frames.EVENT, encoder.form, 0, token, channels[0], encoder.type_name, tuple(channels[1:]))
+        self.encode = encoder.encode
+        self.prefix = frames.pack_prefix(prefix)
+        self.flagged_prefix = frames.pack_prefix(prefix._replace(flags=frames.OPTIONS))
+        self.topics = tuple("e/" + name for name in channels)
+        self.start = number << 40  # each route counts in a range of its own, so that ids are unique in the sender
+        self.sequence = itertools.count(self.start)
+
+    @property
+    def published(self) -> int:
+        """How many numbers were given out: read from the counter's repr, since looking must not count."""
+        return int(repr(self.sequence)[len("count(") : -1]) - self.start
+
+
+class EventBus:
+    """Events, queues and remote calls over the provider of `config` (None: shared memory on this machine).
+
+    Opens nothing before `start`; what was subscribed and exposed before that takes effect then. All methods may be called from
+    any thread. After a fork the child's copy publishes, puts and calls through a connection of its own, opened by the first of
+    these, and owns no subscription.
+    """
+
+    def __init__(self, config: Config | None = None) -> None:
+        if config is None:
+            from pymq.provider.shm import ShmConfig
+
+            config = ShmConfig()
+        self.config = config
+        self._lock = threading.RLock()
+        self._early: list[Callable[[], None]] = []
+        self._ended = threading.Event()
+        self._reset()
+        _buses.add(self)
+
+    def _reset(self) -> None:
+        """Begin as a participant that nobody knows yet."""
+        self._provider: Provider = _Closed()  # type: ignore[assignment]
+        self.token = secrets.randbits(63)
+        self.inbox = f"inbox/{self.token:016x}"
+        self._routes: dict[Any, Route] = {}
+        self._members: list[Member] = []
+        self._dispatcher: Dispatcher | None = None
+        self._loop = Loop("pymq-async")
+        self.leases = Leases(lambda: self.provider)
+        self.subscriptions = Subscriptions(self)
+        self.remotes = Remotes(self)
+        self.caller = Caller(self)
+
+    # ------------------------------------------------------------------ lifecycle
+
+    @property
+    def provider(self) -> Provider:
+        """What carries the messages. Raises NotInitialized before `start` and after `shutdown`."""
+        return self._provider if not isinstance(self._provider, _Closed) else self._provider.open_or_raise()
+
+    @property
+    def loop(self) -> Loop:
+        """Where `async def` handlers run."""
+        return self._loop
+
+    def start(self) -> None:
+        """Open the provider and begin to receive. Idempotent. Raises ProviderError."""
+        with self._lock:
+            if not isinstance(self._provider, _Closed):
+                return
+            self._ended.clear()
+            self._open()
+            early, self._early = self._early, []
+            for apply in early:
+                apply()
+
+    def _open(self) -> Provider:
+        from pymq import core
+
+        core.name_events()
+        provider = self.config.create()
+        provider.open()
+        self._provider = provider
+        return provider
+
+    def __enter__(self) -> EventBus:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+
+    def shutdown(self, timeout: float = SHUTDOWN_SECONDS) -> None:
+        """Stop receiving and close, within `timeout` seconds whatever handlers do; what is abandoned is logged. Idempotent."""
+        with self._lock:
+            provider, self._early = self._provider, []
+            if isinstance(provider, _Closed):
+                self._ended.set()
+                return
+            dispatcher, members, loop = self._dispatcher, self._members, self._loop
+        abandoned = []
+        for member in members:
+            member.stop()
+        if dispatcher is not None:
+            abandoned += dispatcher.close(provider.wake, timeout)
+        provider.wake()
+        for member in members:
+            abandoned += member.join(timeout)
+        self.leases.close()
+        loop.close(min(timeout, 0.5))
+        provider.close()
+        with self._lock:
+            self._reset()
+        self._ended.set()
+        if abandoned:
+            log.warning("shutdown after %s s abandoned %s", timeout, ", ".join(abandoned))
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Block until the bus is shut down, or for `timeout` seconds; whether it is."""
+        return self._ended.wait(timeout)
+
+    def inbox_ready(self) -> str:
+        """The name of this bus's inbox, which is declared and read from now on."""
+        with self._lock:
+            if self._dispatcher is None:
+                provider = self.provider
+                provider.declare(self.inbox, temporary=True)
+                self._dispatcher = Dispatcher("pymq", lambda: provider.receive(self.inbox, None), self._tasks_of)
+                self._dispatcher.start()
+        return self.inbox
+
+    def later(self, seconds: float, task: Task, message: bytes) -> None:
+        """Hand a delayed event to its subscription when it is due; gone with this process."""
+        timer = threading.Timer(seconds, task.run, (message,))
+        timer.daemon = True
+        timer.start()
+
+    def step_aside(self) -> None:
+        """A handler is about to wait for this bus's own inbox: let another thread read it."""
+        if self._dispatcher is not None:
+            self._dispatcher.step_aside()
+
+    def _tasks_of(self, message: bytes) -> Sequence[Task]:
+        """Which subscriptions or remotes a message that came to the inbox is for."""
+        try:
+            _, length = frames.START.unpack_from(message)
+            packed = message[10 : 10 + length]
+            return self.subscriptions.tasks.get(packed) or self._look_up(packed)
+        except Exception as error:
+            if message:  # an empty one only asks whether this inbox still lives
+                log.warning("a message was skipped: %s", error)
+            return ()
+
+    def _look_up(self, packed: bytes) -> Sequence[Task]:
+        prefix = frames.unpack_prefix(packed)
+        if prefix.kind == frames.REQUEST:
+            return (self.remotes.task_of(prefix),)
+        return self.subscriptions.look_up(packed, prefix)
+
+    # ------------------------------------------------------------------ events
+
+    def publish(
+        self, event: Any, channel: str | None = None, *, headers: dict[str, Any] | None = None, delay: float = 0, ttl: float | None = None
+    ) -> int | None:
+        """Send the event to everyone who subscribed to its class, to a base of it or to the channel; how many receivers have it.
+
+        Each receiving bus counts once, the own one included, and each group once; None where the provider cannot know. `delay` and
+        `ttl` are in seconds: invisible for so long, dropped after that. Raises CodecError for a value that cannot travel unchanged,
+        MessageTooLarge, Full (with `.accepted` and `.groups`) when a group's queue stays full, ProviderError.
+        """
+        cls = type(event)
+        try:
+            route = self._routes[cls] if channel is None else self._routes[channel, cls]
+        except KeyError:
+            route = self._make_route(cls, channel)
+        if headers is None and ttl is None and not delay:
+            return self._provider.publish(
+                route.topics, frames.pack_sequence(next(route.sequence)) + route.prefix + route.encode(event)
+            )
+        return self._publish_with(route, event, headers, delay, ttl)
+
+    def _publish_with(self, route: Route, event: Any, headers: dict[str, Any] | None, delay: float, ttl: float | None) -> int | None:
+        _check_seconds(delay=delay, ttl=ttl)
+        now = self.provider.clock()
+        options = {"headers": headers, "due": now + delay if delay else None, "expires": None if ttl is None else now + delay + ttl}
+        packed = frames.pack_options({name: value for name, value in options.items() if value is not None})
+        message = frames.pack_sequence(next(route.sequence)) + route.flagged_prefix + packed + route.encode(event)
+        return self._provider.publish(route.topics, message, delay=delay, ttl=ttl)
+
+    def _make_route(self, cls: type, channel: str | None) -> Route:
+        if channel is not None and not isinstance(channel, str):
+            raise TypeError(f"a channel is a text, not {channel!r}")
+        with self._lock:
+            self.provider  # noqa: B018 - raises before init
+            route = Route(cls, channel, self.token, len(self._routes) + 1)
+            self._routes[cls if channel is None else (channel, cls)] = route
+        return route
+
+    def topic(self, name: str, pattern: bool = False) -> Topic:
+        """The channel of that name, as an object."""
+        return Topic(self, name, pattern)
+
+    def subscribe(
+        self,
+        callback: Callable[..., Any],
+        channel: str | None = None,
+        pattern: bool = False,
+        group: str | None = None,
+        retries: int = 5,
+        backoff: float = 1.0,
+        lease: float = 30.0,
+        workers: int = 1,
+    ) -> None:
+        """Call `callback(event)` for every event of its hint's class, or of the channel; in force on return.
+
+        With `group`, each event goes to one member, and is acked after the callback returned; one that raises is called again up to
+        `retries` times, after `backoff` seconds doubling each time, then the event is in `bus.group(group).dead`. `lease` is in
+        seconds, extended while the callback runs; `workers` callbacks run at once (and order is given up). Without a group,
+        `workers` above 1 lets that many run at once as well. Raises TypeError for a callback that cannot take an event, ValueError
+        where neither a hint nor `channel` says what to subscribe to.
+        """
+        shape = Shape(callback)
+        targets = [(channel, shape.hint)] if channel is not None else channels_of(shape.hint)
+        if not targets:
+            raise ValueError(
+                f"{describe(callback)} says no event class: annotate its first parameter with one, or give channel="
+            )
+        if workers < 1 or retries < 0 or backoff < 0 or lease <= 0:
+            raise ValueError(f"workers={workers}, retries={retries}, backoff={backoff}, lease={lease}: at least 1, 0, 0 and above 0")
+        options = (retries, backoff, lease, workers)
+        for name, hint in targets:
+            _check_channel(name, pattern)
+            self._when_open(lambda name=name, hint=hint: self._subscribe(callback, shape, hint, name, pattern, group, options))  # type: ignore[misc]
+
+    def _subscribe(
+        self,
+        callback: Callable[..., Any],
+        shape: Shape,
+        hint: Any,
+        channel: str,
+        pattern: bool,
+        group: str | None,
+        options: tuple[int, float, float, int],
+    ) -> None:
+        if group is None:
+            self.subscriptions.add(callback, shape, hint, channel, pattern, options[3])
+            return
+        member = Member(self, self.group(group), callback, shape, hint, channel, pattern, *options)
+        with self._lock:
+            self._members = [*self._members, member]
+        member.start()
+
+    def unsubscribe(
+        self, callback: Callable[..., Any], channel: str | None = None, pattern: bool = False, group: str | None = None
+    ) -> None:
+        """End what `subscribe` with these arguments began; with the callback alone, everywhere. Also from within the callback.
+
+        Raises ValueError where it was not subscribed.
+        """
+        found = self.subscriptions.remove(callback, channel, pattern) if group is None else False
+        members = [m for m in self._members if m.is_of(callback, channel, pattern, group)]
+        with self._lock:
+            self._members = [m for m in self._members if m not in members]
+        for member in members:
+            member.stop()
+        if members:
+            self.provider.wake()
+        if not found and not members:
+            raise ValueError(f"{describe(callback)} is not subscribed{f' to {channel!r}' if channel else ''}")
+
+    @overload
+    def subscriber(self, callback: F, /) -> F: ...
+    @overload
+    def subscriber(self, channel: str | None = None, /, **options: Any) -> Callable[[F], F]: ...
+    def subscriber(self, callback: Any = None, /, **options: Any) -> Any:
+        """`subscribe` as a decorator, with or without arguments."""
+        return decorator(self.subscribe, callback, options)
+
+    def group(self, name: str) -> Group:
+        """The consumer group of that name."""
+        return Group(self, name)
+
+    # ------------------------------------------------------------------ queues
+
+    def queue(self, name: str, type: Any = Any, maxsize: int = 0) -> Queue[Any]:
+        """The queue of that name, which exists from now on; its items are decoded to `type`."""
+        return Queue(self, name, type, maxsize)
+
+    # ------------------------------------------------------------------ remote calls
+
+    def expose(self, fn: Callable[..., Any], channel: str | None = None) -> None:
+        """Serve calls to `fn` under the name `channel` (default: its module and qualified name); in force on return.
+
+        Raises ValueError where this bus serves another function under that name, or where a lambda has none.
+        """
+        name = self.remotes.name_of(fn, channel)
+        self._when_open(lambda: self.remotes.add(fn, name))
+
+    def unexpose(self, fn: Callable[..., Any] | str) -> None:
+        """Serve no further calls to it. Raises ValueError where it is not exposed, NotInitialized before `start`."""
+        self.provider  # noqa: B018 - raises before init
+        self.remotes.remove(fn)
+
+    @overload
+    def remote(self, fn: F, /) -> F: ...
+    @overload
+    def remote(self, channel: str | None = None, /, **options: Any) -> Callable[[F], F]: ...
+    def remote(self, fn: Any = None, /, **options: Any) -> Any:
+        """`expose` as a decorator, with or without a name."""
+        return decorator(self.expose, fn, options)
+
+    def stub(self, fn: Any, timeout: float | None = None, multi: bool = False) -> StubMethod[..., Any]:
+        """A callable that calls the remote `fn`, given by its name or by the function itself.
+
+        `timeout` (seconds) is one deadline for the whole call; None waits until the reply or the server's death. With `multi` every
+        live server is called, and the result is a list.
+        """
+        _check_seconds(timeout=timeout)
+        self.provider  # noqa: B018 - raises before init
+        return StubMethod(self, fn, timeout, multi)
+
+    # ------------------------------------------------------------------ numbers
+
+    def stats(self) -> dict[str, dict[str, int]]:
+        """What this bus has done so far, by channel and queue, and what waits where.
+
+        `published`, `delivered` (handlers that returned), `failed` (handlers that raised), `retried`, `dead`: by channel.
+        `dropped`, `expired`: by receiver or queue. `in_flight` and `backlog` (waiting): by queue.
+        """
+        published: dict[str, int] = {}
+        for route in self._routes.values():
+            name = route.topics[0][2:]
+            published[name] = published.get(name, 0) + route.published
+        found: dict[str, dict[str, int]] = {"published": published}
+        for task in (*self.subscriptions.all(), *self._members):
+            for kind, count in task.counts().items():
+                of_kind = found.setdefault(kind, {})
+                of_kind[task.channel] = of_kind.get(task.channel, 0) + count
+        names = {"dropped": "dropped", "expired": "expired", "leased": "in_flight", "waiting": "backlog"}
+        for queue, counts in self.provider.counters().items():
+            for theirs, ours in names.items():
+                if counts.get(theirs):
+                    of_kind = found.setdefault(ours, {})
+                    of_kind[queue] = of_kind.get(queue, 0) + counts[theirs]
+        kinds = ("published", "delivered", "failed", "retried", "dead", "dropped", "expired", "in_flight", "backlog")
+        return {kind: found.get(kind, {}) for kind in kinds}
+
+    # ------------------------------------------------------------------ within
+
+    def _when_open(self, apply: Callable[[], None]) -> None:
+        """Now, or as soon as the bus starts."""
+        with self._lock:
+            if isinstance(self._provider, _Closed) and not self._provider.reopens:
+                self._early.append(apply)
+                return
+        apply()
+
+    def _after_fork(self) -> None:
+        """In the child: forget the parent's provider, threads and locks; open one of its own when it is first used."""
+        was_open = not isinstance(self._provider, _Closed) or self._provider.reopens
+        self._lock = threading.RLock()
+        self._ended = threading.Event()
+        self._early = []
+        self._reset()
+        if was_open:
+            self._provider = _Closed(self._open)  # type: ignore[assignment]
+
+
+class _Closed:
+    """In the place of a provider that is not open: raises NotInitialized, or, in a forked child, opens one at the first use."""
+
+    def __init__(self, reopen: Callable[[], Provider] | None = None) -> None:
+        self._reopen = reopen
+
+    @property
+    def reopens(self) -> bool:
+        return self._reopen is not None
+
+    def open_or_raise(self) -> Provider:
+        if self._reopen is None:
+            raise NotInitialized("the bus is not started: call pymq.init() (or start() on a bus of your own) first")
+        return self._reopen()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.open_or_raise(), name)
+
+
+class Topic:
+    """A channel by its name: `publish` to it, `subscribe` to it. A pattern can be subscribed to only."""
+
+    def __init__(self, bus: EventBus, name: str, pattern: bool = False) -> None:
+        _check_channel(name, pattern)
+        self._bus = bus
+        self.name = name
+        self.is_pattern = pattern
+
+    def publish(self, event: Any, **options: Any) -> int | None:
+        """As `EventBus.publish`, to this channel. Raises ValueError for a pattern."""
+        if self.is_pattern:
+            raise ValueError(f"cannot publish to the pattern {self.name!r}; publish to a channel that it matches")
+        return self._bus.publish(event, self.name, **options)
+
+    def subscribe(self, callback: Callable[..., Any], **options: Any) -> None:
+        """As `EventBus.subscribe`, to this channel or pattern."""
+        self._bus.subscribe(callback, self.name, self.is_pattern, **options)
+
+    def unsubscribe(self, callback: Callable[..., Any], **options: Any) -> None:
+        """As `EventBus.unsubscribe`."""
+        self._bus.unsubscribe(callback, self.name, self.is_pattern, **options)
+
+    def __repr__(self) -> str:
+        return f"Topic({self.name!r}{', pattern=True' if self.is_pattern else ''})"
+
+
+def decorator(apply: Callable[..., Any], target: Any, options: dict[str, Any]) -> Any:
+    """Make a decorator of `apply(function, …)` that works as `@d`, `@d("channel")` and `@d(channel="x", …)`."""
+    if target is not None and not isinstance(target, str):
+        apply(target, **options)
+        return target
+    if target is not None:
+        options = {"channel": target, **options}
+
+    def decorate(function: F) -> F:
+        apply(function, **options)
+        return function
+
+    return decorate
+
+
+def _check_seconds(**durations: float | None) -> None:
+    for name, seconds in durations.items():
+        if seconds is not None and not seconds >= 0:
+            raise ValueError(f"{name}={seconds!r}: must be 0 or more seconds")
+
+
+def _check_channel(name: str, pattern: bool) -> None:
+    from pymq.topics import matcher
+
+    if not isinstance(name, str):
+        raise TypeError(f"a channel is a text, not {name!r}")
+    if pattern:
+        matcher(name)
+
+
+_buses: weakref.WeakSet[EventBus] = weakref.WeakSet()
+_owner = os.getpid()
+
+
+def _after_fork_in_child() -> None:
+    for bus in list(_buses):
+        bus._after_fork()
+
+
+@atexit.register
+def _at_exit() -> None:
+    for bus in list(_buses):
+        bus.shutdown()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+__all__ = ["EventBus", "Topic", "topic_of"]

@@ -1,0 +1,20 @@
+"""The `pymq` command. Its packages are the extra `cli`; without them it says so."""
+
+from __future__ import annotations
+
+import sys
+
+EXTRA = ("typer", "click", "rich")
+
+
+def main() -> None:
+    """Runs the command; exits with status 1, naming the extra, where its packages are missing."""
+    try:
+        import rich  # noqa: F401 - typer does without, until it has an error to show
+
+        from pymq.cli.app import app
+    except ModuleNotFoundError as missing:
+        if (missing.name or "").partition(".")[0] not in EXTRA:
+            raise
+        sys.exit(f"pymq: the command needs {missing.name}; in a checkout of pymq: pip install -e '.[cli]'")
+    app()

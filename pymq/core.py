@@ -1,0 +1,316 @@
+"""The process-wide bus: `pymq.init()` and the verbs that use it, and the declarations that decorated functions are."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
+
+from pymq.bus import SHUTDOWN_SECONDS, EventBus, Topic, decorator
+from pymq.exceptions import NotInitialized
+from pymq.handlers import Shape
+from pymq.provider import Config, config_from
+from pymq.rpc import Remotes, StubMethod, remember_name
+from pymq.topics import EVENT_NAME
+
+if TYPE_CHECKING:
+    from pymq.groups import Group
+    from pymq.queues import Queue
+
+log = logging.getLogger("pymq")
+P = ParamSpec("P")
+R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+C = TypeVar("C", bound=type)
+
+bus: EventBus | None = None
+"""The running bus, or None."""
+
+_lock = threading.RLock()
+_declared: dict[tuple[Any, ...], tuple[str, Callable[..., Any], dict[str, Any]]] = {}
+_early: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+_inherited = False
+_initialized = threading.Event()
+
+
+def init(factory: Config | str | Callable[[], EventBus] | EventBus | None = None, start_bus: bool = True) -> EventBus:
+    """Make the process-wide bus, start it, and apply all declarations to it.
+
+    `factory` is a config, a URL, a bus, or a function or class that makes one; None takes the URL in the environment's PYMQ_URL, and
+    shared memory on this machine without one. Raises ValueError where there is a bus already, ProviderError where it cannot start.
+    """
+    global bus, _inherited
+    with _lock:
+        if bus is not None and not _inherited:
+            raise ValueError("pymq is initialised already: call pymq.shutdown() before another init()")
+        made = _make(factory)
+        bus, _inherited = made, False
+        try:
+            if start_bus:
+                made.start()
+            _apply(made)
+        except BaseException:
+            bus = None
+            made.shutdown()
+            raise
+    return made
+
+
+def _make(factory: Any) -> EventBus:
+    if factory is None:
+        factory = os.environ.get("PYMQ_URL") or None
+    if factory is None or hasattr(factory, "create"):
+        return EventBus(factory)
+    if isinstance(factory, str):
+        return EventBus(config_from(factory))
+    made = factory if isinstance(factory, EventBus) or not callable(factory) else factory()
+    if not isinstance(made, EventBus):
+        raise TypeError(f"{factory!r} is no config, URL or factory of an EventBus; try pymq.init() or pymq.init('simple://')")
+    return made
+
+
+def _apply(made: EventBus) -> None:
+    for verb, target, options in list(_declared.values()):
+        getattr(made, verb)(target, *_given(options), **_extra(options))
+    early, _early[:] = list(_early), []
+    for verb, args, options in early:
+        getattr(made, verb)(*args, **options)
+
+
+def start() -> None:
+    """Start the bus that `init(start_bus=False)` made. Raises NotInitialized before that."""
+    _bus().start()
+
+
+def shutdown(timeout: float = SHUTDOWN_SECONDS) -> None:
+    """Close the process-wide bus within `timeout` seconds, whatever handlers do. Does nothing before `init`."""
+    global bus, _inherited
+    with _lock:
+        ending, bus = bus, None
+        _inherited = False
+        _early.clear()
+    if ending is not None:
+        ending.shutdown(timeout)
+
+
+def wait(timeout: float | None = None) -> bool:
+    """Block a program that only listens, until `shutdown` (True), Ctrl-C, or for `timeout` seconds (False)."""
+    return _bus().wait(timeout)
+
+
+def publish(
+    event: Any, channel: str | None = None, *, headers: dict[str, Any] | None = None, delay: float = 0, ttl: float | None = None
+) -> int | None:
+    """`EventBus.publish` on the process-wide bus. Before `init`, logs an error and returns None."""
+    if bus is None:
+        log.error("publish before pymq.init(): the event of type %s was not sent", type(event).__name__)
+        return None
+    if headers is None and ttl is None and not delay:
+        return bus.publish(event, channel)
+    return bus.publish(event, channel, headers=headers, delay=delay, ttl=ttl)
+
+
+def subscribe(
+    callback: Callable[..., Any], channel: str | None = None, pattern: bool = False, *, group: str | None = None, **options: Any
+) -> None:
+    """`EventBus.subscribe` on the process-wide bus; before `init`, on the next one."""
+    if group is not None:
+        options["group"] = group
+    if bus is None:
+        Shape(callback)
+    _now_or_early("subscribe", (callback, channel, pattern), options)
+
+
+def unsubscribe(
+    callback: Callable[..., Any], channel: str | None = None, pattern: bool = False, *, group: str | None = None
+) -> None:
+    """`EventBus.unsubscribe` on the process-wide bus; a declaration is removed for all that follow. Before `init`, likewise."""
+    with _lock:
+        keys = [
+            key
+            for key, (verb, declared, options) in _declared.items()
+            if verb == "subscribe"
+            and declared == callback
+            and (channel is None or (options.get("channel"), options.get("pattern", False)) == (channel, pattern))
+            and (group is None or options.get("group") == group)
+        ]
+        for key in keys:
+            del _declared[key]
+        early = [entry for entry in _early if entry[0] == "subscribe" and entry[1][0] == callback]
+        for entry in early:
+            _early.remove(entry)
+    if bus is not None:
+        bus.unsubscribe(callback, channel, pattern, **({} if group is None else {"group": group}))
+    elif not keys and not early:
+        raise NotInitialized("nothing is subscribed before pymq.init()")
+
+
+@overload
+def subscriber(callback: F, /) -> F: ...
+@overload
+def subscriber(channel: str | None = None, /, **options: Any) -> Callable[[F], F]: ...
+def subscriber(callback: Any = None, /, **options: Any) -> Any:
+    """Declare a handler: `@subscriber`, `@subscriber("channel")`, `@subscriber(channel=, pattern=, group=, retries=, …)`.
+
+    On a module-level function it is a declaration that every `init` applies; inside a function it belongs to the running bus.
+    """
+    return decorator(lambda fn, **given: _declare("subscribe", fn, given), callback, options)
+
+
+def expose(fn: Callable[..., Any], channel: str | None = None) -> None:
+    """`EventBus.expose` on the process-wide bus; before `init`, on the next one."""
+    Remotes.name_of(fn, channel)
+    _now_or_early("expose", (fn, channel), {})
+
+
+def unexpose(fn: Callable[..., Any] | str) -> None:
+    """`EventBus.unexpose`; a declaration is removed for all that follow. Raises NotInitialized before `init`."""
+    running = _bus()
+    with _lock:
+        for key, (verb, declared, options) in list(_declared.items()):
+            if verb == "expose" and fn in (declared, Remotes.name_of(declared, options.get("channel"))):
+                del _declared[key]
+    running.unexpose(fn)
+
+
+@overload
+def remote(fn: F, /) -> F: ...
+@overload
+def remote(channel: str | None = None, /, **options: Any) -> Callable[[F], F]: ...
+def remote(fn: Any = None, /, **options: Any) -> Any:
+    """Declare a function that others may call: `@remote`, `@remote("name")`, `@remote(channel="name")`."""
+    return decorator(lambda target, **given: _declare("expose", target, given), fn, options)
+
+
+@overload
+def stub(fn: Callable[P, R], timeout: float | None = None, multi: bool = False) -> StubMethod[P, R]: ...
+@overload
+def stub(fn: str, timeout: float | None = None, multi: bool = False) -> StubMethod[..., Any]: ...
+def stub(fn: Any, timeout: float | None = None, multi: bool = False) -> StubMethod[..., Any]:
+    """`EventBus.stub` on the process-wide bus. Raises NotInitialized before `init`."""
+    return _bus().stub(fn, timeout, multi)
+
+
+def topic(name: str, pattern: bool = False) -> Topic:
+    """`EventBus.topic` on the process-wide bus. Raises NotInitialized before `init`."""
+    return _bus().topic(name, pattern)
+
+
+@overload
+def queue(name: str, *, maxsize: int = 0) -> Queue[Any]: ...
+@overload
+def queue(name: str, type: type[T], maxsize: int = 0) -> Queue[T]: ...
+def queue(name: str, type: Any = Any, maxsize: int = 0) -> Any:
+    """`EventBus.queue` on the process-wide bus. Raises NotInitialized before `init`."""
+    if type is Any and maxsize == 0:
+        return _bus().queue(name)
+    return _bus().queue(name, type, maxsize)
+
+
+def group(name: str) -> Group:
+    """`EventBus.group` on the process-wide bus. Raises NotInitialized before `init`."""
+    return _bus().group(name)
+
+
+def stats() -> dict[str, dict[str, int]]:
+    """`EventBus.stats` of the process-wide bus. Raises NotInitialized before `init`."""
+    return _bus().stats()
+
+
+@overload
+def event(cls: C, /) -> C: ...
+@overload
+def event(name: str, /) -> Callable[[C], C]: ...
+def event(target: Any, /) -> Any:
+    """Name a class for this process, so that messages may become instances of it; `@event("name")` also sets its channel."""
+    if isinstance(target, str):
+        return lambda cls: _name_event(cls, target)
+    return _name_event(target, None)
+
+
+_named: list[type] = []
+
+
+def _name_event(cls: C, name: str | None) -> C:
+    if not isinstance(cls, type):
+        raise TypeError(f"@pymq.event decorates a class, not {cls!r}")
+    if name is not None:
+        setattr(cls, EVENT_NAME, name)
+    _named.append(cls)
+    if "pymq.codec" in sys.modules:
+        name_events()
+    return cls
+
+
+def name_events() -> None:
+    """Tell the codec of the classes that `@event` named before it was loaded: importing pymq loads no pydantic."""
+    from pymq import codec
+
+    while _named:
+        codec.name_type(_named.pop())
+
+
+def _bus() -> EventBus:
+    if bus is None:
+        raise NotInitialized("call pymq.init() first")
+    return bus
+
+
+def _declare(verb: str, fn: Callable[..., Any], options: dict[str, Any]) -> None:
+    """Keep a module-level function for every `init`, in the place of the one that had its name, and apply it to the running bus."""
+    if verb == "subscribe":
+        Shape(fn)
+    else:
+        remember_name(fn, Remotes.name_of(fn, options.get("channel")))
+    qualified = getattr(fn, "__qualname__", "<locals>")
+    if "<locals>" in qualified:
+        return _now_or_early(verb, (fn, *_given(options)), _extra(options))
+    key = (verb, fn.__module__, qualified, *(options.get(name) for name in ("channel", "pattern", "group")))
+    with _lock:
+        replaced = _declared.get(key)
+        _declared[key] = (verb, fn, options)
+        if bus is not None:
+            if replaced is not None:
+                _undo(bus, verb, replaced[1], options)
+            getattr(bus, verb)(fn, *_given(options), **_extra(options))
+    return None
+
+
+def _undo(running: EventBus, verb: str, fn: Callable[..., Any], options: dict[str, Any]) -> None:
+    try:
+        if verb == "expose":
+            running.unexpose(fn)
+        else:
+            running.unsubscribe(fn, options.get("channel"), options.get("pattern", False))
+    except ValueError:
+        pass  # it had been ended already
+
+
+def _given(options: dict[str, Any]) -> tuple[Any, ...]:
+    """The options that PyMQ's verbs take, by position: a subclass that overrides a verb may know no others."""
+    return (options.get("channel"), options["pattern"]) if "pattern" in options else (options.get("channel"),)
+
+
+def _extra(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name not in ("channel", "pattern")}
+
+
+def _now_or_early(verb: str, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+    if bus is not None and not _inherited:
+        getattr(bus, verb)(*args, **options)
+    else:
+        _early.append((verb, args, options))
+
+
+def _after_fork_in_child() -> None:
+    global _inherited, _lock
+    _lock = threading.RLock()
+    _early.clear()
+    _inherited = bus is not None
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,169 @@
+"""At least once: what happens to a leased message after its handler returned, raised or died. For groups and for `Queue.take`.
+
+A failed message is not given back as it is: a copy with what is known of the failures goes to the end of the queue, due after the
+back-off, and then the original is acked. So its counts survive everybody, on every provider, and it never blocks what is behind
+it. A crash between the two leaves both: at least once, and the attempt is above 1.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from pymq import message as frames
+from pymq.exceptions import CodecError, LeaseLost, ProviderError, Retry
+from pymq.message import Frame, Message, Prefix
+from pymq.provider.base import Provider, Receipt
+
+log = logging.getLogger("pymq")
+
+DEAD_HEADERS = ("dead-error", "dead-text", "dead-traceback", "dead-attempts", "dead-channel", "dead-first-failure")
+MAX_BACKOFF = 3600.0
+
+
+class Policy(NamedTuple):
+    """What to do with failures: how often to try again, after how many seconds at first, and where to put what failed too often."""
+
+    retries: int
+    backoff: float
+    dead_queue: str
+
+    def delay(self, failures: int) -> float:
+        """Seconds until the next attempt: doubling, at most an hour, with a jitter of a quarter so that retries spread."""
+        return min(self.backoff * 2.0 ** min(failures - 1, 40), MAX_BACKOFF) * random.uniform(0.75, 1.0)
+
+
+class Leased:
+    """One delivery of a message that must be settled."""
+
+    def __init__(self, provider: Provider, data: bytes, receipt: Receipt, policy: Policy) -> None:
+        self._provider = provider
+        self.receipt = receipt
+        self.policy = policy
+        self.frame = _unpack(data)
+
+    @property
+    def attempt(self) -> int:
+        """Counts deliveries from 1, over all copies."""
+        return int(self.frame.options.get("attempts", 0)) + self.receipt.attempt
+
+    @property
+    def failures(self) -> int:
+        """How many attempts have failed, should the present one fail as well; those that died count, `Retry` does not."""
+        return self.attempt - int(self.frame.options.get("uncounted", 0))
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the attempts before this one, each ended by a crash or a lost lease, were already one too many."""
+        return self.failures > self.policy.retries + 1
+
+    def about(self) -> Message:
+        """What the handler may ask for beside the event."""
+        return Message(self.frame.sequence, self.frame.prefix, self.frame.options, self.attempt)
+
+    def fail(self, error: BaseException) -> str:
+        """After an error: "retried", or "dead" after the last attempt. Raises LeaseLost."""
+        if self.failures > self.policy.retries:
+            self.bury(error)
+            return "dead"
+        first = self.frame.options.get("first-failure", time.time())
+        self._again(self.policy.delay(self.failures), {"first-failure": first})
+        return "retried"
+
+    def retry(self, again: Retry) -> None:
+        """Once more, without counting a failure. Raises LeaseLost."""
+        self._again(again.delay, {"uncounted": int(self.frame.options.get("uncounted", 0)) + 1})
+
+    def _again(self, delay: float, noted: dict[str, Any]) -> None:
+        options = self.frame.options | noted | {"attempts": self.attempt}
+        self._move(self.receipt.queue, self.frame._replace(options=options), delay)
+
+    def bury(self, error: BaseException) -> None:
+        """To the dead letters, with headers that say why. Raises LeaseLost."""
+        first = self.frame.options.get("first-failure", time.time())
+        trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+        why = (type(error).__name__, str(error), trace, self.attempt, self.frame.prefix.channel, first)
+        headers = self.frame.options.get("headers", {}) | dict(zip(DEAD_HEADERS, why))
+        options = {"headers": headers, "origin": self.receipt.queue}
+        self._provider.declare(self.policy.dead_queue)
+        self._move(self.policy.dead_queue, self.frame._replace(options=options), 0)
+
+    def _move(self, queue: str, copy: Frame, delay: float) -> None:
+        """First the copy, then the ack: a crash in between repeats the message, it never loses it."""
+        self._provider.extend(self.receipt, 30.0)  # not ours any more: then the copy is somebody else's to make
+        expires = copy.options.get("expires")
+        ttl = None if expires is None else max(0.0, expires - self._provider.clock() - delay)
+        self._provider.send(queue, copy.pack(), delay=delay, ttl=ttl, priority=copy.options.get("priority", 0))
+        self._provider.ack(self.receipt)
+
+
+def _unpack(data: bytes) -> Frame:
+    """The frame; bytes that are none become the payload of one, so that they can be dead-lettered like everything else."""
+    try:
+        return frames.unpack(data)
+    except CodecError:
+        return Frame(0, Prefix(frames.ITEM, -1, 0, 0, "", "bytes", ()), {}, data)
+
+
+class Leases:
+    """Extends the leases of what is being handled, from one thread that sleeps without a time limit while there is nothing."""
+
+    def __init__(self, provider: Callable[[], Provider]) -> None:
+        self._provider = provider
+        self._held: dict[Receipt, float] = {}
+        self._changed = threading.Event()
+        self._asleep = True
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def hold(self, receipt: Receipt, lease: float) -> None:
+        """Keep it leased, `lease` seconds at a time, until `release`."""
+        self._held[receipt] = lease
+        if self._asleep or lease < self._shortest:
+            self._wake()
+
+    def release(self, receipt: Receipt) -> None:
+        """No longer."""
+        self._held.pop(receipt, None)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._closed = True
+        self._held.clear()
+        self._changed.set()
+
+    _shortest = float("inf")
+
+    def _wake(self) -> None:
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="pymq-leases", daemon=True)
+                self._thread.start()
+        self._changed.set()
+
+    def _run(self) -> None:
+        while not self._closed:
+            self._asleep = not self._held
+            self._shortest = min(list(self._held.values()), default=float("inf"))
+            if self._asleep and self._held:
+                continue
+            expired = not self._changed.wait(None if self._asleep else self._shortest / 3)
+            self._changed.clear()
+            if expired:
+                for receipt, lease in list(self._held.items()):
+                    self._extend(receipt, lease)
+
+    def _extend(self, receipt: Receipt, lease: float) -> None:
+        try:
+            self._provider().extend(receipt, lease)
+        except LeaseLost:
+            self._held.pop(receipt, None)
+        except ProviderError as error:
+            if not self._closed:
+                log.warning("a lease on %r could not be extended: %s", receipt.queue, error)

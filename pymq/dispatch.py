@@ -1,0 +1,298 @@
+"""Dispatch: the thread that reads the bus's inbox runs the handlers; while one is slow, another thread takes over the reading.
+
+A hop between threads costs 4 us on a busy processor and 60-90 us on an idle one, so there is none on the default path. The
+*reader* takes messages from the provider and runs their handlers itself. The *standby* looks every 10 ms whether the reader is
+still in the same handler; if so it becomes the reader, and the old one goes on alone with its handler and with whatever has
+come for it meanwhile (its backlog: each unit of work is serial). 100 ms after the last message the standby sleeps without a
+time limit, so that an idle bus makes no system call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Protocol
+
+from pymq.provider.base import Delivery
+
+log = logging.getLogger("pymq")
+
+SLOW = 0.010
+"""How long a handler may hold up the others, in seconds; less costs more wake-ups of the standby while the bus is busy."""
+CALM_TICKS = 10
+MAX_BACKLOG = 32 << 20
+"""How many bytes may wait for one slow handler in memory; what comes then for it is dropped and counted."""
+
+
+class Task(Protocol):
+    """A unit of serial work: a subscription or a remote."""
+
+    name: str
+    serial: Serial
+
+    def run(self, message: bytes) -> None:
+        """Handle one message; raises nothing."""
+
+
+class Serial:
+    """What makes a task serial while other threads read: who runs it now, and what waits for it."""
+
+    __slots__ = ("backlog", "bytes", "dropped", "owner")
+
+    def __init__(self) -> None:
+        self.owner: object | None = None
+        self.backlog: deque[bytes] = deque()
+        self.bytes = 0
+        self.dropped = 0
+
+
+class Reader:
+    """The role of reading, held by one thread at a time; and what that thread runs, also after it was replaced."""
+
+    __slots__ = ("running", "task", "thread")
+
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+        self.task: Task | None = None
+        self.running: object | None = None
+
+
+class Dispatcher:
+    """Receives from one inbox and runs the tasks that each message is for."""
+
+    def __init__(
+        self, name: str, receive: Callable[[], Sequence[Delivery]], tasks_of: Callable[[bytes], Sequence[Task]]
+    ) -> None:
+        self._name = name
+        self._receive = receive
+        self._tasks_of = tasks_of
+        self._lock = threading.Lock()
+        self._work: deque[bytes | tuple[Task, bytes]] = deque()
+        self._reader: Reader | None = None
+        self._replaced: set[Reader] = set()
+        self._alarm = threading.Event()
+        self._calm = True
+        self._asleep = True
+        self._closing = False
+        self._threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        """Begin to read."""
+        self._spawn(self._stand_by_first)
+
+    def _spawn(self, target: Callable[[], None]) -> None:
+        thread = threading.Thread(target=target, name=self._name, daemon=True)
+        self._threads = [known for known in self._threads if known.is_alive()] + [thread]
+        thread.start()
+
+    def _stand_by_first(self) -> None:
+        with self._lock:
+            self._reader = reader = Reader()
+        self._spawn(self._stand_by)
+        self._read(reader)
+
+    # ------------------------------------------------------------------ the reader
+
+    def _read(self, reader: Reader) -> None:
+        while self._reader is reader and not self._closing:
+            try:
+                self._run_all(reader)
+                batch = self._receive() if self._reader is reader else ()
+            except Exception:
+                if self._closing:
+                    return
+                log.exception("%s: receiving failed; trying again", self._name)
+                time.sleep(0.1)
+                continue
+            self._work.extend([message for message, _ in batch])
+
+    def _run_all(self, reader: Reader) -> None:
+        """Run what has been received, for as long as this thread is the reader.
+
+        The order of the stores is what makes a takeover safe without a lock per message (0.15 us): a message is taken only while
+        `running` is None, `running` is set before `_reader` is looked at, and the standby sets `_reader` before it looks at
+        `running`. So either this thread sees that it was replaced, or the standby sees what runs.
+        """
+        work, tasks_of = self._work, self._tasks_of
+        self._calm = False
+        if self._asleep and work:
+            self._alarm.set()
+        while work and not self._closing:
+            item = work.popleft()
+            if type(item) is tuple:
+                task, message = item
+            else:
+                message = item  # type: ignore[assignment]
+                tasks = tasks_of(message)
+                if not tasks:
+                    continue
+                task = tasks[0]
+                if len(tasks) > 1:
+                    work.extendleft([(other, message) for other in reversed(tasks[1:])])
+            reader.task = task
+            reader.running = item
+            if (self._reader is not reader or task.serial.owner is not None) and self._put_by(reader, task, message):
+                reader.running = None
+                continue
+            task.run(message)
+            reader.running = None
+            if self._reader is not reader:
+                self._finish(reader, task)
+                if self._reader is not reader:
+                    return
+
+    def _put_by(self, reader: Reader, task: Task, message: bytes) -> bool:
+        """Under the lock: whether somebody else runs this task now, and has been given the message."""
+        with self._lock:
+            serial = task.serial
+            if serial.owner is None or serial.owner is reader:
+                return False
+            if serial.bytes + len(message) > MAX_BACKLOG and serial.backlog:
+                serial.dropped += 1
+                return True
+            serial.bytes += len(message)
+            serial.backlog.append(message)
+            return True
+
+    def _finish(self, reader: Reader, task: Task) -> None:
+        """Replaced while `task` ran: run what has come for it since, then let go of it."""
+        serial = task.serial
+        while True:
+            with self._lock:
+                if serial.owner is not reader:
+                    return
+                if not serial.backlog or self._closing:
+                    serial.owner = None
+                    self._replaced.discard(reader)
+                    return
+                message = serial.backlog.popleft()
+                serial.bytes -= len(message)
+            reader.running = message
+            task.run(message)
+            reader.running = None
+
+    # ------------------------------------------------------------------ the standby
+
+    def _stand_by(self) -> None:
+        seen, calm = None, 0
+        while not self._closing:
+            self._calm = True
+            self._alarm.wait(SLOW)
+            self._alarm.clear()
+            running = self._reader.running if self._reader else None
+            if running is not None and running is seen:
+                reader = self._take_over(running)
+                if reader is not None:
+                    self._spawn(self._stand_by)
+                    return self._read(reader)
+            seen = running
+            calm = calm + 1 if self._calm and running is None else 0
+            if calm >= CALM_TICKS:
+                self._sleep()
+                calm = 0
+        return None
+
+    def _sleep(self) -> None:
+        self._asleep = True
+        if self._calm and (self._reader is None or self._reader.running is None) and not self._closing:
+            self._alarm.wait()
+        self._asleep = False
+
+    def _take_over(self, running: object) -> Reader | None:
+        """Become the reader if the present one is still in that handler; a task that ends just now keeps its reader."""
+        with self._lock:
+            old, self._reader = self._reader, Reader()
+            if old is None or old.running is not running or old.task is None:
+                self._reader = old
+                return None
+            old.task.serial.owner = old
+            self._replaced.add(old)
+            return self._reader
+
+    def step_aside(self) -> None:
+        """Called by a handler before it waits for something that this inbox must receive: let another thread read."""
+        reader = self._reader
+        if reader is None or reader.thread != threading.get_ident():
+            return
+        successor = self._take_over(reader.running)
+        if successor is not None:
+            self._spawn(lambda: self._succeed(successor))
+
+    def _succeed(self, reader: Reader) -> None:
+        reader.thread = threading.get_ident()
+        self._read(reader)
+
+    # ------------------------------------------------------------------ the end
+
+    def close(self, wake: Callable[[], None], timeout: float) -> list[str]:
+        """Stop reading; wait for the handlers that run, up to `timeout` seconds; say what was abandoned."""
+        self._closing = True
+        self._alarm.set()
+        wake()
+        deadline = time.monotonic() + timeout
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, deadline - time.monotonic()))
+        readers = {*self._replaced, self._reader} - {None}
+        stuck = [r.task.name for r in readers if r and r.running is not None and r.task and r.thread != threading.get_ident()]
+        waiting = len(self._work)
+        return [f"the handler {name}, which still runs" for name in stuck] + ([f"{waiting} unhandled messages"] if waiting else [])
+
+
+class Loop:
+    """The event loop on which a bus runs its `async def` handlers: one thread, started by the first of them."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def submit(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        """Run it; its result and its errors are its own affair."""
+        asyncio.run_coroutine_threadsafe(coroutine, self._running_loop())
+
+    def wait_for(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Run it and wait for its result in this thread."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._running_loop()).result()
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(target=self._run, args=(self._loop,), name=self._name, daemon=True).start()
+            return self._loop
+
+    @staticmethod
+    def _run(loop: asyncio.AbstractEventLoop) -> None:
+        asyncio.set_event_loop(loop)
+        try:
+            loop.run_forever()
+        finally:
+            loop.close()
+
+    def close(self, timeout: float) -> None:
+        """Give what runs up to `timeout` seconds to end, then cancel it."""
+        with self._lock:
+            loop, self._loop = self._loop, None
+        if loop is not None:
+            finished = asyncio.run_coroutine_threadsafe(_finish_tasks(timeout), loop)
+            try:
+                finished.result(timeout + 1)
+            except Exception:
+                log.warning("%s: async handlers did not end", self._name)
+            loop.call_soon_threadsafe(loop.stop)
+
+
+async def _finish_tasks(timeout: float) -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    if others:
+        _, pending = await asyncio.wait(others, timeout=timeout)
+        for task in pending:
+            task.cancel()
+        if pending:
+            log.warning("pymq: %d async handlers were cancelled at shutdown", len(pending))
+            await asyncio.wait(pending, timeout=0.2)

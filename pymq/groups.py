@@ -1,0 +1,183 @@
+"""Consumer groups: one shared queue per (group, channel or pattern), whose members compete and ack after their handlers."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from pymq.deliveries import Leased, Leases, Policy
+from pymq.exceptions import CodecError, LeaseLost, PymqError, QueueNotFound, Reject, Retry
+from pymq.handlers import Shape
+from pymq.provider.base import Receipt
+from pymq.queues import DeadLetters
+from pymq.subscriptions import Work
+from pymq.topics import topic_of
+
+if TYPE_CHECKING:
+    from pymq.bus import EventBus
+
+__all__ = ["Group", "Leases", "Member"]
+
+log = logging.getLogger("pymq")
+
+
+class Group:
+    """A consumer group by its name; it exists from its first subscription or `bind` on, and lives until `delete`."""
+
+    def __init__(self, bus: EventBus, name: str) -> None:
+        if not isinstance(name, str) or not name or "\0" in name:
+            raise ValueError(f"a group's name is a text without NUL, not {name!r}")
+        self._bus = bus
+        self.name = name
+
+    def bind(self, channel: type | str, pattern: bool = False) -> None:
+        """Keep what is published to the channel from now on, also while the group has no member."""
+        name = topic_of(channel) if isinstance(channel, type) else channel
+        queue = self.queue_of(name, pattern)
+        self._bus.provider.declare(queue)
+        self._bus.provider.bind(queue, "e/" + name, exact=not pattern)
+
+    def delete(self) -> None:
+        """The group, all it keeps and its dead letters are gone; its members stop."""
+        for queue in self._queues():
+            self._bus.provider.delete(queue)
+        self._bus.provider.delete(self.dead_queue)
+
+    def qsize(self) -> int:
+        """How many events wait for a member: the leased do not count."""
+        return sum(self._bus.provider.size(queue) for queue in self._queues())
+
+    @property
+    def dead(self) -> DeadLetters:
+        """The events that failed too often or were rejected."""
+        return DeadLetters(self._bus, self.dead_queue)
+
+    @property
+    def dead_queue(self) -> str:
+        """The provider's name of the dead-letter queue."""
+        return f"group-dead/{self.name}"
+
+    def queue_of(self, channel: str, pattern: bool) -> str:
+        """The provider's name of the group's queue for that channel or pattern."""
+        return f"group/{self.name}\0{'~' if pattern else '='}{channel}"
+
+    def _queues(self) -> list[str]:
+        return list(self._bus.provider.queues(f"group/{self.name}\0"))
+
+    def __repr__(self) -> str:
+        return f"Group({self.name!r})"
+
+
+class Member(Work):
+    """One subscription with `group=`: its threads receive from the group's queue and run the handler themselves."""
+
+    def __init__(
+        self,
+        bus: EventBus,
+        group: Group,
+        callback: Callable[..., Any],
+        shape: Shape,
+        hint: Any,
+        channel: str,
+        pattern: bool,
+        retries: int,
+        backoff: float,
+        lease: float,
+        workers: int,
+    ) -> None:
+        super().__init__(bus, callback, shape, hint, channel, pattern)
+        self.group = group
+        self.retried = 0
+        self.dead = 0
+        self._policy = Policy(retries, backoff, group.dead_queue)
+        self._lease = lease
+        self._queue = group.queue_of(channel, pattern)
+        self._stopping = False
+        self._threads = [threading.Thread(target=self._consume, name=f"pymq-{group.name}", daemon=True) for _ in range(workers)]
+
+    def start(self) -> None:
+        """The group exists and this member takes part in it on return."""
+        from pymq import codec
+
+        codec.name_type(self.hint)
+        self.group.bind(self.channel, self.pattern)
+        for thread in self._threads:
+            thread.start()
+
+    def is_of(self, callback: Callable[..., Any], channel: str | None, pattern: bool, group: str | None = None) -> bool:
+        return group in (None, self.group.name) and super().is_of(callback, channel, pattern)
+
+    def counts(self) -> dict[str, int]:
+        more = {"retried": self.retried, "dead": self.dead}
+        return super().counts() | {kind: count for kind, count in more.items() if count}
+
+    def stop(self) -> None:
+        """Take nothing more; `Provider.wake` ends the waiting."""
+        self._stopping = True
+
+    def join(self, timeout: float) -> list[str]:
+        """Wait for the handlers that run; say which still do."""
+        deadline = time.monotonic() + timeout
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, deadline - time.monotonic()))
+        running = sum(t.is_alive() for t in self._threads if t is not threading.current_thread())
+        return [f"the handler {self.name} of group {self.group.name!r}, which still runs"] if running else []
+
+    def _consume(self) -> None:
+        provider, leases = self.bus.provider, self.bus.leases
+        while not self._stopping:
+            try:
+                for message, receipt in provider.receive(self._queue, None, lease=self._lease):
+                    if receipt is not None:
+                        leases.hold(receipt, self._lease)
+                        self._handle(message, receipt)
+            except QueueNotFound:
+                return log.warning("the group %r was deleted; %s stops", self.group.name, self.name)
+            except PymqError as error:
+                if not self._stopping:
+                    log.error("group %r: %s; trying again", self.group.name, error)
+                    time.sleep(0.1)
+        return None
+
+    def _handle(self, message: bytes, receipt: Receipt) -> None:
+        """Run the handler for one event and settle it by what came of it."""
+        leased = Leased(self.bus.provider, message, receipt, self._policy)
+        try:
+            self._run(leased)
+        except LeaseLost:
+            log.warning("%s took longer than its lease; the event was given to another member", self.name)
+        finally:
+            self.bus.leases.release(receipt)
+
+    def _run(self, leased: Leased) -> None:
+        try:
+            if leased.exhausted:
+                raise Reject(f"its handler died in {leased.attempt - 1} attempts")
+            self._call(leased)
+        except Retry as again:
+            self.retried += 1
+            leased.retry(again)
+        except (Reject, CodecError) as error:
+            self.dead += 1
+            log.error("%s: an event on %r goes to the dead letters: %s", self.name, self.channel, error)
+            leased.bury(error)
+        except BaseException as error:
+            self.failed += 1
+            log.error("%s failed, attempt %d", self.name, leased.attempt, exc_info=error)
+            outcome = leased.fail(error)
+            setattr(self, outcome, getattr(self, outcome) + 1)
+        else:
+            self.bus.provider.ack(leased.receipt)
+            self.delivered += 1
+
+    def _call(self, leased: Leased) -> None:
+        prefix = leased.frame.prefix
+        event = self.decode(prefix.form, prefix.type_name, leased.frame.payload)
+        args, kwargs = self.shape.arguments(event, leased.about() if self.shape.wants_message else None)
+        result = self.callback(*args, **kwargs)
+        if self.shape.is_async:
+            self.bus.loop.wait_for(result)

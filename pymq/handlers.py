@@ -1,0 +1,95 @@
+"""Handlers: what a user's function wants, checked when it is subscribed, and how it is called."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import types
+import typing
+from collections.abc import Callable
+from typing import Any, Union
+
+from pymq.message import Message
+from pymq.topics import topic_of
+
+EXAMPLE = "a handler takes the event and, if it likes, the message:\n    def on_order(event: OrderPlaced, message: pymq.Message): ..."
+
+Handler = Callable[..., Any]
+
+
+class Shape:
+    """What a handler takes: the event's hint, and the message by a keyword, by position, or not at all.
+
+    Raises TypeError, with a right one shown, for a function that cannot be called with an event.
+    """
+
+    __slots__ = ("hint", "is_async", "message_keyword", "message_position")
+
+    def __init__(self, handler: Handler) -> None:
+        if not callable(handler):
+            raise TypeError(f"{handler!r} is not a function; {EXAMPLE}")
+        hints = hints_of(handler)
+        positional, keywords = _parameters(handler)
+        required = [p for p in positional if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
+        by_hint = [p.name for p in (*positional[1:], *keywords) if hints.get(p.name) is Message]
+        left = [p.name for p in keywords if p.default is p.empty and p.name not in by_hint]
+        if not positional or len(required) > 2 or left or (len(required) == 2 and by_hint and by_hint[0] != required[1].name):
+            raise TypeError(f"{describe(handler)}{_signature(handler)} cannot take an event; {EXAMPLE}")
+        self.hint = hints.get(positional[0].name, Any)
+        self.message_position = len(required) == 2
+        self.message_keyword = None if self.message_position or not by_hint else by_hint[0]
+        self.is_async = inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(getattr(handler, "__call__", None))
+
+    @property
+    def wants_message(self) -> bool:
+        """Whether a `Message` must be made for it."""
+        return self.message_position or self.message_keyword is not None
+
+    def arguments(self, event: Any, message: Message | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What to call it with."""
+        if self.message_position:
+            return (event, message), {}
+        return (event,), {self.message_keyword: message} if self.message_keyword else {}
+
+
+def channels_of(hint: Any) -> list[tuple[str, Any]]:
+    """The channels, each with its class, that a hint stands for: several where it is a Union. Empty: none."""
+    if typing.get_origin(hint) in (Union, types.UnionType):
+        return [found for part in typing.get_args(hint) for found in channels_of(part)]
+    named = isinstance(hint, type) and hint not in (object, type(None)) and typing.get_origin(hint) is None
+    return [(topic_of(hint), hint)] if named else []
+
+
+def hints_of(function: Handler) -> dict[str, Any]:
+    """The function's type hints, also of classes that are local to the callers (which a string hint cannot name alone)."""
+    target = function if inspect.isroutine(function) or inspect.isclass(function) else getattr(type(function), "__call__", function)
+    while hasattr(target, "func"):
+        target = target.func
+    try:
+        return typing.get_type_hints(target, include_extras=True)
+    except NameError:
+        return typing.get_type_hints(target, None, _names_in_callers(), include_extras=True)
+
+
+def _names_in_callers() -> dict[str, Any]:
+    names: dict[str, Any] = {}
+    frame = sys._getframe(1)
+    while frame is not None:
+        names = frame.f_locals | names if frame.f_locals is not frame.f_globals else names
+        frame = frame.f_back  # type: ignore[assignment]
+    return names
+
+
+def describe(handler: Handler) -> str:
+    """A name for log lines and errors."""
+    return str(getattr(handler, "__qualname__", None) or repr(handler))
+
+
+def _signature(handler: Handler) -> str:
+    return str(inspect.signature(handler))
+
+
+def _parameters(handler: Handler) -> tuple[list[inspect.Parameter], list[inspect.Parameter]]:
+    parameters = list(inspect.signature(handler).parameters.values())
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL)]
+    return positional, [p for p in parameters if p.kind is p.KEYWORD_ONLY]

@@ -1,0 +1,141 @@
+"""The frame: what travels, byte by byte.
+
+::
+
+    u64  sequence      of this sender, unique together with its token: the message's id
+    u16  length        of the prefix that follows
+    --- the prefix: constant for one sender, kind, type and channel, so it is packed once and looked up as it is ---
+    u8   version       1
+    u8   kind          EVENT, ITEM, REQUEST, REPLY, FAILURE
+    u8   form          how the payload is encoded: pymq.codec's RAW, TYPED or TAGGED
+    u8   flags         OPTIONS: the options section is there
+    u64  token         of the sender
+    JSON [channel, type name, other topics]
+    --- the options, only where something is set: headers, expiry, failures so far ---
+    u32  length, then the payload of a dict in the codec's tagged form
+    --- the payload ---
+
+Integers are little-endian. There is no wall clock and no uuid4 (1.9 us): (token, sequence) is unique by construction.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from pymq.exceptions import CodecError
+
+VERSION = 1
+EVENT, ITEM, REQUEST, REPLY, FAILURE = range(1, 6)
+OPTIONS = 1
+
+START = struct.Struct("<QH")
+FIXED = struct.Struct("<BBBBQ")
+LENGTH = struct.Struct("<I")
+pack_sequence = struct.Struct("<Q").pack
+MAX_PREFIX = 0xFFFF
+
+
+class Prefix(NamedTuple):
+    """The constant part of a frame, unpacked."""
+
+    kind: int
+    form: int
+    flags: int
+    token: int
+    channel: str
+    type_name: str
+    topics: tuple[str, ...]
+
+
+def pack_prefix(prefix: Prefix) -> bytes:
+    """The prefix with its length before it: a message is `pack_sequence(n) + pack_prefix(p) + payload`."""
+    kind, form, flags, token, channel, type_name, topics = prefix
+    packed = FIXED.pack(VERSION, kind, form, flags, token) + json.dumps([channel, type_name, topics]).encode()
+    if len(packed) > MAX_PREFIX:
+        raise ValueError(f"the channel {channel[:40]!r}… is too long: {len(channel)} characters")
+    return struct.pack("<H", len(packed)) + packed
+
+
+def unpack_prefix(packed: bytes) -> Prefix:
+    """The inverse of `pack_prefix`, without the length. Raises CodecError."""
+    try:
+        version, kind, form, flags, token = FIXED.unpack_from(packed)
+        if version != VERSION:
+            raise CodecError(f"a message of version {version}; this pymq reads version {VERSION}")
+        channel, type_name, topics = json.loads(packed[FIXED.size :])
+        return Prefix(kind, form, flags, token, str(channel), str(type_name), tuple(map(str, topics)))
+    except (struct.error, ValueError, TypeError, RecursionError) as error:
+        raise error if isinstance(error, CodecError) else CodecError(f"not a message of ours: {packed[:40]!r}") from error
+
+
+def pack_options(options: Mapping[str, Any]) -> bytes:
+    """The options section. Raises CodecError for a header that cannot travel."""
+    from pymq import codec
+
+    packed = codec.encode_arguments((), dict(options))
+    return LENGTH.pack(len(packed)) + packed
+
+
+def unpack_options(frame: bytes, start: int) -> tuple[dict[str, Any], int]:
+    """The options that begin at `start`, and where the payload begins."""
+    from pymq import codec
+
+    (length,) = LENGTH.unpack_from(frame, start)
+    end = start + LENGTH.size + length
+    return codec.decode_arguments(frame[start + LENGTH.size : end])[1], end
+
+
+class Frame(NamedTuple):
+    """A whole message, unpacked: for everything that is not the hot path."""
+
+    sequence: int
+    prefix: Prefix
+    options: dict[str, Any]
+    payload: bytes
+
+    def pack(self) -> bytes:
+        """The bytes that travel."""
+        options = pack_options(self.options) if self.options else b""
+        prefix = self.prefix._replace(flags=OPTIONS if self.options else 0)
+        return pack_sequence(self.sequence) + pack_prefix(prefix) + options + self.payload
+
+
+def unpack(frame: bytes) -> Frame:
+    """The inverse of `Frame.pack`. Raises CodecError."""
+    try:
+        sequence, length = START.unpack_from(frame)
+        end = START.size + length
+        prefix = unpack_prefix(frame[START.size : end])
+        options, end = unpack_options(frame, end) if prefix.flags & OPTIONS else ({}, end)
+    except struct.error as error:
+        raise CodecError(f"not a message of ours: {frame[:40]!r}") from error
+    return Frame(sequence, prefix, options, frame[end:])
+
+
+class Message:
+    """What a handler may ask for beside the event, by a second parameter.
+
+    `channel` is where it was published, `headers` what the publisher attached, `attempt` counts deliveries from 1 (only a consumer
+    group's and a queue's rise), `sender` and `sequence` make `id`, unique by construction; `type_name` is the event's type.
+    """
+
+    __slots__ = ("attempt", "channel", "headers", "sender", "sequence", "type_name")
+
+    def __init__(self, sequence: int, prefix: Prefix, options: Mapping[str, Any], attempt: int = 1) -> None:
+        self.channel = prefix.channel
+        self.headers: dict[str, Any] = options.get("headers", {})
+        self.attempt = attempt
+        self.sender = f"{prefix.token:016x}"
+        self.sequence = sequence
+        self.type_name = prefix.type_name
+
+    @property
+    def id(self) -> str:
+        """Unique among all messages of all senders; increases within one sender's channel."""
+        return f"{self.sender}-{self.sequence:x}"
+
+    def __repr__(self) -> str:
+        return f"Message(channel={self.channel!r}, id={self.id!r}, attempt={self.attempt}, headers={self.headers!r})"

@@ -1,0 +1,70 @@
+"""Providers: what carries the messages. `config_from` finds one by its name or by a URL."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+if TYPE_CHECKING:
+    from pymq.provider.base import Provider
+
+_BUILT_IN = {"shm": "pymq.provider.shm:ShmConfig", "simple": "pymq.provider.simple:SimpleConfig"}
+"""Found without the package's metadata, so that a checkout works where it is not installed."""
+
+ConfigClass = TypeVar("ConfigClass")
+
+
+class Config(Protocol):
+    """How to reach a provider. A class that is named in an entry point has a classmethod `from_url(url)` as well."""
+
+    def create(self) -> Provider:
+        """A new provider, not open yet."""
+
+
+def config_from(target: str) -> Config:
+    """The config that a URL ("shm://namespace?option=value") or a provider's bare name ("simple") stands for.
+
+    A scheme is the name of an entry point in the group `pymq.providers`. Raises ValueError, with the known names, for another.
+    """
+    scheme, separator, _ = target.partition("://")
+    chosen = _config_class(scheme, target)
+    config: Config = chosen.from_url(target) if separator else chosen()
+    return config
+
+
+def _config_class(name: str, target: str) -> Any:
+    from importlib.metadata import EntryPoint, entry_points
+
+    if name in _BUILT_IN:
+        return EntryPoint(name, _BUILT_IN[name], "pymq.providers").load()
+    found = {entry.name: entry for entry in entry_points(group="pymq.providers")}
+    if name not in found:
+        raise ValueError(f"no provider is called {name!r} (in {target!r}); known: {', '.join(sorted(_BUILT_IN | found.keys()))}")
+    return found[name].load()
+
+
+def dataclass_from_url(config: type[ConfigClass], url: str) -> ConfigClass:
+    """The dataclass `config` with the namespace and the options of `scheme://namespace?option=number`.
+
+    An option is a field with a number as its default. Raises ValueError for what is none, or does not fit.
+    """
+    parts = urlsplit(url)
+    if parts.path.strip("/") or parts.fragment:
+        raise ValueError(f"{url!r} has more than a namespace and options; write a / of the namespace as %2F and a # as %23")
+    fields: tuple[Any, ...] = dataclasses.fields(config)  # type: ignore[arg-type]
+    kinds = {field.name: type(field.default) for field in fields if isinstance(field.default, (int, float))}
+    options = {name: _number(name, text, kinds, url) for name, text in parse_qsl(parts.query, keep_blank_values=True)}
+    return config(**({"namespace": unquote(parts.netloc)} if parts.netloc else {}), **options)
+
+
+def _number(name: str, text: str, kinds: dict[str, type], url: str) -> Any:
+    if name not in kinds:
+        raise ValueError(f"unknown option {name!r} in {url!r}; known: {', '.join(sorted(kinds))}")
+    try:
+        value = kinds[name](text)
+    except ValueError:
+        value = -1
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"option {name}={text!r} in {url!r} is not a number of type {kinds[name].__name__}, 0 or more")
+    return value

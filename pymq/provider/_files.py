@@ -1,0 +1,363 @@
+"""What the kernel lends the shm provider: a directory of our own, locks that die with their holder, FIFOs that ring.
+
+Facts behind every choice here are measured in docs/faults.md: liveness is the read end of a FIFO (opening it for writing
+fails with ENXIO, and a held write end polls POLLERR, as soon as the reader's process is dead), never a PID.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import mmap
+import os
+import secrets
+import select
+import stat
+import threading
+import time
+from collections.abc import Callable
+from urllib.parse import quote, unquote
+
+from pymq.exceptions import ProviderError
+
+LOCK_SECONDS = 5.0
+"""How long a lock may be held by somebody else (stopped inside its few microseconds) before its waiters get an error."""
+
+_open_files: set[int] = set()
+
+
+def open_file(path: str, flags: int, dir_fd: int | None = None) -> int:
+    """Open without following links, closed on exec and in a forked child (whose copy would keep a dead parent alive)."""
+    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=dir_fd)
+    _open_files.add(fd)
+    return fd
+
+
+def close_file(fd: int) -> None:
+    """Close what `open_file` opened."""
+    _open_files.discard(fd)
+    os.close(fd)
+
+
+def _close_all_in_child() -> None:
+    for fd in _open_files:
+        os.close(fd)
+    _open_files.clear()
+
+
+os.register_at_fork(after_in_child=_close_all_in_child)
+
+
+class Owned:
+    """Runs functions when nothing refers to it any more: a thread that still uses a descriptor never meets its successor.
+
+    Not in a forked child, whose copies are closed already.
+    """
+
+    def __init__(self, *closers: Callable[[], object]) -> None:
+        self._closers = closers
+        self._process = os.getpid()
+
+    def __del__(self) -> None:
+        if self._process == os.getpid():
+            for close in self._closers:
+                close()
+
+
+class Directory:
+    """A directory that only this user can enter, held open: whatever is inside is reached through its descriptor.
+
+    Created if missing. Raises ProviderError where somebody else made it, or could enter it.
+    """
+
+    fd: int
+
+    def __init__(self, path: str, parent: Directory | None = None) -> None:
+        self.path: str = path if parent is None else f"{parent.path}/{path}"
+        at = None if parent is None else parent.fd
+        try:
+            os.mkdir(path, 0o700, dir_fd=at)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            raise ProviderError(f"cannot create {self.path}: {error.strerror}; set PYMQ_HOME to a directory of yours") from error
+        try:
+            self.fd = open_file(path, os.O_RDONLY | os.O_DIRECTORY, at)
+        except OSError as error:
+            raise ProviderError(f"{self.path} is not a directory of ours ({error.strerror}); {_REMEDY}") from error
+        found = os.fstat(self.fd)
+        if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
+            self.close()
+            raise ProviderError(
+                f"{self.path} belongs to user {found.st_uid} with mode {stat.S_IMODE(found.st_mode):o}, "
+                f"not to user {os.geteuid()} with mode 700; {_REMEDY}"
+            )
+
+    def open(self, name: str, flags: int) -> int:
+        """A descriptor of the file of that name in here."""
+        return open_file(name, flags, self.fd)
+
+    def unlink(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        try:
+            os.unlink(name, dir_fd=self.fd)
+        except FileNotFoundError:
+            pass
+
+    def names(self) -> list[str]:
+        """What is in here, sorted."""
+        return sorted(os.listdir(self.fd))
+
+    def close(self) -> None:
+        """Let go of the descriptor."""
+        close_file(self.fd)
+
+
+_REMEDY = "remove it, or set PYMQ_HOME to another directory"
+
+
+class Lock:
+    """Mutual exclusion between threads and processes that ends with its holder: a thread's lock around `flock`.
+
+    0.6 us a pair. Not reentrant. Use as `with lock:`. Raises ProviderError when it stays taken for LOCK_SECONDS: flock itself
+    waits without end for a holder that was stopped.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.mutex = threading.Lock()
+
+    def __enter__(self) -> None:
+        self.mutex.acquire()
+        try:
+            fcntl.flock(self.fd, EXCLUSIVE_NOW)
+        except BlockingIOError:
+            try:
+                self.wait()
+            except BaseException:
+                self.mutex.release()
+                raise
+        except BaseException:
+            self.mutex.release()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        fcntl.flock(self.fd, fcntl.LOCK_UN)
+        self.mutex.release()
+
+    def wait(self) -> None:
+        """Take the file's lock from another process: yield the processor for as long as a holder usually needs, then sleep in
+        small steps until the deadline. For those who hold the mutex and write `with lock` out.
+        """
+        deadline = time.monotonic() + LOCK_SECONDS
+        for turn in range(1 << 62):
+            try:
+                fcntl.flock(self.fd, EXCLUSIVE_NOW)
+                return
+            except BlockingIOError:
+                if turn < 200:
+                    os.sched_yield()
+                elif time.monotonic() < deadline:
+                    time.sleep(0.0005)
+                else:
+                    raise ProviderError(f"a lock was held for {LOCK_SECONDS} s: is a process stopped?") from None
+
+
+EXCLUSIVE_NOW = fcntl.LOCK_EX | fcntl.LOCK_NB
+
+
+def encode_name(name: str) -> str:
+    """A file name for any text, different for different texts: percent-encoded, with a hash in the place of what is too long."""
+    encoded = quote(name, safe="", errors="surrogatepass").replace(".", "%2E")
+    if len(encoded) <= 160:
+        return encoded or "%"
+    return f"{encoded[:80]}~{hashlib.sha256(encoded.encode()).hexdigest()}"
+
+
+def decode_name(encoded: str) -> str | None:
+    """The text that `encode_name` encoded; None where it was too long to keep."""
+    return None if "~" in encoded else unquote(encoded, errors="surrogatepass") if encoded != "%" else ""
+
+
+def map_file(directory: Directory, name: str, flags: int, size: int = 0) -> memoryview:
+    """A file of ours, mapped. Its maker gives the size: allocated before (a full file system is an error, no SIGBUS), never shrunk.
+
+    Opened by itself, never through a lock's descriptor: a mapping keeps a duplicate, which a forked child could not close and
+    with which it would hold its dead parent's lock.
+    """
+    fd = directory.open(name, flags)
+    try:
+        if size:
+            os.posix_fallocate(fd, 0, size)
+        return memoryview(mmap.mmap(fd, size))
+    finally:
+        close_file(fd)
+
+
+def write_at(fd: int, parts: list[bytes], position: int) -> int:
+    """Write all of the parts there; how many bytes. A full file system may take some of them first: ENOSPC then, too."""
+    size = sum(map(len, parts))
+    if os.pwritev(fd, parts, position) != size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return size
+
+
+def translated(error: OSError, path: str) -> ProviderError:
+    """What users are told about an error of the kernel's."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ProviderError(f"the file system of {path} is full: free some space, or set PYMQ_HOME to a directory with more")
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return ProviderError(f"too many open files in {path}: raise RLIMIT_NOFILE (ulimit -n), or serve fewer receivers")
+    return ProviderError(f"{path} failed: {error}")
+
+
+def make_fifo(directory: Directory, name: str) -> int:
+    """A new FIFO, opened for reading and for writing: it never sees an end of file, and lives as long as this process."""
+    os.mkfifo(name, 0o600, dir_fd=directory.fd)
+    return directory.open(name, os.O_RDWR | os.O_NONBLOCK)
+
+
+def open_writer(directory: Directory, name: str) -> int | None:
+    """The write end of a FIFO; None when nobody lives to read it."""
+    try:
+        fd = directory.open(name, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno in (errno.ENXIO, errno.ENOENT, errno.ENOTDIR):
+            return None
+        raise
+    if not stat.S_ISFIFO(os.fstat(fd).st_mode):
+        close_file(fd)
+        return None
+    return fd
+
+
+def is_dead(writer: int) -> bool:
+    """Whether the reader of a FIFO, whose write end this is, has died."""
+    poll = select.poll()
+    poll.register(writer, 0)
+    return bool(poll.poll(0))
+
+
+class Bell:
+    """A FIFO on which one thread of this process sleeps until somebody rings."""
+
+    def __init__(self, directory: Directory) -> None:
+        self.number = secrets.randbits(63) | 1
+        self.fd = make_fifo(directory, bell_name(self.number))
+        self._poll = select.poll()
+        self._poll.register(self.fd, select.POLLIN)
+
+    def sleep(self, timeout: float | None, watch: tuple[int, ...] = ()) -> bool:
+        """Until rung (True), or until the timeout or the death of a watched reader (False)."""
+        for writer in watch:
+            self._poll.register(writer, 0)
+        try:
+            ready = self._poll.poll(None if timeout is None else max(0, timeout * 1000))
+        finally:
+            for writer in watch:
+                self._poll.unregister(writer)
+        return any(fd == self.fd for fd, _ in ready)
+
+    def silence(self) -> None:
+        """Forget the rings so far."""
+        try:
+            os.read(self.fd, 4096)
+        except BlockingIOError:
+            pass
+
+
+def bell_name(number: int) -> str:
+    """The file name of a bell."""
+    return f"{number:016x}"
+
+
+class Bells:
+    """The bells of one process, borrowed by threads that must sleep, and the write ends to those of others."""
+
+    def __init__(self, directory: Directory, registry: Lock) -> None:
+        self.directory = directory
+        self._registry = registry
+        self._mutex = threading.Lock()
+        self._idle: list[Bell] = []
+        self._all: list[Bell] = []
+        self._writers: dict[int, int] = {}
+
+    def borrow(self) -> Bell:
+        """A silent bell for this thread alone, until it is given back."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            pass
+        with self._registry:
+            return self.new()
+
+    def new(self) -> Bell:
+        """A bell of this process's. The registry's lock is held: a sweeper must not take a newborn for a dead one."""
+        bell = Bell(self.directory)
+        self._all.append(bell)
+        return bell
+
+    def give_back(self, bell: Bell) -> None:
+        """End of `borrow`. It must not be in any table of waiters any more; a late ring is only a spurious wake-up."""
+        bell.silence()
+        self._idle.append(bell)
+
+    def ring(self, number: int) -> bool:
+        """Wake the thread that sleeps on that bell; False when its process is dead (its bell is then removed)."""
+        writer = self.writer(number)
+        if writer is None:
+            return False
+        try:
+            os.write(writer, b"!")
+        except BlockingIOError:
+            pass  # thousands of rings wait already
+        except BrokenPipeError:
+            self._bury(number)
+            return False
+        return True
+
+    def ring_own(self) -> None:
+        """Wake every thread of this process that sleeps on a bell."""
+        for bell in list(self._all):
+            self.ring(bell.number)
+
+    def writer(self, number: int) -> int | None:
+        """A held write end, to watch for the death of the bell's process; None when it is dead."""
+        with self._mutex:
+            if number not in self._writers:
+                writer = open_writer(self.directory, bell_name(number))
+                if writer is None:
+                    self.directory.unlink(bell_name(number))
+                    return None
+                self._writers[number] = writer
+            return self._writers[number]
+
+    def is_alive(self, number: int) -> bool:
+        """Whether the bell's process lives."""
+        writer = self.writer(number)
+        if writer is None:
+            return False
+        if is_dead(writer):
+            self._bury(number)
+            return False
+        return True
+
+    def _bury(self, number: int) -> None:
+        with self._mutex:
+            writer = self._writers.pop(number, None)
+        if writer is not None:
+            close_file(writer)
+        self.directory.unlink(bell_name(number))
+
+    def close(self) -> None:
+        """Remove this process's bells and let go of the others'."""
+        for bell in self._all:
+            self.directory.unlink(bell_name(bell.number))
+            close_file(bell.fd)
+        with self._mutex:
+            for writer in self._writers.values():
+                close_file(writer)
+            self._writers.clear()
+        self._all.clear()
+        self._idle.clear()

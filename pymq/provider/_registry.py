@@ -1,0 +1,248 @@
+"""Who is bound to what: a journal that every process replays, and what was left by processes that died.
+
+A namespace is a directory with `registry` (one mapped page, and the lock), `journal.<epoch>`, `bells/`, `inboxes/`, `queues/`.
+
+The journal is lines of JSON: `["bind", queue, pattern, exact]`, `["unbind", queue, pattern, exact]`, `["drop", queue]`. It is
+written under the lock, at the committed length, and committed by one store: the word `epoch << 40 | committed length`, which is
+also the generation that readers compare with theirs (a mapped read, 25 ns). Who finds another generation reads the new lines,
+without the lock. What a killed writer left lies behind the committed length and is overwritten. A journal that has doubled is
+replaced by one with the live facts only, under the next epoch.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, suppress
+from typing import Any
+
+from pymq.exceptions import ProviderError
+from pymq.provider._files import Bells, Directory, Lock, close_file, encode_name, map_file, open_writer, write_at
+from pymq.topics import Bindings
+
+_VERSION = int.from_bytes(b"pymq-r\0\1", "little")
+_MAGIC, WORD, _COMPACTED = range(3)
+_EPOCH = 1 << 40
+_SMALLEST_COMPACTION = 1 << 16
+_MOST_ATTEMPTS = 100
+logger = logging.getLogger("pymq")
+
+
+class Registry:
+    """A namespace, held open, and this process's replica of its bindings. Every method may be called from any thread.
+
+    Raises ProviderError where the directory is not ours, or was written by another version of pymq.
+    """
+
+    def __init__(self, base: str, namespace: str) -> None:
+        for attempt in range(_MOST_ATTEMPTS):
+            with ExitStack() as stack:
+                try:
+                    self._open(base, encode_name(namespace), stack)
+                    self._release = stack.pop_all().close
+                    return
+                except (FileNotFoundError, ProviderError) as error:  # the last one out is removing it: begin again
+                    vanished = isinstance(error.__cause__ or error, FileNotFoundError)
+                    if not vanished or attempt == _MOST_ATTEMPTS - 1:
+                        raise
+
+    def _open(self, base: str, name: str, stack: ExitStack) -> None:
+        def directory(path: str, parent: Directory | None = None) -> Directory:
+            opened = Directory(path, parent)
+            stack.callback(opened.close)
+            return opened
+
+        self._base, self._name = directory(base), name
+        self.directory = directory(name, self._base)
+        fd = self.directory.open("registry", os.O_RDWR | os.O_CREAT)
+        stack.callback(close_file, fd)
+        self.lock = Lock(fd)
+        self._mutex = threading.Lock()
+        self._journal = -1
+        self._length = self.generation = 0
+        self.bindings = Bindings()
+        with self.lock:
+            if not os.fstat(fd).st_nlink:
+                raise FileNotFoundError(f"{self.directory.path}/registry")
+            self.words = map_file(self.directory, "registry", os.O_RDWR, 4096).cast("Q")
+            self._check_version()
+            bells, self.inboxes, self.queues = (directory(part, self.directory) for part in ("bells", "inboxes", "queues"))
+            self._resume()
+            stack.callback(lambda: close_file(self._journal))
+            self.bells = Bells(bells, self.lock)
+            stack.callback(self.bells.close)
+            self.member = self.bells.new().number
+            self.sweep()
+
+    def _check_version(self) -> None:
+        if not self.words[_MAGIC]:
+            self.words[_MAGIC] = _VERSION
+        if self.words[_MAGIC] != _VERSION:
+            raise ProviderError(f"{self.directory.path} is of another version of pymq ({self.words[_MAGIC]:x}); remove it")
+
+    def _resume(self) -> None:
+        """Replay the journal; begin one where there is none, as after a death in the middle of `leave`."""
+        try:
+            self._open_journal(self.words[WORD] // _EPOCH)
+        except FileNotFoundError:
+            self._compact()
+        self.catch_up()
+
+    def catch_up(self) -> None:
+        """The bindings are at least those that were in force when this was called."""
+        if self.words[WORD] != self.generation:
+            with self._mutex:
+                self._replay()
+
+    def matching(self, topics: Iterable[str]) -> tuple[int, list[str]]:
+        """The queues bound to any of the topics, and the generation of which that is true."""
+        with self._mutex:
+            self._replay()
+            return self.generation, self.bindings.matching(topics)
+
+    def bound(self, topic: str) -> list[str]:
+        """The queues bound to exactly this topic."""
+        with self._mutex:
+            self._replay()
+            return self.bindings.bound(topic)
+
+    def bound_queues(self) -> set[str]:
+        """The queues that are bound to anything."""
+        with self._mutex:
+            self._replay()
+            return {queue for queue, _, _ in self.bindings.of()}
+
+    def record(self, facts: Sequence[Sequence[Any]]) -> None:
+        """Commit facts to the journal, in this process's replica too. The lock is held."""
+        if not facts:
+            return
+        self.catch_up()
+        if self._length > 2 * self.words[_COMPACTED] + _SMALLEST_COMPACTION:
+            self._compact()
+            self.catch_up()
+        end = self._length + write_at(self._journal, [_lines(facts)], self._length)
+        self.words[WORD] = self.generation // _EPOCH * _EPOCH + end
+        self.catch_up()
+
+    def sweep(self) -> None:
+        """Remove what the dead have left, and the bindings of queues that are no more. The lock is held.
+
+        A newborn, made under the lock as well, is never taken for dead.
+        """
+        for name in self.bells.directory.names():
+            if not _has_reader(self.bells.directory, name):
+                self.bells.directory.unlink(name)
+        for stem in {name.split(".")[0] for name in self.inboxes.names()}:
+            if not _has_reader(self.inboxes, f"{stem}.fifo"):
+                self.remove_inbox(stem)
+        self.catch_up()
+        known = {name.split(".")[0] for name in self.inboxes.names() + self.queues.names()}
+        bound = {queue for queue, _, _ in self.bindings.of()}
+        self.record([("drop", queue) for queue in bound if encode_name(queue) not in known])
+
+    def remove_inbox(self, stem: str) -> None:
+        """Remove an inbox's files."""
+        for name in self.inboxes.names():
+            if name.split(".")[0] == stem:
+                self.inboxes.unlink(name)
+
+    def remove_queue(self, stem: str) -> None:
+        """Remove a shared queue's directory, if it is there."""
+        if stem in self.queues.names():
+            directory = Directory(stem, self.queues)
+            for name in directory.names():
+                directory.unlink(name)
+            directory.close()
+            os.rmdir(stem, dir_fd=self.queues.fd)
+
+    def leave(self, is_disposable: Callable[[str], bool]) -> None:
+        """Let go of everything; the last one out also removes what nobody needs.
+
+        `is_disposable(encoded name)` tells whether a shared queue holds nothing; one that is bound stays in any case.
+        """
+        with self.lock:
+            self.bells.close()
+            self.sweep()
+            if not self.bells.directory.names() and not self.inboxes.names():
+                bound = {encode_name(queue) for queue, _, _ in self.bindings.of()}
+                for stem in set(self.queues.names()) - bound:
+                    if is_disposable(stem):
+                        self.remove_queue(stem)
+                self._dissolve()
+        self._release()
+
+    def _dissolve(self) -> None:
+        """Remove the namespace, but for queues that stay. `registry` goes last, since its lock keeps newcomers waiting."""
+        if self.bindings.of():
+            self._compact()
+            return
+        for name in self.directory.names():
+            if name.startswith("journal."):
+                self.directory.unlink(name)
+            elif name != "registry":
+                _remove_if_empty(name, self.directory)
+        self.directory.unlink("registry")
+        _remove_if_empty(self._name, self._base)
+        _remove_if_empty(self._base.path, None)
+
+    def _compact(self) -> None:
+        """Begin a new epoch with the live facts only. The lock is held."""
+        epoch = self.words[WORD] // _EPOCH
+        fd = self.directory.open(f"journal.{epoch + 1}", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        try:
+            length = write_at(fd, [_lines([("bind", *fact) for fact in self.bindings.of()])], 0)
+        finally:
+            close_file(fd)
+        self.words[_COMPACTED] = length
+        self.words[WORD] = (epoch + 1) * _EPOCH + length
+        self.directory.unlink(f"journal.{epoch}")
+
+    def _replay(self) -> None:
+        """Read what was committed since. The mutex is held."""
+        while (word := self.words[WORD]) != self.generation:
+            epoch, length = divmod(word, _EPOCH)
+            try:
+                if epoch != self.generation // _EPOCH:
+                    self._open_journal(epoch)
+            except FileNotFoundError:
+                if word == self.words[WORD]:  # not compacted meanwhile
+                    raise ProviderError(f"{self.directory.path} was removed: shut down, and start again") from None
+                continue
+            for line in os.pread(self._journal, length - self._length, self._length).splitlines():
+                self._apply(line)
+            self._length, self.generation = length, word
+
+    def _open_journal(self, epoch: int) -> None:
+        journal = self.directory.open(f"journal.{epoch}", os.O_RDWR)
+        if self._journal >= 0:
+            close_file(self._journal)
+        self._journal, self._length, self.bindings = journal, 0, Bindings()
+
+    def _apply(self, line: bytes) -> None:
+        table = self.bindings
+        try:
+            verb, *arguments = json.loads(line)
+            verbs: dict[str, Callable[..., None]] = {"bind": table.bind, "unbind": table.unbind, "drop": table.drop}
+            verbs[verb](*arguments)
+        except (ValueError, TypeError, KeyError):
+            logger.warning("skipped a damaged line of the registry in %s: %r", self.directory.path, line)
+
+
+def _lines(facts: Iterable[Sequence[Any]]) -> bytes:
+    return b"".join(json.dumps(fact).encode() + b"\n" for fact in facts)
+
+
+def _has_reader(directory: Directory, name: str) -> bool:
+    writer = open_writer(directory, name)
+    if writer is None:
+        return False
+    close_file(writer)
+    return True
+
+
+def _remove_if_empty(name: str, parent: Directory | None) -> None:
+    with suppress(OSError):
+        os.rmdir(name, dir_fd=parent.fd if parent else None)

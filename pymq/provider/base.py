@@ -1,0 +1,202 @@
+"""The provider contract: what carries the messages.
+
+A provider moves opaque bytes between queues. It knows no events, no JSON, no handlers, no RPC and no threads; the core
+(`pymq.bus`) builds all of these from one concept, *a queue, and a binding that copies a topic into it*. There are two
+kinds of queue:
+
+* a **temporary** queue (an inbox): one receiver, the process that declared it; no acks; gone with that process. What has
+  reached it is returned all at once.
+* a **shared** queue: durable, many senders, many receivers; each message goes to one of them, under a lease until it is
+  settled, or without one (`lease=None`), in which case it is removed when it is returned.
+
+`pymq.testing.ProviderSuite` holds every provider to the promises written here.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, TypeAlias
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a provider can do; the conformance suite and the comparison table in the docs are driven by it."""
+
+    cross_process: bool = True
+    """Processes of one machine meet on it."""
+    cross_machine: bool = False
+    """Processes of several machines meet on it."""
+    durable: str = "any process's death"
+    """What a message in a shared queue survives."""
+    ordered: bool = True
+    """A shared queue is first in, first out, but for redeliveries; a temporary one keeps each sender's order."""
+    counts_receivers: bool = True
+    """`publish` returns how many queues accepted the message, not None."""
+    exactly_bound: bool = True
+    """`maxsize` is never exceeded, also by senders that race."""
+    waits_on_io: bool = False
+    """A send may wait for a network."""
+    death_seconds: float = 0.1
+    """How long after a process's death its leases return and `receive(watch=)` ends, at most."""
+    max_delay: float = 10 * 365 * 86400.0
+    """The longest `delay`, in seconds."""
+    priorities: int = 1
+    """How many levels `priority` has: 0 (the default of a message, and the lowest) to priorities - 1."""
+    max_message_bytes: int = 64 << 20
+    """The largest message; the actual one may be lower where the file system is small (`Provider.max_message_bytes`)."""
+
+
+class Receipt:
+    """What settles one delivery of a message of a shared queue.
+
+    `queue` is its name, `attempt` counts deliveries from 1; providers add what they need to find the delivery again.
+    """
+
+    __slots__ = ("attempt", "queue")
+
+    def __init__(self, queue: str, attempt: int) -> None:
+        self.queue = queue
+        self.attempt = attempt
+
+
+Delivery: TypeAlias = "tuple[bytes, Receipt | None]"
+"""A message, and what settles it: None where there is nothing to settle. A plain tuple: 25 ns, a NamedTuple takes 219."""
+
+
+class Provider(ABC):
+    """What carries the messages. All methods may be called from any thread, unless the contract says otherwise.
+
+    The core promises: `open` comes first and nothing after `close`; a queue is declared before it is bound or received from;
+    one thread at a time receives from a temporary queue; each delivery is settled once; a message has at most
+    `max_message_bytes` bytes; after a fork it makes a new provider in the child and never touches the parent's again.
+
+    Errors: `ProviderError` and its subclasses, `queue.Full`, `LeaseLost`; a driver's own error is the `__cause__`.
+    All times are in seconds.
+    """
+
+    features: ClassVar[Features] = Features()
+    max_message_bytes: int = Features.max_message_bytes
+    clock: Callable[[], float] = staticmethod(time.monotonic)
+    """The clock that all participants share: deadlines inside messages are its readings."""
+
+    @abstractmethod
+    def open(self) -> None:
+        """Ready for every other call. Raises ProviderError, naming the cause and the remedy."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Ends every blocked receive and removes this provider's temporary queues. From any thread, also twice."""
+
+    @abstractmethod
+    def declare(self, queue: str, *, temporary: bool = False) -> None:
+        """The queue exists when this returns. Idempotent; an existing queue keeps its messages."""
+
+    @abstractmethod
+    def delete(self, queue: str) -> None:
+        """The queue, its messages and its bindings are gone; its blocked receivers get QueueNotFound. Unknown: ignored."""
+
+    @abstractmethod
+    def send(
+        self,
+        queue: str,
+        message: bytes,
+        *,
+        timeout: float | None = None,
+        maxsize: int = 0,
+        delay: float = 0,
+        ttl: float | None = None,
+        priority: int = 0,
+    ) -> None:
+        """The message is at the end of the queue when this returns.
+
+        Waits up to `timeout` (None: without end) for room where `maxsize` messages wait already (0: no such bound; the leased
+        do not count), then raises `queue.Full`. `delay` keeps it invisible that long; after `ttl` it is dropped instead of
+        received. Raises QueueNotFound for a queue that does not exist, also for a temporary one whose process died, and
+        MessageTooLarge before anything is written. `delay`, `ttl`, `maxsize` and `priority` are for shared queues.
+        """
+
+    @abstractmethod
+    def receive(
+        self,
+        queue: str,
+        timeout: float | None = 0,
+        *,
+        limit: int = 1,
+        lease: float | None = 30.0,
+        watch: Sequence[str] = (),
+    ) -> list[Delivery]:
+        """The oldest messages: all that have come to a temporary queue, up to `limit` of a shared one.
+
+        Those of a shared queue are invisible to others until they are settled, until `lease` seconds have passed or until this
+        process dies; then they come again with `attempt` + 1. With `lease=None` they are removed and have no receipt.
+        Returns [] after `timeout` (None: without end; blocking costs no system call until something happens), after `wake`,
+        or when a process that owns one of the temporary queues in `watch` has died. Raises QueueNotFound where the queue
+        does not exist or is deleted meanwhile.
+        """
+
+    @abstractmethod
+    def wake(self) -> None:
+        """Every receive that is blocked in this provider returns. From any thread."""
+
+    @abstractmethod
+    def ack(self, receipt: Receipt) -> None:
+        """The message is forgotten. Raises LeaseLost, and touches nobody else's delivery, when the lease had ended."""
+
+    @abstractmethod
+    def nack(self, receipt: Receipt, delay: float = 0) -> None:
+        """The message is visible again after `delay`, with `attempt` + 1. Raises LeaseLost as `ack` does."""
+
+    @abstractmethod
+    def extend(self, receipt: Receipt, seconds: float) -> None:
+        """The lease ends `seconds` from now. Raises LeaseLost as `ack` does."""
+
+    @abstractmethod
+    def size(self, queue: str) -> int:
+        """How many messages wait in the queue: the leased do not count, the delayed do. 0 for an unknown one."""
+
+    @abstractmethod
+    def queues(self, prefix: str) -> Sequence[str]:
+        """The names of the shared queues that begin with `prefix`; of those that are not bound, short names at least."""
+
+    @abstractmethod
+    def consumers(self, topic: str) -> Sequence[str]:
+        """The live temporary queues that are bound to exactly this topic, in the order in which to prefer them.
+
+        Those with the least waiting come first; equals change places from call to call, so that taking the first spreads the work.
+        """
+
+    @abstractmethod
+    def bind(self, queue: str, pattern: str, *, exact: bool) -> None:
+        """Every message that anybody publishes from now on to that topic (or, not exact, to one that the glob matches) is
+        copied into the queue. In force on return. May over-deliver, never under-deliver. Idempotent.
+        """
+
+    @abstractmethod
+    def unbind(self, queue: str, pattern: str, *, exact: bool) -> None:
+        """Ends what `bind` with the same arguments began. Unknown: ignored."""
+
+    @abstractmethod
+    def publish(
+        self,
+        topics: Sequence[str],
+        message: bytes,
+        *,
+        timeout: float | None = None,
+        delay: float = 0,
+        ttl: float | None = None,
+    ) -> int | None:
+        """One copy to each queue bound to any of the topics; how many accepted it, or None where that is unknowable.
+
+        One receiver's state never delays another's: the ready ones are served first, then at most `timeout` (the provider's
+        own default where None) is waited for all full ones together, then a full temporary queue's copy is dropped and
+        counted, and a full shared queue raises `PublishFull`. `delay` and `ttl` are for the shared ones.
+        """
+
+    def counters(self) -> dict[str, dict[str, int]]:
+        """What each queue holds and has lost, as far as this provider knows: {queue: {"waiting": …, "leased": …, "dropped": …,
+        "expired": …}}. Not abstract: {} where a service keeps no such counts.
+        """
+        return {}

@@ -1,0 +1,586 @@
+"""The default provider: queues in shared memory, between the processes of one user on one Linux machine. Nothing to install.
+
+`_inbox` has the temporary queues, `_queue` the shared ones, `_registry` the bindings; this file puts the contract over them.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import itertools
+import logging
+import math
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from os import write
+from queue import Full
+from typing import Any, TypeAlias, TypeVar, cast
+from zlib import crc32
+
+from pymq.exceptions import LeaseLost, MessageTooLarge, ProviderError, PublishFull, QueueNotFound
+from pymq.provider import dataclass_from_url
+from pymq.provider.base import Delivery, Features, Provider, Receipt
+from pymq.topics import matcher
+
+if sys.platform == "linux":  # elsewhere this file can be imported, and `open` says what to use instead
+    from pymq.provider._files import Directory, Owned, decode_name, encode_name, is_dead, translated
+    from pymq.provider._inbox import BEHIND, DATA, DELETED, DROPPED, INLINE_BYTES, LOGGED, Inbox, Outlet, frames_of, pack_header
+    from pymq.provider._queue import SharedQueue
+    from pymq.provider._registry import WORD, Registry
+
+logger = logging.getLogger("pymq")
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+Route: TypeAlias = "tuple[list[Outlet], list[str]]"
+"""Where a message to some topics goes: inboxes, and the names of shared queues."""
+
+_MOST_ROUTES = 4096
+_CLOSE_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class ShmConfig:
+    """Queues below `<home>/<namespace>`: processes with the same of both meet. `shm://namespace?option=number` as a URL.
+
+    `home` is, if None, $PYMQ_HOME or /dev/shm/pymq-<uid>; only this user can enter it. An inbox holds `max_pending` bytes and a
+    shared queue `max_queue_bytes` before senders wait: a publish for `publish_timeout` seconds. For `spin` seconds a receiver
+    yields the processor before it sleeps. `max_pending` and `max_message_bytes` are at most a quarter of the file system.
+    """
+
+    namespace: str = "default"
+    home: str | None = None
+    max_pending: int = 32 << 20
+    publish_timeout: float = 1.0
+    spin: float = 0.0
+    max_message_bytes: int = 64 << 20
+    max_queue_bytes: int = 256 << 20
+
+    def create(self) -> ShmProvider:
+        """A provider, not open yet."""
+        return ShmProvider(self)
+
+    @classmethod
+    def from_url(cls, url: str) -> ShmConfig:
+        """`shm://namespace?spin=0.0001&publish_timeout=2`. Raises ValueError for an option there is not."""
+        return dataclass_from_url(cls, url)
+
+    def base_directory(self) -> str:
+        """The directory of all namespaces."""
+        shm = "/dev/shm" if os.path.isdir("/dev/shm") else tempfile.gettempdir()
+        return self.home or os.environ.get("PYMQ_HOME") or f"{shm}/pymq-{os.geteuid()}"
+
+
+def _translating(function: Function) -> Function:
+    """No error of the kernel's escapes."""
+
+    @functools.wraps(function)
+    def call(self: ShmProvider, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(self, *args, **kwargs)
+        except OSError as error:
+            raise translated(error, self.path) from error
+
+    return cast(Function, call)
+
+
+class ShmProvider(Provider):
+    """See `ShmConfig`; the promises are those of `Provider`."""
+
+    features = Features(priorities=10)
+
+    def __init__(self, config: ShmConfig) -> None:
+        self._config = config
+        self.path = config.base_directory() if sys.platform == "linux" else ""
+        self._inboxes: dict[str, Inbox] = {}
+        self._outlets: dict[str, Outlet] = {}
+        self._queues: dict[str, tuple[SharedQueue, Owned]] = {}
+        self._table: tuple[int, dict[Sequence[str], Route]] = (0, {})
+        self._inside: list[None] = []
+        self._wakes = 0
+        self._turn = itertools.count()
+        self._next_warning = 0.0
+        self._unreported = 0
+        self._closed = False
+
+    # Life
+
+    @_translating
+    def open(self) -> None:
+        if sys.platform != "linux":
+            raise ProviderError(f"shm needs Linux, not {sys.platform}: use simple (in one process), redis or aws")
+        self._registry = Registry(self.path, self._config.namespace)
+        self._words = self._registry.words
+        self.path = self._registry.directory.path
+        space = os.fstatvfs(self._registry.directory.fd)
+        quarter = space.f_blocks * space.f_frsize // 4 or sys.maxsize  # a tmpfs without a limit has 0 blocks
+        self.max_message_bytes = min(self._config.max_message_bytes, quarter)
+        self._max_pending = min(self._config.max_pending, quarter)
+
+    @_translating
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._end_receives()
+        registry = self._registry
+        with registry.lock:
+            self._delete_inboxes(list(self._inboxes))
+        self._table = (0, {})
+        self._outlets.clear()
+        self._queues.clear()
+        registry.leave(self._is_disposable)
+
+    def _end_receives(self) -> None:
+        deadline = time.monotonic() + _CLOSE_SECONDS
+        while self._inside and time.monotonic() < deadline:
+            self.wake()
+            time.sleep(0.0005)
+
+    def _is_disposable(self, stem: str) -> bool:
+        """Whether nobody misses that shared queue. One of another version, or damaged, stays."""
+        try:
+            queue, _owned = self._open_queue(decode_name(stem) or stem, Directory(stem, self._registry.queues), create=False)
+            return queue.is_idle_and_empty()
+        except QueueNotFound:
+            return True
+        except ProviderError:
+            return False
+
+    # Queues
+
+    @_translating
+    def declare(self, queue: str, *, temporary: bool = False) -> None:
+        with self._registry.lock:
+            if temporary:
+                self._declare_inbox(queue)
+            else:
+                self._declare_shared(queue)
+
+    def _declare_inbox(self, name: str) -> None:
+        if name in self._inboxes:
+            return
+        registry = self._registry
+        if _exists(encode_name(name), registry.queues):
+            raise ProviderError(f"{name!r} is a shared queue already")
+        if _exists(f"{encode_name(name)}.fifo", registry.inboxes):
+            registry.sweep()
+        try:
+            self._inboxes[name] = Inbox(name, registry.inboxes, registry.bells)
+        except FileExistsError:
+            raise ProviderError(f"the temporary queue {name!r} is another process's") from None
+        except OSError:
+            registry.remove_inbox(encode_name(name))
+            raise
+
+    def _declare_shared(self, name: str) -> None:
+        with suppress(KeyError, QueueNotFound):
+            self._queues[name][0].size()
+            return
+        if self._outlet(name) is not None:
+            raise ProviderError(f"{name!r} is a temporary queue already")
+        directory = Directory(encode_name(name), self._registry.queues)
+        self._queues[name] = self._open_queue(name, directory, create=True)
+
+    def _open_queue(self, name: str, directory: Directory, create: bool) -> tuple[SharedQueue, Owned]:
+        registry = self._registry
+        try:
+            queue = SharedQueue(name, directory, registry.bells, registry.member, self._config.max_queue_bytes, create)
+        except BaseException:
+            directory.close()
+            raise
+        return queue, Owned(queue.close, directory.close)
+
+    def _shared(self, name: str) -> tuple[SharedQueue, Owned]:
+        """The shared queue, opened if need be, and what keeps it open: to be held while it is used."""
+        found = self._queues.get(name)
+        if found is None:
+            if not _exists(encode_name(name), self._registry.queues):
+                raise QueueNotFound(f"there is no queue {name!r}")
+            directory = Directory(encode_name(name), self._registry.queues)
+            found = self._queues[name] = self._open_queue(name, directory, create=False)
+        return found
+
+    def _outlet(self, name: str) -> Outlet | None:
+        """The way into a temporary queue; None where there is none, or its process is dead."""
+        outlet = self._outlets.get(name)
+        if outlet is None and _exists(f"{encode_name(name)}.fifo", self._registry.inboxes):
+            with suppress(QueueNotFound):
+                outlet = self._outlets[name] = self._open_outlet(name)
+        return None if outlet is None or outlet.head[DELETED] else outlet
+
+    def _open_outlet(self, name: str) -> Outlet:
+        registry = self._registry
+        make = functools.partial(Outlet, name, registry.inboxes, registry.bells, registry.member, max_pending=self._max_pending)
+        try:
+            return make(own=self._inboxes.get(name))
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            self._outlets = {}
+            self._table = (0, {})
+            return make(own=self._inboxes.get(name))
+
+    @_translating
+    def delete(self, queue: str) -> None:
+        registry = self._registry
+        with registry.lock:
+            if queue in self._inboxes or self._outlet(queue) is not None:
+                self._delete_inboxes([queue])
+            with suppress(QueueNotFound):
+                self._shared(queue)[0].mark_deleted()
+            self._queues.pop(queue, None)
+            registry.remove_queue(encode_name(queue))
+            registry.sweep()
+
+    def _delete_inboxes(self, names: list[str]) -> None:
+        for name in names:
+            target = self._inboxes.pop(name, None) or self._outlet(name)
+            if target is not None:
+                target.delete()
+            self._outlets.pop(name, None)
+            self._registry.remove_inbox(encode_name(name))
+
+    def _bury(self, outlet: Outlet) -> None:
+        """Its process has died: remove what it left."""
+        self._outlets.pop(outlet.name, None)
+        with self._registry.lock:
+            self._registry.sweep()
+
+    @_translating
+    def size(self, queue: str) -> int:
+        if queue in self._inboxes:
+            return self._inboxes[queue].size()
+        with suppress(QueueNotFound):
+            return self._shared(queue)[0].size()
+        return 0
+
+    def counters(self) -> dict[str, dict[str, int]]:
+        found = {name: {"dropped": inbox.head[DROPPED], "corrupt": inbox.corrupted} for name, inbox in list(self._inboxes.items())}
+        for name, (shared, _) in list(self._queues.items()):
+            with suppress(QueueNotFound):
+                found[name] = shared.counters()
+        return found
+
+    # Bindings
+
+    @_translating
+    def bind(self, queue: str, pattern: str, *, exact: bool) -> None:
+        if not exact:
+            matcher(pattern)  # raises ValueError here, not in every publisher
+        with self._registry.lock:
+            if queue not in self._inboxes and self._outlet(queue) is None:
+                self._shared(queue)
+            self._registry.record([("bind", queue, pattern, exact)])
+
+    @_translating
+    def unbind(self, queue: str, pattern: str, *, exact: bool) -> None:
+        with self._registry.lock:
+            self._registry.record([("unbind", queue, pattern, exact)])
+
+    @_translating
+    def queues(self, prefix: str) -> Sequence[str]:
+        stems = self._registry.queues.names()
+        bound = {name for name in self._registry.bound_queues() if encode_name(name) in stems}
+        names = bound | {name for name in map(decode_name, stems) if name is not None}
+        return sorted(name for name in names if name.startswith(prefix))
+
+    @_translating
+    def consumers(self, topic: str) -> Sequence[str]:
+        bound = [outlet for outlet in map(self._outlet, self._registry.bound(topic)) if outlet is not None]
+        found = [outlet for outlet in bound if not is_dead(outlet.fifo)]
+        for outlet in set(bound) - set(found):
+            self._bury(outlet)
+        if len(found) > 1:
+            first = next(self._turn) % len(found)
+            found = sorted(found[first:] + found[:first], key=Outlet.backlog)
+        return [outlet.name for outlet in found]
+
+    # Sending
+
+    def send(
+        self,
+        queue: str,
+        message: bytes,
+        *,
+        timeout: float | None = None,
+        maxsize: int = 0,
+        delay: float = 0,
+        ttl: float | None = None,
+        priority: int = 0,
+    ) -> None:
+        if len(message) > self.max_message_bytes:
+            raise self._too_large(message)
+        try:
+            outlet = None if queue in self._queues else self._outlet(queue)
+            if outlet is not None:
+                self._send_to_inbox(outlet, message, timeout)
+            else:
+                self._send_to_shared(queue, message, timeout=timeout, maxsize=maxsize, delay=delay, ttl=ttl, priority=priority)
+        except OSError as error:
+            raise translated(error, self.path) from error
+
+    def _send_to_inbox(self, outlet: Outlet, message: bytes, timeout: float | None) -> None:
+        accepted, full = self._offer([outlet], lambda outlet: outlet.send(message))
+        if full:
+            accepted, full = self._wait_for_room(full, message, math.inf if timeout is None else timeout)
+        if full:
+            raise Full(f"the temporary queue {outlet.name!r} is full")
+        if not accepted:
+            raise QueueNotFound(f"the process of the temporary queue {outlet.name!r} is dead")
+
+    def _send_to_shared(self, name: str, message: bytes, *, delay: float, **how: Any) -> None:
+        if not 0 <= delay <= self.features.max_delay:
+            raise ValueError(f"delay={delay}: between 0 and {self.features.max_delay:.0f} seconds are possible")
+        entry = self._shared(name)
+        try:
+            entry[0].send(message, delay=delay, **how)
+        except QueueNotFound:  # deleted; there may be a new one of that name
+            self._queues.pop(name, None)
+            entry = self._shared(name)
+            entry[0].send(message, delay=delay, **how)
+
+    def _offer(self, outlets: list[Outlet], deliver: Callable[[Outlet], bool]) -> tuple[int, list[Outlet]]:
+        """How many accepted it, and the full ones. What fails is raised when all have had their turn."""
+        accepted, full, failure = 0, [], None
+        for outlet in outlets:
+            try:
+                if deliver(outlet):
+                    accepted += 1
+                else:
+                    full.append(outlet)
+            except BrokenPipeError:
+                self._bury(outlet)
+            except (OSError, ProviderError) as error:
+                failure = error
+        if failure is not None:
+            raise failure
+        return accepted, full
+
+    def _wait_for_room(self, full: list[Outlet], message: bytes, seconds: float) -> tuple[int, list[Outlet]]:
+        """As `_offer`, until the time is over."""
+        deadline = time.monotonic() + seconds
+        parts = frames_of(message)
+        bell = self._registry.bells.borrow()
+        total = 0
+        try:
+            while full:
+                accepted, full = self._offer(full, lambda outlet: outlet.offer(parts, bell.number))
+                total += accepted
+                left = deadline - time.monotonic()
+                if not full or left <= 0:
+                    break
+                bell.sleep(None if left == math.inf else left, tuple(outlet.fifo for outlet in full))
+                bell.silence()
+        finally:
+            for outlet in full:
+                outlet.forget(bell.number)
+            self._registry.bells.give_back(bell)
+        return total, full
+
+    def publish(
+        self,
+        topics: Sequence[str],
+        message: bytes,
+        *,
+        timeout: float | None = None,
+        delay: float = 0,
+        ttl: float | None = None,
+    ) -> int:
+        generation, routes = self._table
+        if self._words[WORD] != generation:
+            generation, routes = self._renewed()
+        try:
+            outlets, groups = routes[topics]
+        except (KeyError, TypeError):
+            outlets, groups = self._route(tuple(topics), generation, routes)
+        size = len(message)
+        accepted, late = 0, []
+        if size <= INLINE_BYTES:
+            framed = pack_header(DATA, size, crc32(message)) + message
+            for outlet in outlets:
+                if outlet.head[LOGGED]:
+                    late.append(outlet)
+                    continue
+                try:
+                    write(outlet.fifo, framed)
+                    accepted += 1
+                except OSError:
+                    late.append(outlet)
+        else:
+            accepted, late = self._publish_large(message, outlets)
+        if late or groups:
+            try:
+                return self._publish_late(message, accepted, late, groups, timeout, delay=delay, ttl=ttl)
+            except OSError as error:
+                raise translated(error, self.path) from error
+        return accepted
+
+    def _publish_large(self, message: bytes, outlets: list[Outlet]) -> tuple[int, list[Outlet]]:
+        """How many accepted it, and those that did not, for whatever reason."""
+        if len(message) > self.max_message_bytes:
+            raise self._too_large(message)
+        accepted, late = 0, []
+        for outlet in outlets:
+            try:
+                if outlet.send_by_arena(message):
+                    accepted += 1
+                    continue
+            except OSError:
+                pass
+            late.append(outlet)
+        return accepted, late
+
+    def _publish_late(
+        self,
+        message: bytes,
+        accepted: int,
+        late: list[Outlet],
+        groups: list[str],
+        timeout: float | None,
+        **how: Any,
+    ) -> int:
+        """To the inboxes that the fast path did not serve, then to the shared queues, then once more to those that were full."""
+        deadline = time.monotonic() + (self._config.publish_timeout if timeout is None else timeout)
+        reached, full = self._offer(late, lambda outlet: outlet.send(message))
+        accepted += reached
+        reached, full_groups = self._publish_to_shared(groups, message, deadline=0, **how)
+        accepted += reached
+        waited_for = [outlet for outlet in full if not outlet.head[BEHIND]]
+        hopeless = [outlet for outlet in full if outlet not in waited_for]
+        if waited_for:
+            reached, still_full = self._wait_for_room(waited_for, message, deadline - time.monotonic())
+            accepted += reached
+            hopeless += still_full
+        for outlet in hopeless:
+            self._drop(outlet)
+        reached, full_groups = self._publish_to_shared(full_groups, message, deadline=deadline, **how)
+        if full_groups:
+            raise PublishFull(accepted + reached, full_groups)
+        return accepted + reached
+
+    def _publish_to_shared(
+        self, groups: list[str], message: bytes, *, deadline: float, delay: float, ttl: float | None
+    ) -> tuple[int, list[str]]:
+        """How many accepted it, and the full ones."""
+        accepted, full = 0, []
+        for name in groups:
+            try:
+                self._send_to_shared(name, message, timeout=max(0, deadline - time.monotonic()), delay=delay, ttl=ttl)
+                accepted += 1
+            except Full:
+                full.append(name)
+            except QueueNotFound:
+                pass  # deleted in between: its bindings are going, too
+        return accepted, full
+
+    def _renewed(self) -> tuple[int, dict[Sequence[str], Route]]:
+        self._table = (self._words[WORD], {})
+        return self._table
+
+    @_translating
+    def _route(self, topics: Sequence[str], generation: int, routes: dict[Sequence[str], Route]) -> Route:
+        """Who gets what is published to these topics; remembered for as long as nobody binds or unbinds."""
+        known_at, names = self._registry.matching(topics)
+        found = [(name, self._outlet(name)) for name in names]
+        groups = [name for name, outlet in found if outlet is None and _exists(encode_name(name), self._registry.queues)]
+        route = [outlet for _, outlet in found if outlet is not None], groups
+        if len(route[0]) + len(groups) < len(names):
+            with self._registry.lock:
+                self._registry.sweep()
+        if known_at == generation:
+            if len(routes) >= _MOST_ROUTES:
+                routes.clear()
+            routes[topics] = route
+        return route
+
+    def _drop(self, outlet: Outlet) -> None:
+        outlet.drop()
+        self._unreported += 1
+        now = time.monotonic()
+        if now >= self._next_warning:
+            logger.warning("dropped %d messages to receivers that are full, %s the last", self._unreported, outlet.name)
+            self._unreported, self._next_warning = 0, now + 1
+
+    def _too_large(self, message: bytes) -> MessageTooLarge:
+        return MessageTooLarge(f"a message of {len(message)} bytes; at most {self.max_message_bytes} are possible in {self.path}")
+
+    # Receiving
+
+    def receive(
+        self,
+        queue: str,
+        timeout: float | None = 0,
+        *,
+        limit: int = 1,
+        lease: float | None = 30.0,
+        watch: Sequence[str] = (),
+    ) -> list[Delivery]:
+        self._inside.append(None)
+        try:
+            watched = [self._outlet(name) for name in watch] if watch else []
+            alive = [outlet for outlet in watched if outlet is not None]
+            if len(alive) < len(watched):
+                timeout = 0
+            fds = [outlet.fifo for outlet in alive]
+            inbox = self._inboxes.get(queue)
+            if inbox is not None:
+                found = inbox.receive(timeout, self._config.spin, fds)
+            else:
+                found = self._receive_shared(queue, timeout, limit, lease, fds)
+            if not found:
+                for outlet in alive:
+                    if is_dead(outlet.fifo):
+                        self._bury(outlet)
+            return found
+        except OSError as error:
+            raise translated(error, self.path) from error
+        finally:
+            self._inside.pop()
+
+    def _receive_shared(self, name: str, timeout: float | None, limit: int, lease: float | None, fds: list[int]) -> list[Delivery]:
+        entry = self._shared(name)
+        wakes = self._wakes
+        try:
+            return entry[0].receive(
+                timeout, limit=limit, lease=lease, watch_fds=fds, stopped=lambda: self._wakes != wakes or self._closed
+            )
+        except QueueNotFound:
+            self._queues.pop(name, None)
+            raise
+
+    def wake(self) -> None:
+        self._wakes += 1
+        for inbox in list(self._inboxes.values()):
+            inbox.wake()
+        self._registry.bells.ring_own()
+
+    # Settling
+
+    def ack(self, receipt: Receipt) -> None:
+        self._settle(SharedQueue.ack, receipt)
+
+    def nack(self, receipt: Receipt, delay: float = 0) -> None:
+        self._settle(SharedQueue.nack, receipt, delay)
+
+    def extend(self, receipt: Receipt, seconds: float) -> None:
+        self._settle(SharedQueue.extend, receipt, seconds)
+
+    def _settle(self, verb: Callable[..., None], receipt: Receipt, *arguments: float) -> None:
+        entry = self._queues.get(receipt.queue)
+        try:
+            if entry is None:
+                raise QueueNotFound(f"there is no queue {receipt.queue!r}")
+            verb(entry[0], receipt, *arguments)
+        except QueueNotFound as error:
+            raise LeaseLost(f"queue {receipt.queue!r} was deleted, and the lease with it") from error
+        except OSError as error:
+            raise translated(error, self.path) from error
+
+
+def _exists(name: str, directory: Directory) -> bool:
+    return os.access(name, os.F_OK, dir_fd=directory.fd)

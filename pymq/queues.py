@@ -1,0 +1,329 @@
+"""Queues: `queue.Queue` between processes, with leases for work that must not be lost, and its dead letters."""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from pymq import message as frames
+from pymq.deliveries import DEAD_HEADERS, Leased, Policy
+from pymq.exceptions import CodecError, QueueNotFound, Reject, Retry
+from pymq.message import Frame, Prefix
+from pymq.provider.base import Provider
+
+if TYPE_CHECKING:
+    from pymq.bus import EventBus
+
+T = TypeVar("T")
+Empty = queue.Empty
+Full = queue.Full
+
+LEASE = 30.0
+RETRIES = 5
+
+
+class Queue(Generic[T]):
+    """A queue of all processes of the namespace: first in, first out, kept while no process at all is attached.
+
+    `name` is its name, `maxsize` how many items `put` lets wait (0: no bound; the leased do not count). Safe in all threads.
+    """
+
+    def __init__(self, bus: EventBus, name: str, type: Any = Any, maxsize: int = 0) -> None:
+        from pymq import codec
+
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"a queue's name is a text, not {name!r}")
+        self._bus = bus
+        self.name = name
+        self.maxsize = maxsize
+        self._type = type
+        self._queue = f"queue/{name}"
+        self._closed = False
+        self._prefixes: dict[Any, tuple[bytes, Any]] = {}
+        self._sequence = itertools.count(_numbers() << 40)
+        codec.name_type(type)
+        bus.provider.declare(self._queue)
+
+    def put(
+        self, item: T, block: bool = True, timeout: float | None = None, *, delay: float = 0, ttl: float | None = None, priority: int = 0
+    ) -> None:
+        """Append an item; it is kept, whatever happens to this process, when this returns.
+
+        Where `maxsize` items wait already, waits up to `timeout` seconds (None: without end; not at all unless `block`), then raises
+        Full. `delay`: nobody gets it before so many seconds; `ttl`: it is dropped after so many; `priority`: higher ones first,
+        where the provider has levels. Raises CodecError for an item that cannot travel, MessageTooLarge, ProviderError, ValueError.
+        """
+        provider = self._provider()
+        left = _timeout(block, timeout)
+        if delay < 0 or (ttl is not None and ttl < 0):
+            raise ValueError(f"delay={delay!r}, ttl={ttl!r}: must be 0 or more seconds")
+        levels = provider.features.priorities
+        if not 0 <= priority < levels:
+            raise ValueError(f"priority={priority!r}: this provider has the levels 0 to {levels - 1}")
+        if delay > provider.features.max_delay:
+            raise ValueError(f"delay={delay!r}: this provider delays by at most {provider.features.max_delay} s")
+        message = self._pack(item, provider, delay, ttl, priority)
+        try:
+            provider.send(self._queue, message, timeout=left, maxsize=self.maxsize, delay=delay, ttl=ttl, priority=priority)
+        except QueueNotFound:  # freed meanwhile: the put makes it anew
+            provider.declare(self._queue)
+            provider.send(self._queue, message, timeout=left, maxsize=self.maxsize, delay=delay, ttl=ttl, priority=priority)
+
+    def _pack(self, item: T, provider: Provider, delay: float, ttl: float | None, priority: int) -> bytes:
+        cls = type(item)
+        if cls not in self._prefixes:
+            from pymq import codec
+
+            encoder = codec.encoder_for(cls)
+            prefix = Prefix(frames.ITEM, encoder.form, 0, self._bus.token, self.name, encoder.type_name, ())
+            self._prefixes[cls] = frames.pack_prefix(prefix), encoder.encode
+        prefix_bytes, encode = self._prefixes[cls]
+        message = frames.pack_sequence(next(self._sequence)) + prefix_bytes + encode(item)
+        if ttl is None and not priority:
+            return message
+        options = {"priority": priority} | ({} if ttl is None else {"expires": provider.clock() + delay + ttl})
+        return frames.unpack(message)._replace(options=options).pack()
+
+    def put_nowait(self, item: T, **options: Any) -> None:
+        """`put`, or Full at once."""
+        self.put(item, False, **options)
+
+    def get(self, block: bool = True, timeout: float | None = None) -> T:
+        """Remove and return the oldest item: at most once, it is gone when this returns.
+
+        Waits up to `timeout` seconds (None: without end; not at all unless `block`), then raises Empty. Raises QueueNotFound when
+        the queue is freed meanwhile; CodecError for an item that is not of the queue's type, which then is in `dead`.
+        """
+        message, _ = self._receive(_timeout(block, timeout), None)
+        try:
+            return self._decode(frames.unpack(message))
+        except CodecError as error:
+            self._provider().declare(f"queue-dead/{self.name}")
+            self._provider().send(f"queue-dead/{self.name}", _dead(message, f"queue/{self.name}", error))
+            raise
+
+    def get_nowait(self) -> T:
+        """`get`, or Empty at once."""
+        return self.get(False)
+
+    def receive(self, timeout: float | None = None, lease: float = LEASE) -> Delivery[T]:
+        """The oldest item, at least once: it comes again unless it is acked within `lease` seconds by this process.
+
+        Raises Empty after `timeout` seconds (None: waits without end), CodecError as `get` does.
+        """
+        if not lease > 0:
+            raise ValueError(f"lease={lease!r}: must be more than 0 seconds")
+        deadline = None if timeout is None else time.monotonic() + _timeout(True, timeout)
+        policy = Policy(RETRIES, 0.0, f"queue-dead/{self.name}")
+        while True:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            message, receipt = self._receive(left, lease)
+            assert receipt is not None
+            leased = Leased(self._provider(), message, receipt, policy)
+            if leased.exhausted:
+                leased.bury(Reject(f"its receivers died in {leased.attempt - 1} attempts"))
+                continue
+            try:
+                return Delivery(self._bus, leased, self._decode(leased.frame), lease)
+            except CodecError as error:
+                leased.bury(error)
+                raise
+
+    def take(self, timeout: float | None = None, lease: float = LEASE) -> Delivery[T]:
+        """`receive`, for a `with` block: `with q.take() as job: work(job.value)` acks when the block ends well.
+
+        A block that raises gives the item back at once (after 5 failures to `dead`); the lease is extended while it runs.
+        """
+        return self.receive(timeout, lease)
+
+    def _receive(self, timeout: float | None, lease: float | None) -> Any:
+        provider = self._provider()
+        try:
+            found = provider.receive(self._queue, 0, lease=lease)
+        except QueueNotFound:  # freed before we came
+            provider.declare(self._queue)
+            found = []
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not found:
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                raise Empty
+            found = self._provider().receive(self._queue, left, lease=lease)
+        return found[0]
+
+    def _decode(self, frame: Frame) -> Any:
+        from pymq import codec
+
+        return codec.decoder_for(frame.prefix.form, frame.prefix.type_name, self._type)(frame.payload)
+
+    def qsize(self) -> int:
+        """How many items wait: the delayed count, the leased do not."""
+        return self._provider().size(self._queue)
+
+    def empty(self) -> bool:
+        """Whether none waits."""
+        return self.qsize() == 0
+
+    def full(self) -> bool:
+        """Whether `maxsize` items wait."""
+        return 0 < self.maxsize <= self.qsize()
+
+    @property
+    def dead(self) -> DeadLetters:
+        """The items that failed too often."""
+        return DeadLetters(self._bus, f"queue-dead/{self.name}")
+
+    def close(self) -> None:
+        """This object is used no more; the queue and its items stay."""
+        self._closed = True
+
+    def free(self) -> None:
+        """The queue and its items are gone; whoever waits in `get` gets QueueNotFound; a later `put` makes it anew."""
+        self._provider().delete(self._queue)
+
+    def _provider(self) -> Provider:
+        if self._closed:
+            raise ValueError(f"the queue {self.name!r} was closed; get it again from the bus")
+        return self._bus.provider
+
+    def __repr__(self) -> str:
+        return f"Queue({self.name!r})"
+
+
+class Delivery(Generic[T]):
+    """One leased item: `value`, `attempt` (from 1), `headers`; settle it once, or leave that to a `with` block."""
+
+    def __init__(self, bus: EventBus, leased: Leased, value: T, lease: float) -> None:
+        self._bus = bus
+        self._leased = leased
+        self._lease = lease
+        self.value = value
+        self.attempt = leased.attempt
+        self.headers: dict[str, Any] = leased.frame.options.get("headers", {})
+        self._settled = False
+
+    def ack(self) -> None:
+        """It is done: nobody gets it again. Raises LeaseLost where the lease had ended; then somebody else's delivery is untouched."""
+        self._settled = True
+        self._bus.provider.ack(self._leased.receipt)
+
+    def nack(self, delay: float = 0) -> None:
+        """Somebody gets it again, after `delay` seconds. Raises LeaseLost."""
+        self._settled = True
+        self._bus.provider.nack(self._leased.receipt, delay)
+
+    def extend(self, seconds: float) -> None:
+        """The lease ends `seconds` from now. Raises LeaseLost."""
+        self._bus.provider.extend(self._leased.receipt, seconds)
+
+    def __enter__(self) -> Delivery[T]:
+        self._bus.leases.hold(self._leased.receipt, self._lease)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        self._bus.leases.release(self._leased.receipt)
+        if self._settled:
+            return
+        if error is None:
+            self.ack()
+        elif isinstance(error, Retry):
+            self._leased.retry(error)
+        elif isinstance(error, Reject):
+            self._leased.bury(error)
+        else:
+            self._leased.fail(error)
+
+    def __repr__(self) -> str:
+        return f"Delivery({self.value!r}, attempt={self.attempt})"
+
+
+class DeadLetter:
+    """A message that failed too often: `value`, `channel`, and `headers` that say why (`dead-error`, `dead-text`, …)."""
+
+    def __init__(self, frame: Frame) -> None:
+        self.headers: dict[str, Any] = frame.options.get("headers", {})
+        self.channel = frame.prefix.channel
+        self.value = _readable(frame)
+
+    def __repr__(self) -> str:
+        return f"DeadLetter({self.value!r}, {self.headers.get('dead-error')}: {self.headers.get('dead-text')})"
+
+
+class DeadLetters:
+    """The dead-letter queue of a group or a queue. Iterating looks at all, oldest first, and leaves them where they are."""
+
+    def __init__(self, bus: EventBus, name: str) -> None:
+        self._bus = bus
+        self._queue = name
+
+    def qsize(self) -> int:
+        """How many there are."""
+        return self._bus.provider.size(self._queue)
+
+    __len__ = qsize
+
+    def __iter__(self) -> Iterator[DeadLetter]:
+        provider = self._bus.provider
+        held = self._all(LEASE)
+        try:
+            return iter([DeadLetter(frames.unpack(message)) for message, _ in held])
+        finally:
+            for _, receipt in held:
+                provider.nack(receipt)
+
+    def requeue(self) -> int:
+        """Give all back to the queues they came from, to be tried again from the start; how many."""
+        provider = self._bus.provider
+        held = self._all(LEASE)
+        for message, receipt in held:
+            frame = frames.unpack(message)
+            headers = {name: value for name, value in frame.options["headers"].items() if name not in DEAD_HEADERS}
+            origin = frame.options["origin"]
+            provider.declare(origin)
+            provider.send(origin, frame._replace(options={"headers": headers} if headers else {}).pack())
+            provider.ack(receipt)
+        return len(held)
+
+    def purge(self) -> int:
+        """Forget all; how many."""
+        return len(self._all(None))
+
+    def _all(self, lease: float | None) -> list[Any]:
+        found: list[Any] = []
+        try:
+            while batch := self._bus.provider.receive(self._queue, 0, limit=100, lease=lease):
+                found += batch
+        except QueueNotFound:
+            pass
+        return found
+
+
+_numbers = itertools.count(1).__next__
+
+
+def _dead(message: bytes, origin: str, error: Exception) -> bytes:
+    frame = frames.unpack(message)
+    why = (type(error).__name__, str(error), "", 1, frame.prefix.channel, time.time())
+    headers = frame.options.get("headers", {}) | dict(zip(DEAD_HEADERS, why))
+    return frame._replace(options={"headers": headers, "origin": origin}).pack()
+
+
+def _readable(frame: Frame) -> Any:
+    from pymq import codec
+
+    try:
+        return codec.decoder_for(frame.prefix.form, frame.prefix.type_name)(frame.payload)
+    except CodecError:
+        return frame.payload
+
+
+def _timeout(block: bool, timeout: float | None) -> Any:
+    """`queue.Queue`'s two parameters as one: None waits without end, 0 is now. Raises ValueError for a negative one."""
+    if not block:
+        return 0.0
+    if timeout is not None and not timeout >= 0:
+        raise ValueError(f"timeout={timeout!r}: must be 0 or more seconds")
+    return timeout

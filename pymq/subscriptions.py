@@ -1,0 +1,283 @@
+"""Subscriptions: which handlers of this bus an event is for, and running them."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+from pymq import message as frames
+from pymq.dispatch import MAX_BACKLOG, Serial, Task
+from pymq.handlers import Shape, describe
+from pymq.message import Message, Prefix
+from pymq.topics import matcher
+
+if TYPE_CHECKING:
+    from pymq.bus import EventBus
+
+log = logging.getLogger("pymq")
+
+
+class Work:
+    """One handler: decodes a message and calls it, and counts how that went. The base of subscriptions and group members."""
+
+    def __init__(self, bus: EventBus, callback: Callable[..., Any], shape: Shape, hint: Any, channel: str, pattern: bool) -> None:
+        self.bus = bus
+        self.callback = callback
+        self.shape = shape
+        self.hint = hint
+        self.channel = channel
+        self.pattern = pattern
+        self.name = describe(callback)
+        self.matches: Callable[[str], bool] = matcher(channel) if pattern else channel.__eq__
+        self.delivered = 0
+        self.failed = 0
+        self.expired = 0
+        self._decoders: dict[tuple[int, str], Callable[[bytes], Any]] = {}
+
+    def decode(self, form: int, type_name: str, payload: bytes) -> Any:
+        """The event, as the handler's hint wants it. Raises CodecError."""
+        try:
+            decoder = self._decoders[form, type_name]
+        except KeyError:
+            from pymq import codec
+
+            decoder = self._decoders[form, type_name] = codec.decoder_for(form, type_name, self.hint)
+        return decoder(payload)
+
+    def is_of(self, callback: Callable[..., Any], channel: str | None, pattern: bool) -> bool:
+        """Whether `unsubscribe` with these arguments means this one."""
+        return self.callback == callback and (channel is None or (channel, pattern) == (self.channel, self.pattern))
+
+    def counts(self) -> dict[str, int]:
+        """For `EventBus.stats`."""
+        found = {"delivered": self.delivered, "failed": self.failed, "expired": self.expired}
+        return {kind: count for kind, count in found.items() if count}
+
+
+class Subscription(Work):
+    """A handler of events that come to the bus's inbox: serial, in order, at most once."""
+
+    def __init__(self, bus: EventBus, callback: Callable[..., Any], shape: Shape, hint: Any, channel: str, pattern: bool) -> None:
+        super().__init__(bus, callback, shape, hint, channel, pattern)
+        self.serial = Serial()
+        self.active = True
+
+    def run(self, message: bytes, prefix: Prefix | None = None) -> None:
+        """Handle one message; whatever the handler raises is logged and counted."""
+        if not self.active:
+            return
+        try:
+            event, about = self.unpack(message)
+            args, kwargs = self.shape.arguments(event, about)
+            self.callback(*args, **kwargs)
+            self.delivered += 1
+        except _Expired:
+            self.expired += 1
+        except BaseException as error:
+            self.fail(error)
+
+    def unpack(self, message: bytes) -> tuple[Any, Message | None]:
+        """The event, and the `Message` where the handler wants it. Raises CodecError."""
+        frame = frames.unpack(message)
+        expires = frame.options.get("expires")
+        if expires is not None and self.bus.provider.clock() > expires:
+            raise _Expired
+        event = self.decode(frame.prefix.form, frame.prefix.type_name, frame.payload)
+        return event, Message(frame.sequence, frame.prefix, frame.options) if self.shape.wants_message else None
+
+    def fail(self, error: BaseException) -> None:
+        """Count and report what a handler raised: also SystemExit and KeyboardInterrupt, which must not end a loop."""
+        self.failed += 1
+        log.error("the handler %s failed for an event on %r", self.name, self.channel, exc_info=error)
+
+    def counts(self) -> dict[str, int]:
+        return super().counts() | ({"dropped": self.serial.dropped} if self.serial.dropped else {})
+
+    def end(self) -> None:
+        """No event reaches the handler any more."""
+        self.active = False
+
+
+class _Expired(Exception):
+    pass
+
+
+class Plain(Subscription):
+    """The hot path: a plain function that takes the event alone, and a message without options."""
+
+    def run(self, message: bytes, prefix: Prefix | None = None) -> None:
+        if not self.active:
+            return
+        _, length = frames.START.unpack_from(message)
+        end = 10 + length
+        if message[13] & frames.OPTIONS:
+            return super().run(message)
+        try:
+            self.callback(self._decode_by(message[10:end])(message[end:]))
+            self.delivered += 1
+        except BaseException as error:
+            self.fail(error)
+
+    def _decode_by(self, packed: bytes) -> Callable[[bytes], Any]:
+        try:
+            return self._by_prefix[packed]
+        except KeyError:
+            prefix = frames.unpack_prefix(packed)
+            from pymq import codec
+
+            decoder = self._by_prefix[packed] = codec.decoder_for(prefix.form, prefix.type_name, self.hint)
+            return decoder
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._by_prefix: dict[bytes, Callable[[bytes], Any]] = {}
+
+
+class Coroutines(Subscription):
+    """An `async def` handler: runs on the bus's loop, serial."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._waiting: deque[bytes] = deque()
+        self._bytes = 0
+        self._mutex = threading.Lock()
+        self._busy = False
+
+    def run(self, message: bytes, prefix: Prefix | None = None) -> None:
+        with self._mutex:
+            if self._bytes + len(message) > MAX_BACKLOG and self._waiting:
+                self.serial.dropped += 1
+                return
+            self._waiting.append(message)
+            self._bytes += len(message)
+            if self._busy:
+                return
+            self._busy = True
+        self.bus.loop.submit(self._drain())
+
+    async def _drain(self) -> None:
+        while True:
+            with self._mutex:
+                if not self._waiting or not self.active:
+                    self._busy = False
+                    return
+                message = self._waiting.popleft()
+                self._bytes -= len(message)
+            await self._handle(message)
+
+    async def _handle(self, message: bytes) -> None:
+        try:
+            event, about = self.unpack(message)
+            args, kwargs = self.shape.arguments(event, about)
+            coroutine: Coroutine[Any, Any, Any] = self.callback(*args, **kwargs)
+            await coroutine
+            self.delivered += 1
+        except _Expired:
+            self.expired += 1
+        except Exception as error:
+            self.fail(error)
+
+
+class Pooled(Subscription):
+    """A handler that `workers` threads run at once, in no order."""
+
+    def __init__(self, bus: EventBus, *args: Any, workers: int) -> None:
+        super().__init__(bus, *args)
+        self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._workers = workers
+        for _ in range(workers):
+            threading.Thread(target=self._work, name=f"pymq-{self.name}", daemon=True).start()
+
+    def run(self, message: bytes, prefix: Prefix | None = None) -> None:
+        self._queue.put(message)
+
+    def _work(self) -> None:
+        while (message := self._queue.get()) is not None:
+            super().run(message)
+
+    def end(self) -> None:
+        super().end()
+        for _ in range(self._workers):
+            self._queue.put(None)
+
+
+class Subscriptions:
+    """The subscriptions of one bus that are not in a group, and how they are bound."""
+
+    def __init__(self, bus: EventBus) -> None:
+        self._bus = bus
+        self._lock = threading.Lock()
+        self._all: list[Subscription] = []
+        self.tasks: dict[bytes, tuple[Task, ...]] = {}
+
+    def all(self) -> list[Subscription]:
+        """Those that are active."""
+        return list(self._all)
+
+    def add(self, callback: Callable[..., Any], shape: Shape, hint: Any, channel: str, pattern: bool, workers: int) -> None:
+        """Subscribe; in force on return."""
+        from pymq import codec
+
+        codec.name_type(hint)
+        inbox = self._bus.inbox_ready()
+        arguments = (self._bus, callback, shape, hint, channel, pattern)
+        subscription: Subscription
+        if workers > 1 and not shape.is_async:
+            subscription = Pooled(*arguments, workers=workers)
+        elif shape.is_async:
+            subscription = Coroutines(*arguments)
+        else:
+            subscription = (Subscription if shape.wants_message else Plain)(*arguments)
+        with self._lock:
+            self._all = [*self._all, subscription]
+            self.tasks = {}
+        self._bus.provider.bind(inbox, "e/" + channel, exact=not pattern)
+
+    def remove(self, callback: Callable[..., Any], channel: str | None, pattern: bool) -> bool:
+        """Unsubscribe; whether there was anything."""
+        with self._lock:
+            gone = [s for s in self._all if s.is_of(callback, channel, pattern)]
+            self._all = [s for s in self._all if s not in gone]
+            self.tasks = {}
+            still = {(s.channel, s.pattern) for s in self._all}
+            for subscription in gone:
+                subscription.end()
+                if (subscription.channel, subscription.pattern) not in still:
+                    self._bus.provider.unbind(self._bus.inbox, "e/" + subscription.channel, exact=not subscription.pattern)
+        return bool(gone)
+
+    def look_up(self, packed: bytes, prefix: Prefix) -> tuple[Task, ...]:
+        """The subscriptions that a message with this prefix is for, each once; kept until the subscriptions change."""
+        topics = (prefix.channel, *prefix.topics)
+        with self._lock:
+            tasks = self.tasks
+            found: tuple[Task, ...] = tuple(s for s in self._all if any(map(s.matches, topics)))
+            if prefix.flags & frames.OPTIONS:
+                found = tuple(_Due(self._bus, task) for task in found)
+            if len(tasks) > 10_000:
+                tasks.clear()
+            tasks[packed] = found
+        return found
+
+
+class _Due:
+    """A subscription as messages with options reach it: those that are not due yet wait for their time."""
+
+    def __init__(self, bus: EventBus, task: Task) -> None:
+        self._bus = bus
+        self._task = task
+        self.name = task.name
+        self.serial = task.serial
+
+    def run(self, message: bytes) -> None:
+        due = frames.unpack(message).options.get("due")
+        left = 0.0 if due is None else due - self._bus.provider.clock()
+        if left > 0:
+            self._bus.later(left, self._task, message)
+        else:
+            self._task.run(message)
+

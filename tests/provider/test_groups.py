@@ -1,0 +1,673 @@
+"""Work that must not be lost: consumer groups, takes, leases, retries, dead letters and statistics."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from harness import GUARD, Heard, eventually
+from programs import shop
+from programs.shop import OrderPlaced, RushOrder
+
+import pymq
+
+
+@pytest.fixture
+def heard() -> Heard:
+    return Heard()
+
+
+@pytest.fixture
+def group(bus) -> Iterator[Any]:
+    """The group "billing", gone afterwards."""
+    group = bus.group("billing")
+    yield group
+    group.delete()
+
+
+@pytest.fixture
+def jobs(bus) -> Iterator[Any]:
+    """The queue "jobs", gone afterwards with its dead letters."""
+    jobs = bus.queue("jobs")
+    yield jobs
+    jobs.dead.purge()
+    jobs.free()
+
+
+# --- who gets an event ------------------------------------------------------------------------------------------------
+
+
+def test_each_event_goes_to_one_member(peers, bus, group):
+    members = peers(3)
+    for member in members:
+        member.subscribe(shop.working, "c", group="billing")
+    for number in range(90):
+        assert bus.publish(number, "c") == 1
+    handled = [member.hear() for member in _by_arrival(members, 90)]
+    assert sorted(number for number, _ in handled) == list(range(90))
+
+
+def _by_arrival(peers: list[Any], count: int) -> Iterator[Any]:
+    """Whoever has said something, as often as something is said."""
+    for _ in range(count):
+        yield eventually(lambda: next((peer for peer in peers if peer.heard.waiting()), None))
+
+
+def test_members_share_the_work(peers, bus, group, place):
+    """4 members, within 20 % of a fair quarter each."""
+    count = int(2000 * place.scale)
+    members = peers(4)
+    for member in members:
+        member.subscribe(shop.working, "c", group="billing")
+    for number in range(count):
+        bus.publish(number, "c")
+    eventually(lambda: sum(member.heard.waiting() for member in members) == count, timeout=GUARD * 3)
+    shares = [len(member.heard.rest()) for member in members]
+    assert all(0.8 * count / 4 <= share <= 1.2 * count / 4 for share in shares), shares
+
+
+def test_the_members_of_several_groups_and_plain_subscribers(peers, bus, group, heard):
+    alice, bob = peers(2)
+    alice.subscribe(shop.orders, group="billing")
+    bob.subscribe(shop.orders, group="billing")
+    bob.subscribe(shop.orders_too, group="shipping")
+    bus.subscribe(heard, "programs.shop.OrderPlaced")
+    assert bus.publish(OrderPlaced(1)) == 3, "two groups and a bus"
+    assert heard.next() == OrderPlaced(1)
+    assert {repr(peer.hear()) for peer in _by_arrival([alice, bob], 2)} == {repr(OrderPlaced(1)), repr(("too", OrderPlaced(1)))}
+    bus.group("shipping").delete()
+
+
+def test_the_decorator(bus, group, heard):
+    @bus.subscriber(group="billing")
+    def bill(event: OrderPlaced, message: pymq.Message):
+        heard((event, message.attempt))
+
+    @bus.subscriber("sensors/*", pattern=True, group="billing", retries=1, backoff=0.01, lease=10, workers=2)
+    async def read(value: float, message):
+        heard((message.channel, value))
+
+    assert bus.publish(RushOrder(1)) == 1
+    assert heard.next() == (RushOrder(1), 1)
+    assert bus.publish(21.5, "sensors/7") == 1
+    assert heard.next() == ("sensors/7", 21.5)
+
+
+def test_a_group_keeps_the_order_with_one_member(peers, bus, group):
+    (alice,) = peers(1)
+    alice.subscribe(shop.attempts, "c", group="billing")
+    for number in range(200):
+        bus.publish(number, "c", headers={"n": str(number)})
+    assert [alice.hear() for _ in range(200)] == [(number, 1) for number in range(200)]
+
+
+def test_a_group_outlives_its_members(peers, bus, group):
+    alice, bob = peers(2)
+    assert bus.publish(0, "c") == 0, "nothing published before is kept"
+    alice.subscribe(shop.attempts, "c", group="billing")
+    assert bus.publish(1, "c") == 1
+    assert alice.hear() == (1, 1)
+    alice.close()
+    for number in (2, 3):
+        assert bus.publish(number, "c") == 1
+    bob.subscribe(shop.attempts, "c", group="billing")
+    assert [bob.hear(), bob.hear()] == [(2, 1), (3, 1)]
+
+
+def test_unsubscribe_leaves_the_group(peers, bus, group):
+    alice, bob = peers(2)
+    alice.subscribe(shop.attempts, "c", group="billing")
+    alice.unsubscribe(shop.attempts, "c")
+    assert bus.publish(1, "c") == 1
+    bob.subscribe(shop.attempts, "c", group="billing")
+    assert bob.hear() == (1, 1)
+    assert alice.heard.rest() == []
+
+
+def test_bind_makes_the_queue_before_any_member(peers, bus, group):
+    (alice,) = peers(1)
+    group.bind(OrderPlaced)
+    group.bind("c")
+    group.bind("sensors/*", pattern=True)
+    assert bus.publish(RushOrder(1)) == 1
+    assert bus.publish(2, "c") == 1
+    assert bus.publish(3, "sensors/7") == 1
+    alice.subscribe(shop.orders, group="billing")
+    assert alice.hear() == RushOrder(1)
+    alice.subscribe(shop.attempts, "c", group="billing")
+    assert alice.hear() == (2, 1)
+    alice.subscribe(shop.channels, "sensors/*", pattern=True, group="billing")
+    assert alice.hear() == "sensors/7"
+
+
+def test_a_group_survives_without_any_process(separate, place, peers):
+    alice, bob = peers(2)
+    alice.call(shop.bind, "billing", "c")
+    assert alice.publish("kept", "c") == 1
+    for peer in (alice, bob):
+        peer.close()
+    with pymq.EventBus(place.config) as bus:
+        heard = Heard()
+        bus.subscribe(heard, "c", group="billing")
+        assert heard.next() == "kept"
+        bus.group("billing").delete()
+
+
+def test_delete(peers, bus, place):
+    group = bus.group("billing")
+    group.bind("c")
+    assert bus.publish(1, "c") == 1
+    group.delete()
+    assert bus.publish(2, "c") == 0
+    group.bind("c")
+    assert bus.publish(3, "c") == 1
+    (alice,) = peers(1)
+    alice.subscribe(shop.attempts, "c", group="billing")
+    assert alice.hear() == (3, 1)
+    group.delete()
+
+
+# --- busy, stopped and dead members -----------------------------------------------------------------------------------
+
+
+def test_an_idle_member_does_not_sleep_while_another_is_busy(peers, bus, group):
+    members = peers(2)
+    for member in members:
+        member.subscribe(shop.held, "c", group="billing")
+    for _ in range(2):
+        bus.publish("work", "c")
+    assert [member.hear() for member in members] == [("work", 1)] * 2
+
+
+def test_a_killed_member_gives_its_event_back_at_once(separate, peers, bus, group):
+    alice, bob = peers(2)
+    alice.subscribe(shop.held, "c", group="billing", lease=60)
+    bus.publish("work", "c")
+    assert alice.hear() == ("work", 1)
+    bob.subscribe(shop.attempts, "c", group="billing")
+    alice.kill()
+    assert bob.hear(timeout=5) == ("work", 2)
+
+
+def test_a_stopped_member_gives_its_event_back_after_the_lease(separate, peers, bus, group):
+    alice, bob = peers(2)
+    alice.subscribe(shop.held, "c", group="billing", lease=0.5)
+    bus.publish("work", "c")
+    assert alice.hear() == ("work", 1)
+    bob.subscribe(shop.attempts, "c", group="billing", lease=0.5)
+    alice.stop()
+    assert bob.hear(timeout=10) == ("work", 2)
+    alice.resume()
+    alice.release()
+    bus.publish("next", "c")
+    assert ("next", 1) in [member.hear() for member in _by_arrival([alice, bob], 1)]
+
+
+def test_a_member_that_shuts_down_gives_back_what_it_had_not_begun(peers, bus, group):
+    alice, bob = peers(2)
+    alice.subscribe(shop.held, "c", group="billing", lease=60)
+    for number in range(5):
+        bus.publish(number, "c")
+    assert alice.hear() == (0, 1)
+    alice.close()
+    bob.subscribe(shop.attempts, "c", group="billing")
+    handled = {bob.hear()[0] for _ in range(4)} | {item[0] for item in alice.heard.rest()}
+    assert handled | {0} == set(range(5))
+
+
+def test_the_lease_is_extended_while_the_handler_runs(peers, bus, group):
+    alice, bob = peers(2)
+    alice.subscribe(shop.held, "c", group="billing", lease=0.3)
+    bus.publish("long work", "c")
+    assert alice.hear() == ("long work", 1)
+    bob.subscribe(shop.attempts, "c", group="billing", lease=0.3)
+    threading.Event().wait(1.2)  # four leases
+    assert bob.heard.rest() == []
+    alice.release()
+    bus.publish("next", "c")
+    assert [member.hear() for member in _by_arrival([alice, bob], 1)] == [("next", 1)]
+
+
+def test_workers_run_concurrently(bus, group, heard):
+    together = threading.Barrier(3)
+
+    def handler(value: int):
+        together.wait(GUARD)
+        heard(value)
+
+    bus.subscribe(handler, "c", group="billing", workers=3)
+    for number in range(6):
+        bus.publish(number, "c")
+    assert sorted(heard.take(6)) == list(range(6))
+
+
+def test_one_worker_is_serial(bus, group, heard):
+    inside = 0
+
+    def handler(value: int):
+        nonlocal inside
+        inside += 1
+        threading.Event().wait(0.01)
+        heard((value, inside))
+        inside -= 1
+
+    bus.subscribe(handler, "c", group="billing")
+    for number in range(10):
+        bus.publish(number, "c")
+    assert heard.take(10) == [(number, 1) for number in range(10)]
+
+
+def test_async_handlers_are_acked_after_they_have_returned(separate, peers, bus, group):
+    alice, bob = peers(2)
+    alice.subscribe(shop.held_async, "c", group="billing", lease=60)
+    bus.publish("work", "c")
+    assert alice.hear() == ("work", 1)
+    bob.subscribe(shop.attempts, "c", group="billing")
+    alice.kill()
+    assert bob.hear(timeout=5) == ("work", 2)
+
+
+def test_a_group_handler_may_publish_put_and_call(bus, group, heard):
+    bus.expose(lambda value: value + 1, "next")
+
+    def handler(value: int):
+        heard(bus.stub("next", timeout=10)(value))
+        if value:
+            bus.publish(value - 1, "c")
+
+    bus.subscribe(handler, "c", group="billing")
+    bus.publish(3, "c")
+    assert heard.take(4) == [4, 3, 2, 1]
+
+
+# --- failures ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_failing_event_is_retried_and_then_dead(peers, bus, group):
+    (alice,) = peers(1)
+    began = time.time()
+    alice.subscribe(shop.poisoned, "c", group="billing", retries=2, backoff=0.01)
+    bus.publish("poison", "c", headers={"trace": "abc"})
+    assert [alice.hear() for _ in range(3)] == [("poison", attempt) for attempt in (1, 2, 3)]
+    eventually(lambda: group.dead.qsize() == 1)
+    assert len(group.dead) == 1
+    (letter,) = group.dead
+    assert (letter.value, letter.channel, letter.headers["trace"]) == ("poison", "c", "abc")
+    headers = letter.headers
+    assert headers["dead-error"].endswith("LookupError")
+    assert "no antidote" in headers["dead-text"]
+    assert 'raise LookupError("no antidote", 42)' in headers["dead-traceback"]
+    assert int(headers["dead-attempts"]) == 3
+    assert headers["dead-channel"] == "c"
+    assert began - 1 <= float(headers["dead-first-failure"]) <= time.time()
+    bus.publish("fine", "c")
+    assert alice.hear() == ("fine", 1)
+
+
+def test_no_retries(peers, bus, group):
+    (alice,) = peers(1)
+    alice.subscribe(shop.poisoned, "c", group="billing", retries=0)
+    bus.publish("poison", "c")
+    assert alice.hear() == ("poison", 1)
+    eventually(lambda: len(group.dead) == 1)
+
+
+def test_a_retry_holds_up_nothing(bus, group, heard):
+    def handler(value: str, message: pymq.Message):
+        heard((value, message.attempt))
+        if value == "fails once" and message.attempt == 1:
+            raise LookupError
+
+    bus.subscribe(handler, "c", group="billing", backoff=0.5)
+    for value in ("fails once", "behind", "further behind"):
+        bus.publish(value, "c")
+    assert heard.take(4) == [("fails once", 1), ("behind", 1), ("further behind", 1), ("fails once", 2)]
+
+
+def test_backoff_grows(bus, group):
+    times: list[float] = []
+
+    def handler(value: str):
+        times.append(time.monotonic())
+        raise LookupError
+
+    bus.subscribe(handler, "c", group="billing", retries=3, backoff=0.1)
+    bus.publish("poison", "c")
+    eventually(lambda: len(group.dead) == 1)
+    first, second, third = (later - earlier for earlier, later in pairwise(times))
+    assert 0.04 < first < 2
+    assert second > first
+    assert third > second
+
+
+FAILURES = [SystemExit(1), KeyboardInterrupt(), RecursionError(), GeneratorExit(), MemoryError()]
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: type(failure).__name__)
+@pytest.mark.parametrize("kind", ["def", "async def"])
+def test_whatever_a_handler_raises_is_a_failure(bus, group, heard, failure, kind):
+    def handler(value: int):
+        heard(value)
+        if value == 0:
+            raise failure
+
+    async def handler_async(value: int):
+        handler(value)
+
+    bus.subscribe(handler if kind == "def" else handler_async, "c", group="billing", retries=1, backoff=0.01)
+    bus.publish(0, "c")
+    assert heard.take(2) == [0, 0]
+    bus.publish(1, "c")
+    assert heard.next() == 1
+    eventually(lambda: len(group.dead) == 1)
+
+
+def test_an_event_that_cannot_be_decoded_goes_to_the_dead_letters(bus, group, heard):
+    def handler(event: OrderPlaced):
+        heard(event)
+
+    bus.subscribe(handler, "c", group="billing", retries=1, backoff=0.01)
+    bus.publish("not an order", "c")
+    bus.publish(OrderPlaced(1), "c")
+    assert heard.next() == OrderPlaced(1)
+    eventually(lambda: len(group.dead) == 1)
+    (letter,) = group.dead
+    assert letter.headers["dead-error"].endswith("CodecError")
+
+
+def test_reject_goes_straight_to_the_dead_letters(bus, group, heard):
+    def handler(value: int):
+        heard(value)
+        raise pymq.Reject("not for us")
+
+    bus.subscribe(handler, "c", group="billing", retries=5)
+    bus.publish(1, "c")
+    eventually(lambda: len(group.dead) == 1)
+    assert (heard.next(), heard.rest()) == (1, [])
+    (letter,) = group.dead
+    assert "not for us" in letter.headers["dead-text"]
+
+
+def test_retry_is_no_failure(bus, group, heard):
+    def handler(value: int, message: pymq.Message):
+        heard(message.attempt)
+        if message.attempt <= 4:
+            raise pymq.Retry(delay=0.01)
+
+    bus.subscribe(handler, "c", group="billing", retries=0)
+    bus.publish(1, "c")
+    assert heard.take(5) == [1, 2, 3, 4, 5]
+    assert len(group.dead) == 0
+
+
+def test_a_crash_counts(separate, peers, bus, group):
+    victims = peers(2)
+    bob = peers(1)[0]
+    for attempt, victim in enumerate(victims, 1):
+        victim.subscribe(shop.held, "c", group="billing", retries=1, lease=60)
+        if attempt == 1:
+            bus.publish("deadly", "c")
+        assert victim.hear() == ("deadly", attempt)
+        victim.kill()
+    bob.subscribe(shop.attempts, "c", group="billing", retries=1)
+    eventually(lambda: len(group.dead) == 1)
+    assert bob.heard.rest() == []
+
+
+# --- dead letters -----------------------------------------------------------------------------------------------------
+
+
+def test_requeue_brings_the_dead_back(bus, group, heard):
+    cured = threading.Event()
+
+    def handler(value: int, message: pymq.Message):
+        heard((value, message.attempt, dict(message.headers)))
+        if not cured.is_set():
+            raise LookupError
+
+    bus.subscribe(handler, "c", group="billing", retries=1, backoff=0.01)
+    for value in (1, 2):
+        bus.publish(value, "c", headers={"trace": str(value)})
+    eventually(lambda: len(group.dead) == 2)
+    assert len(heard.take(4)) == 4
+    assert sorted(letter.value for letter in group.dead) == [1, 2]
+    assert len(group.dead) == 2, "looking takes nothing"
+    cured.set()
+    group.dead.requeue()
+    back = sorted(heard.take(2), key=lambda item: item[0])
+    assert [(value, attempt) for value, attempt, _ in back] == [(1, 1), (2, 1)]
+    assert [headers["trace"] for *_, headers in back] == ["1", "2"]
+    assert len(group.dead) == 0
+
+
+def test_purge_forgets_the_dead(bus, group):
+    def handler(value: int):
+        raise pymq.Reject
+
+    bus.subscribe(handler, "c", group="billing")
+    for value in range(3):
+        bus.publish(value, "c")
+    eventually(lambda: len(group.dead) == 3)
+    group.dead.purge()
+    assert (len(group.dead), list(group.dead)) == (0, [])
+
+
+def test_dead_letters_belong_to_their_group(bus, group):
+    other = bus.group("shipping")
+
+    def handler(value: int):
+        raise pymq.Reject
+
+    bus.subscribe(handler, "c", group="billing")
+    other.bind("c")
+    bus.publish(1, "c")
+    eventually(lambda: len(group.dead) == 1)
+    assert len(other.dead) == 0
+    other.delete()
+
+
+def test_names_of_groups_and_queues_never_meet(bus, group):
+    group.bind("c")
+    bus.publish(1, "c")
+    for name in ("billing", "billing.dead", "c"):
+        assert bus.queue(name).empty()
+        bus.queue(name).free()
+    assert bus.publish(2, "c") == 1
+
+
+# --- take and receive -------------------------------------------------------------------------------------------------
+
+
+def test_take_acks_when_the_block_ends_well(jobs):
+    jobs.put("work")
+    with jobs.take(timeout=5) as job:
+        assert (job.value, job.attempt) == ("work", 1)
+        assert jobs.qsize() == 0, "what is leased does not count"
+    with pytest.raises(queue.Empty), jobs.take(timeout=0.05):
+        pass
+
+
+def test_take_gives_back_when_the_block_raises(jobs):
+    jobs.put("work")
+    with pytest.raises(LookupError), jobs.take(timeout=5):
+        raise LookupError
+    with jobs.take(timeout=5) as job:
+        assert (job.value, job.attempt) == ("work", 2)
+
+
+def test_take_and_reject(jobs):
+    jobs.put("work")
+    with pytest.raises(pymq.Reject), jobs.take(timeout=5):
+        raise pymq.Reject("no good")
+    assert jobs.empty()
+    (letter,) = jobs.dead
+    assert letter.value == "work"
+    jobs.dead.requeue()
+    assert jobs.get(timeout=5) == "work"
+    assert len(jobs.dead) == 0
+
+
+def test_take_waits(peers, jobs):
+    (alice,) = peers(1)
+    with pytest.raises(queue.Empty), jobs.take(timeout=0):
+        pass
+    with pytest.raises(ValueError, match="timeout"), jobs.take(timeout=-1):
+        pass
+    taking = alice.begin(shop.take_and_hold, "jobs")
+    jobs.put("work")
+    assert alice.hear() == ("work", 1)
+    alice.release()
+    taking.result(GUARD)
+    assert jobs.empty()
+
+
+def test_what_is_taken_is_nobody_elses(peers, jobs):
+    alice, bob = peers(2)
+    jobs.put("first")
+    jobs.put("second")
+    for peer in (alice, bob):
+        peer.begin(shop.take_and_hold, "jobs")
+    assert sorted(peer.hear() for peer in (alice, bob)) == [("first", 1), ("second", 1)]
+    with pytest.raises(queue.Empty):
+        jobs.get_nowait()
+
+
+def test_a_killed_taker_gives_back_at_once(separate, peers, jobs):
+    alice, bob = peers(2)
+    jobs.put("work")
+    alice.begin(shop.take_and_hold, "jobs", lease=60)
+    assert alice.hear() == ("work", 1)
+    taking = bob.begin(shop.receive_and_keep, "jobs")
+    alice.kill()
+    assert taking.result(5) == ("work", 2)
+    bob.call(shop.settle, "ack")
+
+
+def test_the_item_of_the_last_process_comes_back_to_the_next(separate, place, peers):
+    (alice,) = peers(1)
+    alice.queue("jobs", "put", "work")
+    alice.begin(shop.take_and_hold, "jobs", lease=60)
+    assert alice.hear() == ("work", 1)
+    alice.kill()
+    with pymq.EventBus(place.config) as bus:
+        with bus.queue("jobs").take(timeout=5) as job:
+            assert (job.value, job.attempt) == ("work", 2)
+        bus.queue("jobs").free()
+
+
+def test_receive_and_ack(jobs):
+    jobs.put("work")
+    delivery = jobs.receive(timeout=5)
+    assert (delivery.value, delivery.attempt) == ("work", 1)
+    delivery.ack()
+    assert jobs.empty()
+    with pytest.raises(queue.Empty):
+        jobs.receive(timeout=0)
+
+
+def test_receive_and_nack(jobs):
+    jobs.put("work")
+    jobs.receive(timeout=5).nack()
+    started = time.monotonic()
+    jobs.receive(timeout=5).nack(delay=0.2)
+    delivery = jobs.receive(timeout=5)
+    assert time.monotonic() - started >= 0.2
+    assert delivery.attempt == 3
+    delivery.ack()
+
+
+def test_a_lost_lease(peers, jobs):
+    (alice,) = peers(1)
+    jobs.put("work")
+    late = jobs.receive(timeout=5, lease=0.1)
+    assert alice.call(shop.receive_and_keep, "jobs", lease=60) == ("work", 2)
+    for settle in (late.ack, late.nack, lambda: late.extend(10)):
+        with pytest.raises(pymq.LeaseLost):
+            settle()
+    assert jobs.empty(), "nothing was given back"
+    alice.call(shop.settle, "nack")
+    delivery = jobs.receive(timeout=5)
+    assert delivery.attempt == 3, "it was not acked by the late one"
+    delivery.ack()
+
+
+def test_an_extended_lease(jobs):
+    jobs.put("work")
+    delivery = jobs.receive(timeout=5, lease=0.2)
+    delivery.extend(60)
+    with pytest.raises(queue.Empty):
+        jobs.receive(timeout=0.5)
+    delivery.ack()
+    assert jobs.empty()
+
+
+def test_a_delivery_is_settled_once(jobs):
+    jobs.put("work")
+    delivery = jobs.receive(timeout=5)
+    delivery.ack()
+    with pytest.raises(pymq.LeaseLost):
+        delivery.ack()
+    with pytest.raises(pymq.LeaseLost):
+        delivery.nack()
+    assert jobs.empty()
+
+
+def test_take_says_that_the_lease_was_lost(peers, jobs):
+    (alice,) = peers(1)
+    jobs.put("work")
+    with pytest.raises(pymq.LeaseLost), jobs.take(timeout=5, lease=0.1):
+        assert alice.call(shop.receive_and_keep, "jobs", lease=60) == ("work", 2)
+    alice.call(shop.settle, "ack")
+
+
+@pytest.mark.parametrize("lease", [0, -1, float("nan")])
+def test_a_lease_is_positive(jobs, lease):
+    jobs.put(1)
+    with pytest.raises(ValueError, match="lease"):
+        jobs.receive(timeout=5, lease=lease)
+
+
+# --- delay and ttl ----------------------------------------------------------------------------------------------------
+
+
+def test_a_delayed_event(bus, group, heard):
+    started = time.monotonic()
+    bus.subscribe(lambda value: heard(("group", value, time.monotonic())), "c", group="billing")
+    bus.subscribe(lambda value: heard(("plain", value, time.monotonic())), "c")
+    bus.publish("late", "c", delay=0.3)
+    bus.publish("early", "c")
+    said = heard.take(4)
+    assert [value for _, value, _ in said] == ["early", "early", "late", "late"]
+    assert {who for who, value, _ in said if value == "late"} == {"group", "plain"}
+    assert all(moment - started >= 0.3 for _, value, moment in said if value == "late")
+
+
+def test_an_expired_event(bus, group, heard):
+    group.bind("c")
+    bus.publish("expired", "c", ttl=0.05)
+    bus.publish("lasting", "c", ttl=60)
+    threading.Event().wait(0.1)
+    bus.subscribe(heard, "c", group="billing")
+    assert heard.next() == "lasting"
+
+
+# --- wrong use --------------------------------------------------------------------------------------------------------
+
+WRONG: dict[str, Callable[[Any], Any]] = {
+    "retries": lambda bus: bus.subscribe(print, "c", group="billing", retries=-1),
+    "backoff": lambda bus: bus.subscribe(print, "c", group="billing", backoff=-1),
+    "lease": lambda bus: bus.subscribe(print, "c", group="billing", lease=0),
+    "workers": lambda bus: bus.subscribe(print, "c", group="billing", workers=0),
+    "group": lambda bus: bus.subscribe(print, "c", group=42),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_wrong_use_is_refused(bus, group, wrong):
+    with pytest.raises((ValueError, TypeError), match=wrong):
+        WRONG[wrong](bus)

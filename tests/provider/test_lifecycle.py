@@ -1,0 +1,485 @@
+"""The process-wide bus: how it begins and ends, in programs, in their children and after their death."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pymq.core
+import pytest
+from harness import GUARD, Heard, eventually, in_thread, run_program, start_program
+from programs import shop
+from programs.shop import OrderPlaced
+
+import pymq
+
+
+@pytest.fixture
+def heard() -> Heard:
+    return Heard()
+
+
+@pytest.fixture(autouse=True)
+def ends(place) -> Iterator[None]:
+    """Whatever a test began ends with it."""
+    yield
+    pymq.shutdown()
+
+
+def works() -> bool:
+    """Whether the module-level bus carries an event."""
+    heard = Heard()
+    pymq.subscribe(heard, "works")
+    count = pymq.publish("it works", "works")
+    return (count, heard.next()) == (1, "it works")
+
+
+# --- init -------------------------------------------------------------------------------------------------------------
+
+
+def test_init_with_a_config(config):
+    bus = pymq.init(config)
+    assert isinstance(bus, pymq.EventBus)
+    assert works()
+
+
+def test_init_with_a_url(place):
+    pymq.init(place.url)
+    assert works()
+
+
+def test_init_with_the_url_of_the_environment(place, peers):
+    (alice,) = peers(1, config=place.url)
+    alice.subscribe(shop.orders)
+    pymq.init()
+    assert pymq.publish(OrderPlaced(1)) == 1
+
+
+def test_init_with_a_factory(config):
+    made = []
+
+    def factory() -> pymq.EventBus:
+        made.append(pymq.EventBus(config))
+        return made[-1]
+
+    assert pymq.init(factory) is made[0]
+    assert works()
+
+
+def test_init_as_a_context_manager(config):
+    with pymq.init(config) as bus:
+        assert works()
+        assert bus.publish("the same bus", "works") == 1
+    assert pymq.publish("x", "works") is None
+
+
+def test_init_with_nothing_is_shared_memory(place, monkeypatch):
+    if place.url.split(":")[0] != "shm":
+        pytest.skip("the default is shm")
+    monkeypatch.delenv("PYMQ_URL")
+    pymq.init()
+    assert os.listdir(os.environ["PYMQ_HOME"])
+    assert works()
+
+
+def test_a_second_init_is_refused_until_shutdown(config):
+    pymq.init(config)
+    with pytest.raises((pymq.PymqError, ValueError, RuntimeError), match="shutdown"):
+        pymq.init(config)
+    assert works()
+    pymq.shutdown()
+    pymq.init(config)
+    assert works()
+
+
+@pytest.mark.parametrize("wrong", ["nosuch://x", "nosuch", 42, object, lambda: 42])
+def test_init_refuses_what_is_no_provider(place, wrong):
+    with pytest.raises((ValueError, TypeError)):
+        pymq.init(wrong)
+    pymq.init(place.config)
+
+
+def test_an_option_that_does_not_exist_is_refused(place):
+    with pytest.raises(ValueError, match="no_such_option"):
+        pymq.init(f"{place.url}?no_such_option=1")
+
+
+def test_a_bus_that_is_started_later(config):
+    pymq.init(lambda: pymq.EventBus(config), start_bus=False)
+    running = in_thread(pymq.core.start)
+    eventually(lambda: running.done() or works())
+    pymq.shutdown()
+    running.result(GUARD)
+
+
+class Spy(pymq.EventBus):
+    """As PyMQ's users write them for their tests."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, ...]] = []
+
+    def publish(self, event, channel=None):
+        self.calls.append(("publish", event, channel))
+        return 42
+
+    def subscribe(self, callback, channel=None, pattern=False):
+        self.calls.append(("subscribe", callback, channel, pattern))
+
+    def expose(self, fn, channel=None):
+        self.calls.append(("expose", fn, channel))
+
+
+def test_a_subclass_gets_what_its_caller_gave(place):
+    bus = pymq.init(Spy)
+    assert pymq.publish("event", "channel") == 42
+    assert pymq.publish("event", channel="channel") == 42
+    pymq.subscribe(works, "c", True)
+    pymq.subscribe(works, channel="c", pattern=True)
+    pymq.expose(works, "name")
+    calls = ["publish", "publish", "subscribe", "subscribe", "expose"]
+    assert [call[0] for call in bus.calls if works in call or "event" in call] == calls
+    assert bus.calls[:2] == [("publish", "event", "channel")] * 2
+
+
+def test_making_a_bus_opens_nothing(place):
+    before = threading.active_count()
+    pymq.EventBus(place.config)
+    pymq.EventBus()
+    assert place.leftovers() == []
+    assert threading.active_count() == before
+
+
+def test_several_buses_in_one_process(config, heard):
+    with pymq.EventBus(config) as one, pymq.EventBus(config) as other:
+        one.subscribe(lambda value: heard(("one", value)), "c")
+        other.subscribe(lambda value: heard(("other", value)), "c")
+        assert one.publish(1, "c") == 2
+        assert other.publish(2, "c") == 2
+        assert sorted(heard.take(4)) == [("one", 1), ("one", 2), ("other", 1), ("other", 2)]
+
+
+def test_two_namespaces_never_meet(place, heard):
+    elsewhere = place.url.replace("tests", "elsewhere") if "tests" in place.url else place.url + "-elsewhere"
+    with pymq.EventBus(place.config) as here, pymq.EventBus(elsewhere) as there:
+        here.subscribe(heard, "c")
+        here.expose(works, "works")
+        here.queue("jobs").put(1)
+        assert there.publish(1, "c") == 0
+        assert there.queue("jobs").empty()
+        with pytest.raises(pymq.NoSuchRemoteError):
+            there.stub("works", timeout=5)()
+        here.queue("jobs").free()
+
+
+# --- before init and after shutdown -----------------------------------------------------------------------------------
+
+
+def test_before_init(place, caplog):
+    with caplog.at_level(logging.ERROR, "pymq"):
+        assert pymq.publish("too early", "c") is None
+    (record,) = caplog.records
+    assert "init" in record.getMessage()
+    for verb in (lambda: pymq.queue("jobs"), lambda: pymq.stub("add"), lambda: pymq.unexpose("add"), pymq.core.start):
+        with pytest.raises(pymq.NotInitialized, match="init"):
+            verb()
+    assert issubclass(pymq.NotInitialized, ValueError)
+
+
+def test_shutdown_without_init_does_nothing(place):
+    pymq.shutdown()
+    pymq.shutdown(timeout=1)
+
+
+def test_what_was_subscribed_before_init_belongs_to_the_next_bus(config, heard):
+    pymq.subscribe(heard, "c")
+    pymq.expose(works, "works")
+    pymq.init(config)
+    assert pymq.publish(1, "c") == 1
+    assert heard.next() == 1
+    pymq.shutdown()
+    pymq.init(config)
+    assert pymq.publish(2, "c") == 0
+    with pytest.raises(pymq.NoSuchRemoteError):
+        pymq.stub("works", timeout=5)()
+
+
+def test_everything_ends_with_shutdown(config, heard):
+    pymq.init(config)
+    pymq.subscribe(heard, "c")
+
+    @pymq.subscriber("c")
+    def in_a_function(value):
+        heard(value)
+
+    assert pymq.publish(1, "c") == 1
+    assert heard.take(2) == [1, 1]
+    pymq.shutdown()
+    pymq.init(config)
+    assert pymq.publish(2, "c") == 0
+
+
+def test_declarations_are_applied_by_every_init(place):
+    assert run_program("declared.py") == [
+        "[('anew', 1), ('function', 1), ('module', 1), ('pings/7', 1)]",
+        "-1",
+        "2",
+        "[('anew', 2), ('module', 2), ('pings/7', 2)]",
+        "-2",
+        "nobody doubles",
+        "[('anew', 3), ('pings/7', 3)]",
+        "-3",
+        "nobody doubles",
+        "0",
+    ]
+
+
+def test_the_module_has_every_verb(config, heard):
+    """Each works through the bus that `init` made."""
+    pymq.init(config)
+    pymq.subscribe(heard, "c")
+    topic = pymq.topic("c")
+    assert topic.publish(1) == 1
+    assert heard.next() == 1
+    pymq.unsubscribe(heard, "c")
+    assert topic.publish(2) == 0
+
+    @pymq.remote("seven")
+    def seven() -> int:
+        return 7
+
+    assert pymq.stub("seven", timeout=5)() == 7
+    pymq.unexpose("seven")
+    jobs = pymq.queue("jobs")
+    jobs.put(1)
+    assert jobs.get(timeout=5) == 1
+    jobs.free()
+
+
+def test_importing_pymq_imports_only_the_standard_library(tmp_path):
+    program = tmp_path / "imports.py"
+    program.write_text(
+        "import sys, pymq\n"
+        "print([name for name in ('pydantic', 'pydantic_core', 'redis', 'boto3', 'posix_ipc', 'typer') if name in sys.modules])\n"
+    )
+    assert run_program(program) == ["[]"]
+
+
+# --- shutdown and exit ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["def", "async def", "remote"])
+def test_shutdown_is_bounded_and_says_what_it_abandoned(config, heard, caplog, kind):
+    gate = threading.Event()
+
+    def hanging(value: int) -> None:
+        heard("begun")
+        gate.wait(GUARD * 2)
+
+    async def hanging_in_the_loop(value: int) -> None:
+        hanging(value)
+
+    bus = pymq.EventBus(config)
+    bus.start()
+    calling = None
+    if kind == "remote":
+        bus.expose(hanging, "hanging")
+        calling = in_thread(bus.stub("hanging", timeout=GUARD), 1)
+    else:
+        bus.subscribe(hanging if kind == "def" else hanging_in_the_loop, "c")
+        bus.publish(1, "c")
+    assert heard.next() == "begun"
+    started = time.monotonic()
+    with caplog.at_level(logging.WARNING, "pymq"):
+        bus.shutdown(timeout=0.3)
+    assert time.monotonic() - started < 6
+    assert any("hanging" in record.getMessage() for record in caplog.records)
+    gate.set()
+    if calling is not None:
+        assert calling.exception(GUARD) is not None, "a caller of one's own bus is not left waiting"
+
+
+def test_shutdown_lets_running_handlers_end(config, heard):
+    gate = threading.Event()
+
+    def slow(value: int) -> None:
+        heard("begun")
+        gate.wait(GUARD)
+        heard("ended")
+
+    bus = pymq.EventBus(config)
+    bus.start()
+    bus.subscribe(slow, "c")
+    bus.publish(1, "c")
+    assert heard.next() == "begun"
+    ending = in_thread(bus.shutdown, timeout=GUARD)
+    assert not ending.done()
+    gate.set()
+    ending.result(GUARD)
+    assert heard.take(1) == ["ended"]
+
+
+def test_shutdown_inside_a_handler(config, heard):
+    def handler(value: int) -> None:
+        bus.shutdown(timeout=1)
+        heard("down")
+
+    bus = pymq.EventBus(config)
+    bus.start()
+    bus.subscribe(handler, "c")
+    bus.publish(1, "c")
+    assert heard.next() == "down"
+
+
+def test_shutdown_twice(config):
+    bus = pymq.EventBus(config)
+    bus.start()
+    bus.shutdown()
+    bus.shutdown()
+
+
+def test_a_bus_that_was_shut_down_refuses(config):
+    bus = pymq.EventBus(config)
+    bus.start()
+    bus.shutdown()
+    for verb in (lambda: bus.publish(1, "c"), lambda: bus.queue("jobs").put(1), lambda: bus.stub("x", timeout=1)(1)):
+        with pytest.raises(pymq.PymqError):
+            verb()
+
+
+@pytest.mark.parametrize("how", ["def", "async", "remote", "error"])
+def test_a_program_ends_though_a_handler_hangs(place, how):
+    with start_program("hanging.py", how) as process:
+        out, err = process.communicate(timeout=GUARD)
+        ended = time.monotonic()
+    assert ended - float(out) < 6, "3 s, on an idle machine"
+    assert "hang" in err, "it says what was abandoned"
+    assert "Traceback" not in err
+    assert process.returncode == (1 if how == "error" else 0)
+    assert place.leftovers() == []
+
+
+def test_a_program_need_not_shut_down(place, tmp_path):
+    program = tmp_path / "careless.py"
+    program.write_text("import pymq\npymq.init()\npymq.subscribe(print, 'c')\npymq.publish(1, 'c')\npymq.queue('q').qsize()\n")
+    assert run_program(program) in ([], ["1"])
+    assert place.leftovers() == []
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_wait_and_signals(place, how):
+    """No handler is installed: the program ends as any Python program does."""
+    with start_program("listening.py") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(how)
+        out, err = process.communicate(timeout=GUARD)
+    assert err == ""
+    assert (out, process.returncode) == (("interrupted\n", 0) if how == signal.SIGINT else ("", -how))
+    with pymq.EventBus(place.config):
+        pass
+    assert place.leftovers() == [], "who comes next sweeps what the killed have left"
+
+
+def test_a_program_that_only_listens_gets_events(separate, place, bus):
+    with start_program("listening.py") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        assert bus.publish([1, "two"], "c") == 1
+        assert process.stdout.readline() == "got [1, 'two']\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=GUARD) == ("interrupted\n", "")
+
+
+def test_no_signal_handler_is_installed(config):
+    def handlers() -> list[Any]:
+        return [signal.getsignal(number) for number in signal.valid_signals()]
+
+    before = handlers()
+    pymq.init(config)
+    assert works()
+    assert handlers() == before
+    assert signal.set_wakeup_fd(-1) == -1
+    pymq.shutdown()
+    assert handlers() == before
+
+
+def test_publishing_from_a_signal_handler(place):
+    assert run_program("signalled.py") == ["True True"]
+    assert place.leftovers() == []
+
+
+# --- children ---------------------------------------------------------------------------------------------------------
+
+
+def test_fork(separate, place):
+    children = ["publishes", "inits", "shuts_down", "does_nothing", "ends_at_once", "execs"]
+    assert run_program("forking.py") == [f"child_{name} 0" for name in children] + ["put True"]
+    assert place.leftovers() == []
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_multiprocessing_with_classes_in_main(separate, place, method):
+    if method == "fork" and sys.version_info >= (3, 12):
+        options = {"env": {"PYTHONWARNINGS": "ignore::DeprecationWarning"}}
+    else:
+        options = {}
+    inherited = ["parent got: Greeting(text='from the inherited bus')"] if method == "fork" else []
+    assert sorted(run_program("main_classes.py", method, **options)) == sorted(
+        [
+            *inherited,
+            "child called: HELLO",
+            "parent got: Greeting(text='from the child')",
+            "child got: Greeting(text='from the parent')",
+            "child's exit: 0",
+            "parent got: Greeting(text='parent lives')",
+        ]
+    )
+    assert place.leftovers() == []
+
+
+# --- death ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_process_is_swept_by_the_living(separate, place, peers, bus):
+    for _ in range(5):
+        (alice,) = peers(1)
+        alice.subscribe(shop.orders)
+        alice.expose(shop.add, "add")
+        waiting = alice.begin(shop.get_as, "jobs", int)
+        assert bus.publish(OrderPlaced(1)) == 1
+        alice.kill()
+        assert bus.publish(OrderPlaced(2)) == 0
+        assert isinstance(waiting.exception(GUARD), ChildProcessError)
+    with pytest.raises(pymq.NoSuchRemoteError):
+        bus.stub("add", timeout=5)(1)
+    bus.queue("jobs").free()
+
+
+def test_the_last_process_killed_is_swept_by_the_next(separate, place, peers):
+    for peer in peers(3):
+        peer.subscribe(shop.orders)
+        peer.publish(OrderPlaced(1))
+        peer.begin(shop.get_as, "jobs", int)
+        peer.kill()
+    with pymq.EventBus(place.config) as bus:
+        assert bus.publish(OrderPlaced(1)) == 0
+    assert place.leftovers() == []
+
+
+def test_nothing_is_left_while_others_are_still_there(separate, place, peers, bus):
+    """What a process has made goes with it, not only with the last."""
+    baseline = len(place.leftovers())
+    for _ in range(3):
+        (alice,) = peers(1)
+        alice.subscribe(shop.orders)
+        alice.expose(shop.add, "add")
+        assert bus.stub("add", timeout=10)(1) == 3
+        alice.close()
+    assert len(place.leftovers()) <= baseline + 2

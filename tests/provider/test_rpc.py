@@ -1,0 +1,519 @@
+"""Remote calls: what is called, with which values, by whom, and what the caller learns when it goes wrong."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import wait
+from datetime import timedelta
+from decimal import Decimal
+
+import pytest
+from harness import GUARD, Heard, eventually, in_thread
+from programs import shop
+from programs.shop import Basket, OrderPlaced
+
+import pymq
+
+
+@pytest.fixture
+def heard() -> Heard:
+    return Heard()
+
+
+# --- calls ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_call_by_name(peers, bus):
+    (server,) = peers(1)
+    server.expose(shop.add, "add")
+    add = bus.stub("add", timeout=10)
+    assert isinstance(add, pymq.StubMethod)
+    assert (add(1), add(1, 3), add(a=1, b=4), add(1, b=5)) == (3, 4, 5, 6)
+
+
+def test_without_a_timeout(peers, bus):
+    (server,) = peers(1)
+    server.expose(shop.add, "add")
+    assert bus.stub("add")(20, 22) == 42
+
+
+def multiply(a: int, b: int = 2) -> int:
+    """The same function on both sides: a stub is made from it."""
+    return a * b
+
+
+def test_a_call_by_callable(bus):
+    bus.expose(multiply)
+    assert bus.stub(multiply, timeout=10)(3, b=4) == 12
+    assert bus.stub("test_rpc.multiply", timeout=10)(3) == 6, "its name is module and qualified name"
+
+
+def test_remote_exposes_and_leaves_the_function_as_it_is(bus):
+    @bus.remote("product_remote")
+    def product(a: int, b: int = 2) -> int:
+        return a * b
+
+    @bus.remote
+    def bare(a: int) -> int:
+        return -a
+
+    @bus.remote()
+    def called(a: int) -> int:
+        return a + 1
+
+    assert product(3) == 6
+    assert bus.stub("product_remote", timeout=2)(3, b=4) == 12
+    assert bus.stub(product, timeout=2)(5) == 10, "a stub of the function finds the name it was given"
+    assert bus.stub(bare, timeout=2)(5) == -5
+    assert bus.stub(called, timeout=2)(5) == 6
+
+
+def test_each_argument_becomes_what_its_hint_says(peers, bus):
+    (server,) = peers(1)
+    server.expose(shop.kinds, "kinds")
+    order, basket = OrderPlaced(1, Decimal("2.50")), Basket(["a"], {1: OrderPlaced(3)})
+    arguments = (order, Decimal("1E+2"), timedelta(days=1), timedelta(2))
+    result = bus.stub("kinds", timeout=10)(*arguments, named={1, 2}, one=basket, two=basket)
+    assert result == [repr(value) for value in (*arguments, {1, 2}, basket, basket)]
+
+
+def test_plain_data_becomes_what_the_hint_says(peers, bus):
+    (server,) = peers(1)
+    server.expose(shop.kinds, "kinds")
+    result = bus.stub("kinds", timeout=10)({"order_id": 1, "total": "2.50"}, named={1})
+    assert result == [repr(OrderPlaced(1, Decimal("2.50"))), "Decimal('1')", "{1}"]
+
+
+def test_the_result_is_of_the_hinted_type(peers, bus):
+    (server,) = peers(1)
+    server.expose(shop.double, "double")
+    result = bus.stub("double", timeout=10)(OrderPlaced(21, Decimal("1.25")))
+    assert repr(result) == repr(OrderPlaced(42, Decimal("2.50")))
+
+
+def test_async_remotes(peers, bus):
+    (server,) = peers(1)
+    server.expose(shop.later, "later")
+    assert [bus.stub("later", timeout=10)(word) for word in ("a", "b")] == ["A", "B"]
+
+
+def test_methods_and_lambdas(bus):
+    class Counter:
+        value = 0
+
+        def count(self, by: int = 1) -> int:
+            self.value += by
+            return self.value
+
+    counter = Counter()
+    bus.expose(counter.count, "count")
+    bus.expose(lambda a: [a], "listed")
+    count = bus.stub("count", timeout=10)
+    assert (count(), count(by=4), counter.value) == (1, 5, 5)
+    assert bus.stub("listed", timeout=10)(None) == [None]
+    bus.unexpose("count")
+    with pytest.raises(pymq.NoSuchRemoteError):
+        count()
+
+
+def test_a_lambda_without_a_name_is_refused(bus):
+    with pytest.raises(ValueError, match="lambda"):
+        bus.expose(lambda: 1)
+
+
+def test_none_is_a_result(bus):
+    bus.expose(lambda: None, "nothing")
+    assert bus.stub("nothing", timeout=10)() is None
+
+
+def test_rpc_returns_the_response(peers, bus):
+    (server,) = peers(1)
+    server.expose(shop.add, "add")
+    server.expose(shop.refuse, "refuse")
+    response = bus.stub("add", timeout=10).rpc(1, 2)
+    assert isinstance(response, pymq.RpcResponse)
+    assert (response.result, response.error, response.result_type) == (3, False, "int")
+    failed = bus.stub("refuse", timeout=10).rpc("why")
+    assert failed.error is True
+    (listed,) = bus.stub("add", timeout=10, multi=True).rpc(1, 2)
+    assert listed.result == 3
+
+
+def test_large_arguments_and_results(peers, bus):
+    (server,) = peers(1)
+    server.expose(shop.later, "later")
+    text = "a" * 3_000_000
+    assert bus.stub("later", timeout=GUARD)(text) == text.upper()
+
+
+# --- what goes wrong --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "text"),
+    [
+        ((), {}, "missing 1 required positional argument: 'a'"),
+        ((1, 2, 3), {}, "takes from 1 to 2 positional arguments but 3 were given"),
+        ((1,), {"c": 1}, "unexpected keyword argument 'c'"),
+        ((1,), {"a": 1}, "multiple values for argument 'a'"),
+    ],
+)
+def test_wrong_arguments_carry_the_text_of_the_type_error(peers, bus, args, kwargs, text):
+    (server,) = peers(1)
+    server.expose(shop.add, "add")
+    with pytest.raises(pymq.RemoteInvocationError) as caught:
+        bus.stub("add", timeout=10)(*args, **kwargs)
+    assert caught.value.remote_type == "TypeError"
+    said = str(caught.value)
+    assert text in said or {"unexpected", "multiple", "missing", "too"} & set(said.split()), said
+
+
+def test_an_argument_that_does_not_fit_its_hint_is_refused_by_the_server(peers, bus):
+    (server,) = peers(1)
+    server.expose(shop.add, "add")
+    with pytest.raises(pymq.RemoteInvocationError):
+        bus.stub("add", timeout=10)("one", "two")
+    assert bus.stub("add", timeout=10)(1) == 3
+
+
+def test_a_remote_exception_tells_all(peers, bus):
+    (server,) = peers(1)
+    server.expose(shop.refuse, "refuse")
+    with pytest.raises(pymq.RemoteInvocationError) as caught:
+        bus.stub("refuse", timeout=10)("because")
+    error = caught.value
+    assert (error.remote_type, error.remote_args) == ("LookupError", ("because", 42))
+    assert "in refuse" in error.remote_traceback
+    assert "raise LookupError(reason, 42)" in error.remote_traceback
+    assert "LookupError" in str(error)
+    assert "because" in str(error)
+
+
+class Unsendable(Exception):
+    pass
+
+
+def test_an_exception_whose_arguments_cannot_travel(bus):
+    def fail() -> None:
+        raise Unsendable(object(), 1)
+
+    bus.expose(fail, "fail")
+    with pytest.raises(pymq.RemoteInvocationError) as caught:
+        bus.stub("fail", timeout=10)()
+    assert caught.value.remote_type.endswith("Unsendable")
+    assert caught.value.remote_args[0].startswith("<object object")
+
+
+@pytest.mark.parametrize("failure", [SystemExit, KeyboardInterrupt, RecursionError, GeneratorExit, MemoryError])
+@pytest.mark.parametrize("kind", ["def", "async def"])
+def test_a_remote_that_raises_ends_nothing(bus, failure, kind):
+    def fail(now: bool) -> str:
+        if now:
+            raise failure("why")
+        return "alive"
+
+    async def fail_async(now: bool) -> str:
+        return fail(now)
+
+    bus.expose(fail if kind == "def" else fail_async, "fail")
+    with pytest.raises(pymq.RemoteInvocationError) as caught:
+        bus.stub("fail", timeout=10)(True)
+    assert caught.value.remote_type == failure.__name__
+    assert bus.stub("fail", timeout=10)(False) == "alive"
+
+
+def test_a_result_that_cannot_travel_is_an_error_of_the_call(bus):
+    bus.expose(lambda good: "fine" if good else object(), "give")
+    with pytest.raises(pymq.RemoteInvocationError, match="object"):
+        bus.stub("give", timeout=10)(False)
+    assert bus.stub("give", timeout=10)(True) == "fine"
+
+
+def test_an_argument_that_cannot_travel_is_refused_by_the_caller(bus):
+    bus.expose(lambda value: value, "give")
+    with pytest.raises(pymq.CodecError):
+        bus.stub("give", timeout=10)(object())
+
+
+def test_nobody_serves(bus):
+    started = time.monotonic()
+    with pytest.raises(pymq.NoSuchRemoteError, match="nobody"):
+        bus.stub("nobody", timeout=60)()
+    assert bus.stub("nobody", timeout=60, multi=True)() == []
+    assert time.monotonic() - started < 5
+
+
+def test_nobody_serves_any_more(peers, bus):
+    (server,) = peers(1)
+    server.expose(shop.add, "add")
+    add = bus.stub("add", timeout=60)
+    assert add(1) == 3
+    server.call(shop.unexpose, "add")
+    with pytest.raises(pymq.NoSuchRemoteError):
+        add(1)
+    server.expose(shop.add, "add")
+    assert add(1) == 3
+    server.close()
+    with pytest.raises(pymq.NoSuchRemoteError):
+        add(1)
+
+
+def test_unexpose_by_callable_and_by_name(bus):
+    bus.expose(multiply)
+    bus.expose(multiply, "other name")
+    bus.unexpose(multiply)
+    with pytest.raises(pymq.NoSuchRemoteError):
+        bus.stub(multiply, timeout=10)(1)
+    assert bus.stub("other name", timeout=10)(1) == 2
+    bus.unexpose("other name")
+    with pytest.raises(pymq.NoSuchRemoteError):
+        bus.stub("other name", timeout=10)(1)
+
+
+@pytest.mark.parametrize("timeout", [-1, float("nan")])
+def test_a_negative_timeout_is_refused(bus, timeout):
+    bus.expose(lambda: 1, "one")
+    with pytest.raises(ValueError, match="timeout"):
+        bus.stub("one", timeout=timeout)()
+
+
+# --- deadlines --------------------------------------------------------------------------------------------------------
+
+
+def test_a_deadline(peers, bus):
+    (server,) = peers(1)
+    server.expose(shop.hang, "hang")
+    started = time.monotonic()
+    with pytest.raises(pymq.RpcTimeout) as caught:
+        bus.stub("hang", timeout=0.3)(1)
+    assert 0.3 <= time.monotonic() - started < 5
+    assert isinstance(caught.value, TimeoutError)
+    assert isinstance(caught.value, pymq.RemoteInvocationError)
+    server.release()
+    assert bus.stub("hang", timeout=10)("next") == "next", "a late reply is nobody's"
+
+
+def test_an_expired_request_is_not_executed(peers, bus):
+    (server,) = peers(1)
+    server.expose(shop.hang, "hang")
+    first = in_thread(bus.stub("hang", timeout=GUARD), "first")
+    assert server.hear() == ("begun", "first")
+    with pytest.raises(pymq.RpcTimeout):
+        bus.stub("hang", timeout=0.1)("expired")
+    server.release()
+    assert first.result(GUARD) == "first"
+    assert bus.stub("hang", timeout=10)("last") == "last"
+    assert server.heard.take(1) == [("begun", "last")]
+
+
+def test_one_deadline_for_all_of_a_multi_call(peers, bus):
+    servers = peers(3)
+    for server in servers:
+        server.expose(shop.hang, "hang")
+    started = time.monotonic()
+    results = bus.stub("hang", timeout=0.5, multi=True)("x")
+    assert time.monotonic() - started < 1.4, "not one deadline per server"
+    assert [type(result) for result in results] == [pymq.RpcTimeout] * 3
+
+
+def test_a_stopped_server(separate, peers, bus):
+    (server,) = peers(1)
+    server.expose(shop.add, "add")
+    server.stop()
+    with pytest.raises(pymq.RpcTimeout):
+        bus.stub("add", timeout=0.3)(1)
+    server.resume()
+    assert bus.stub("add", timeout=10)(2) == 4
+
+
+# --- several servers --------------------------------------------------------------------------------------------------
+
+
+def test_one_live_server_executes_a_call(peers, bus):
+    servers = peers(3)
+    for server in servers:
+        server.expose(shop.who, "who")
+    for _ in range(10):
+        bus.stub("who", timeout=10)()
+    bus.stub("who", timeout=10, multi=True)()
+    asked = [len(server.heard.rest()) for server in servers]
+    assert sum(asked) == 13
+
+
+def test_calls_spread(peers, bus):
+    servers = peers(3)
+    for server in servers:
+        server.expose(shop.who, "who")
+    for _ in range(60):
+        bus.stub("who", timeout=10)()
+    asked = [len(server.heard.rest()) for server in servers]
+    assert sum(asked) == 60
+    assert min(asked) >= 5
+
+
+def test_a_busy_server_does_not_get_the_call(peers, bus):
+    servers = peers(2)
+    for server in servers:
+        server.expose(shop.hang, "hang")
+    first = in_thread(bus.stub("hang", timeout=GUARD), 1)
+    eventually(lambda: any(server.heard.waiting() for server in servers))
+    second = in_thread(bus.stub("hang", timeout=GUARD), 2)
+    begun = [server.hear() for server in servers]
+    assert sorted(begun) == [("begun", 1), ("begun", 2)]
+    for server in servers:
+        server.release()
+    assert (first.result(GUARD), second.result(GUARD)) == (1, 2)
+
+
+def test_multi_asks_everybody(peers, bus):
+    servers = peers(3)
+    for server in servers:
+        server.expose(shop.refuse_here_only, "ask")
+    assert bus.stub("ask", timeout=10, multi=True)() == ["fine"] * 3
+    servers[1].call(shop.fail_here)
+    results = bus.stub("ask", timeout=10, multi=True)()
+    assert sorted(map(str, results))[-2:] == ["fine", "fine"]
+    (failure,) = [result for result in results if result != "fine"]
+    assert isinstance(failure, pymq.RemoteInvocationError)
+    assert (failure.remote_type, failure.remote_args) == ("LookupError", ("here",))
+
+
+def test_multi_returns_the_results_there_are(peers, bus):
+    quick, slow = peers(2)
+    quick.release()
+    for server in (quick, slow):
+        server.expose(shop.hang, "hang")
+    results = bus.stub("hang", timeout=0.5, multi=True)("x")
+    assert sorted(type(result).__name__ for result in results) == ["RpcTimeout", "str"]
+
+
+# --- death ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_server_killed_during_the_call(separate, peers, bus):
+    (server,) = peers(1)
+    server.expose(shop.hang, "hang")
+    for timeout in (60, None):
+        calling = in_thread(bus.stub("hang", timeout=timeout), "x")
+        assert server.hear() == ("begun", "x")
+        server.kill()
+        killed = time.monotonic()
+        with pytest.raises(pymq.ServerDied):
+            calling.result(GUARD)
+        assert time.monotonic() - killed < 2, "100 ms, with a guard of 20 times that"
+        (server,) = peers(1)
+        server.expose(shop.hang, "hang")
+
+
+def test_a_server_killed_before_it_took_the_request(separate, peers, bus):
+    (server,) = peers(1)
+    server.expose(shop.add, "add")
+    server.stop()
+    calling = in_thread(bus.stub("add", timeout=60), 1)
+    wait([calling], timeout=0.1)
+    server.kill()
+    with pytest.raises((pymq.ServerDied, pymq.NoSuchRemoteError)):
+        calling.result(5)
+
+
+def test_the_others_serve_on(separate, peers, bus):
+    servers = peers(3)
+    for server in servers:
+        server.expose(shop.who, "who")
+    servers[0].kill()
+    living = {server.call(shop.pid) for server in servers[1:]}
+    assert {bus.stub("who", timeout=10)() for _ in range(20)} == living
+    assert set(bus.stub("who", timeout=10, multi=True)()) == living
+
+
+def test_a_server_killed_during_a_multi_call(separate, peers, bus):
+    doomed, other = peers(2)
+    other.release()
+    for server in (doomed, other):
+        server.expose(shop.hang, "hang")
+    calling = in_thread(bus.stub("hang", timeout=60, multi=True), "x")
+    assert doomed.hear() == ("begun", "x")
+    doomed.kill()
+    results = calling.result(5)
+    assert sorted(type(result).__name__ for result in results) == ["ServerDied", "str"]
+
+
+def test_a_killed_caller_harms_nobody(separate, peers, bus):
+    server, caller = peers(2)
+    server.expose(shop.hang, "hang")
+    caller.begin(shop.call, "hang", "lost")
+    assert server.hear() == ("begun", "lost")
+    caller.kill()
+    server.release()
+    assert bus.stub("hang", timeout=10)("next") == "next"
+
+
+# --- calls inside handlers and remotes, and from many threads ---------------------------------------------------------
+
+
+def test_a_remote_may_call_a_remote_of_its_own_process(peers, bus):
+    (server,) = peers(1)
+    server.expose(shop.add, "add")
+    server.expose(shop.product_by_stub, "product")
+    assert bus.stub("product", timeout=GUARD)(6, 7) == 42
+
+
+def test_two_processes_may_call_each_other(peers):
+    alice, bob = peers(2)
+    alice.expose(shop.add, "add")
+    bob.expose(shop.product_by_stub, "product")
+    assert alice.call(shop.call, "product", 3, 4) == 12
+
+
+def test_an_async_remote_may_call(bus):
+    bus.expose(lambda value: value + 1, "next")
+
+    async def twice(value: int) -> int:
+        return bus.stub("next", timeout=10)(bus.stub("next", timeout=10)(value))
+
+    bus.expose(twice, "twice")
+    assert bus.stub("twice", timeout=GUARD)(1) == 3
+
+
+def test_a_call_does_not_wait_for_a_slow_handler(bus, heard):
+    gate = threading.Event()
+
+    def slow(value: int) -> None:
+        heard("begun")
+        gate.wait(GUARD)
+
+    bus.subscribe(slow, "c")
+    bus.expose(lambda: "pong", "ping")
+    bus.publish(1, "c")
+    assert heard.next() == "begun"
+    try:
+        assert [bus.stub("ping", timeout=10)() for _ in range(20)] == ["pong"] * 20
+    finally:
+        gate.set()
+
+
+def test_events_arrive_while_a_call_waits(peers, bus, heard):
+    (server,) = peers(1)
+    server.expose(shop.hang, "hang")
+    bus.subscribe(heard, "c")
+    calling = in_thread(bus.stub("hang", timeout=GUARD), "x")
+    assert server.hear() == ("begun", "x")
+    for value in range(5):
+        assert server.publish(value, "c") == 1
+    assert heard.take(5) == list(range(5))
+    server.release()
+    assert calling.result(GUARD) == "x"
+
+
+def test_every_thread_gets_its_own_answer(peers, bus, place):
+    servers = peers(2)
+    for server in servers:
+        server.expose(shop.add, "add")
+    add = bus.stub("add", timeout=GUARD)
+
+    def ask(thread: int) -> list[int]:
+        return [add(thread * 1000, number) for number in range(int(200 * place.scale))]
+
+    answers = [future.result(GUARD * 3) for future in [in_thread(ask, thread) for thread in range(6)]]
+    assert answers == [[thread * 1000 + number for number in range(int(200 * place.scale))] for thread in range(6)]

@@ -1,0 +1,135 @@
+"""The command: the demo as a user runs it, and what it says where its packages are missing."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+COMMAND = [sys.executable, "-m", "pymq.cli"]
+SHM = Path("/dev/shm")
+
+needs_cli = pytest.mark.skipif(not (find_spec("typer") and find_spec("rich")), reason="needs the extra cli")
+
+
+def run(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """A user's environment, with a mark by which the demo's processes are found again."""
+    return os.environ | {"PYTHONPATH": str(ROOT), "PYMQ_TEST_MARK": str(tmp_path)}
+
+
+def marked(environment: dict[str, str]) -> list[int]:
+    """The processes that inherited the mark."""
+    mark = f"PYMQ_TEST_MARK={environment['PYMQ_TEST_MARK']}".encode()
+    return [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/environ") if mark in _read(path)]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""  # it has ended, or is another user's
+
+
+def homes() -> set[str]:
+    return {path.name for path in SHM.glob("pymq-demo-*")}
+
+
+@needs_cli
+def test_demo_shows_what_travels_and_leaves_nothing(environment: dict[str, str]) -> None:
+    before, begin = homes(), time.monotonic()
+    done = run([*COMMAND, "demo"], environment)
+    took = time.monotonic() - begin
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+    assert took < 10
+    for line in (
+        r"publisher +publishes order 4: a clock; it reached 1$",
+        r"by_class +handles order 4 of 38.00$",
+        r"by_pattern +reads 22.5 from sensors/door$",
+        r"worker +packs a clock$",
+        r"server +is asked for the price of 4 x chair$",
+        r"client +calls price\('chair', amount=4\): 20$",
+        r"speed +events: [\d,]+ a second",
+        r"speed +remote calls: [\d,]+ microseconds",
+    ):
+        assert re.search(line, done.stdout, re.M), f"{line} is not in\n{done.stdout}"
+    assert homes() == before
+    assert marked(environment) == []
+
+
+@needs_cli
+def test_ctrl_c_ends_the_demo_and_all_its_processes(environment: dict[str, str]) -> None:
+    before = homes()
+    with start_demo(environment) as demo:
+        until_it_talks(demo)
+        demo.send_signal(signal.SIGINT)
+        rest, _ = demo.communicate(timeout=20)
+    assert demo.returncode == 130
+    assert b"Traceback" not in rest
+    assert homes() == before
+    assert marked(environment) == []
+
+
+@needs_cli
+def test_the_programs_end_with_a_director_that_was_killed(environment: dict[str, str]) -> None:
+    before = homes()
+    with start_demo(environment) as demo:
+        until_it_talks(demo)
+        others = [os.pidfd_open(pid) for pid in marked(environment) if pid != demo.pid]
+        demo.kill()
+    try:
+        assert len(others) >= 4
+        assert all(select.select([fd], [], [], 20)[0] for fd in others)
+    finally:
+        for fd in others:
+            os.close(fd)
+        for home in homes() - before:
+            subprocess.run(["rm", "-r", str(SHM / home)], check=True)
+
+
+def start_demo(environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([*COMMAND, "demo"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def until_it_talks(demo: subprocess.Popen[bytes]) -> None:
+    """All listeners are on stage when the first order is placed."""
+    assert demo.stdout is not None
+    assert any(b"publishes order" in line for line in demo.stdout)
+
+
+@needs_cli
+def test_a_demo_that_cannot_work_says_why(environment: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.platform = 'plan9'\n")
+    environment["PYTHONPATH"] = f"{tmp_path}:{ROOT}"
+    done = run([*COMMAND, "demo"], environment)
+    assert done.returncode == 1
+    assert "ProviderError" in done.stdout
+    assert "the demo failed: " in done.stdout
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_without_the_extra_the_command_names_it(missing: str, environment: dict[str, str]) -> None:
+    program = f"import sys; sys.modules[{missing!r}] = None; sys.argv = ['pymq', 'demo']; from pymq.cli import main; main()"
+    done = run([sys.executable, "-c", program], environment)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"pymq: the command needs {missing}; in a checkout of pymq: pip install -e '.[cli]'\n"
+
+
+@needs_cli
+def test_the_command_lists_its_words(environment: dict[str, str]) -> None:
+    done = run([*COMMAND, "--help"], environment)
+    assert done.returncode == 0
+    assert "demo" in done.stdout

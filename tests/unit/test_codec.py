@@ -1,0 +1,918 @@
+"""Values arrive exactly as they were sent, or are refused; and no message makes the receiver do anything."""
+
+# ruff: noqa: UP007, UP045 - both ways of writing a union are tested
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import threading
+from collections import OrderedDict, namedtuple
+from collections.abc import Iterator
+from dataclasses import InitVar, dataclass, field, replace
+from datetime import date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from enum import Enum, Flag, IntEnum
+from functools import cached_property
+from typing import Annotated, Any, Generic, Literal, NamedTuple, Optional, TypedDict, TypeVar, Union
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, RootModel, field_validator
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+
+from pymq import _hints, _tagged, codec
+from pymq.codec import (
+    RAW,
+    TAGGED,
+    TYPED,
+    convert,
+    decode_arguments,
+    decoder_for,
+    encode_arguments,
+    encoder_for,
+    name_type,
+)
+from pymq.exceptions import CodecError
+from pymq.topics import topic_of
+
+
+class Color(Enum):
+    RED = "red"
+    BLUE = "blue"
+
+
+class Level(IntEnum):
+    LOW = 1
+    HIGH = 2
+
+
+class Text(str, Enum):
+    A = "a"
+
+
+class Mixed(Enum):
+    ONE = 1
+    TEXT = "1"
+    PAIR = (1, 2)
+
+
+class Rights(Flag):
+    READ = 1
+    WRITE = 2
+
+
+@dataclass
+class Reading:
+    a: int
+    b: str
+    c: float
+    d: str
+
+
+@dataclass
+class Urgent(Reading):
+    e: int = 0
+
+
+@dataclass(frozen=True)
+class Frozen:
+    a: int
+    b: Decimal = Decimal(1)
+
+
+@dataclass
+class Everything:
+    i: int
+    s: str
+    f: float
+    b: bool
+    n: None
+    d: Decimal
+    t: datetime
+    day: date
+    u: UUID
+    e: Color
+    level: Level
+    items: list[int]
+    nested: list[list[Frozen]]
+    table: dict[str, list[float]]
+    maybe: Optional[int]
+    either: str | None
+    one: Reading
+
+
+class Slotted:
+    __slots__ = ("__private", "a")
+
+    def __init__(self, a: int) -> None:
+        self.a = a
+        self.__private = a + 1
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Slotted) and (self.a, self.__private) == (other.a, other.__private)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@dataclass
+class KeywordOnly:
+    a: int = field(kw_only=True)
+    b: list[int] = field(default_factory=list, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class SlottedFrozen:
+    a: int
+    b: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class SlottedTyped:
+    a: int
+
+
+@dataclass
+class Computed:
+    a: int
+    total: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.total = self.a * 2
+
+
+@dataclass
+class OwnInit:
+    a: int
+
+    def __init__(self, a: int) -> None:
+        self.a = a
+
+
+@dataclass
+class Allowed:
+    rights: Rights
+
+
+@dataclass
+class Early:
+    late: Late  # type: ignore[name-defined]  # noqa: F821 - defined by a test
+
+
+@dataclass
+class Growing:
+    a: int
+
+    def __post_init__(self) -> None:
+        self.a += 1
+
+
+@dataclass
+class Cached:
+    a: int
+
+    @cached_property
+    def double(self) -> int:
+        return self.a * 2
+
+
+@dataclass
+class Node:
+    value: int
+    children: list[Node] = field(default_factory=list)
+
+
+@dataclass
+class Anything:
+    value: Any
+
+
+class Point(NamedTuple):
+    x: int
+    y: float = 0.0
+
+
+Pair = namedtuple("Pair", "left right")
+
+
+class Movie(TypedDict):
+    title: str
+    year: int
+
+
+class Plain:
+    kind = "class attribute"
+
+    def __init__(self, a: int, b: str = "b") -> None:
+        self.a = a
+        self.b = b
+        self.c: Any = [a]
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and vars(other) == vars(self)
+
+    def __repr__(self) -> str:
+        return f"Plain({vars(self)})"
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Positional:
+    def __init__(self, a: int, /) -> None:
+        self.a = a
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Positional) and vars(other) == vars(self)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    a: int
+    name: str = Field("x", alias="NAME")
+    at: datetime | None = None
+    inner: Frozen | None = None
+    _secret: int = PrivateAttr(default=3)
+
+
+class Shouting(BaseModel):
+    text: str
+
+    @field_validator("text")
+    @classmethod
+    def louder(cls, value: str) -> str:
+        return value + "!"
+
+
+class Numbers(RootModel[list[int]]):
+    pass
+
+
+T = TypeVar("T")
+
+
+@pydantic_dataclass
+class Validated:
+    a: int
+    b: list[int] = Field(default_factory=list)
+
+
+@dataclass
+class Box(Generic[T]):
+    item: T
+
+
+READING = Reading(1, "hello", 2.5, "x")
+EVERYTHING = Everything(
+    *(1, "é\x00\u2028", math.inf, True, None, Decimal("1E+2"), datetime(2020, 1, 2, 3, 4, 5, 6), date(1, 1, 1), UUID(int=7)),
+    *(Color.RED, Level.HIGH, [1, 2], [[Frozen(1)], []], {"~": [-0.0, math.nan], "": []}, None, "x", READING),
+)
+
+
+def model() -> Model:
+    made = Model.model_validate({"a": 1, "NAME": "n", "other": {1: (2,)}, "at": "2020-01-01T00:00:00+01:00"})
+    made._secret = 4
+    return made
+
+
+VALUES: list[Any] = [
+    *(None, True, False, 0, -1, 2**63, -(2**63) - 1, 10**5000, 0.0, -0.0, 1e22, 5e-324, math.nan, math.inf, -math.inf),
+    *("", "é", "\U0001f600", "\ud83d\ude00", "\udcff", b"", b"\xff\x00", bytearray(b"x"), [], [1, [2]], (), (1, (2,)), (1, [2])),
+    *(set(), {1, "a"}, frozenset({(1, 2)}), {}, {"a": 1}, {1: "a", (1, 2): None, True and "t": 1.0, None: 0, b"k": 2, 1.5: 3}),
+    *({"~": 1}, {"~": "tuple", "v": [1]}, {"~": "object", "t": "x", "v": {}}, [{"~": {"~": 1}}], {"\udc00": 1}),
+    *(date(9999, 12, 31), time(1, 2, 3, 4), time(1, fold=1, tzinfo=timezone.utc), timedelta(-1, 2, 3), timedelta.max),
+    *(datetime.min, datetime(2020, 1, 1, fold=1), datetime(2020, 1, 1, tzinfo=timezone.utc), timezone.utc),
+    datetime(2020, 1, 1, tzinfo=timezone(timedelta(hours=-5, microseconds=1), "odd")),
+    datetime(2020, 10, 25, 2, 30, tzinfo=ZoneInfo("Europe/Berlin"), fold=1),
+    *(Decimal("NaN123"), Decimal("-sNaN7"), Decimal("1E+2"), Decimal("-0.00"), Decimal("-Infinity"), UUID(int=2**128 - 1)),
+    *(Color.RED, Level.LOW, Text.A, Mixed.ONE, Mixed.TEXT, Mixed.PAIR, Rights.READ | Rights.WRITE, Rights(0)),
+    *(READING, Urgent(1, "", 0.0, "", 5), Frozen(1), Frozen(2, Decimal("sNaN")), EVERYTHING, replace(EVERYTHING, i=2**80)),
+    *(Slotted(1), KeywordOnly(a=1), SlottedFrozen(1, (2,)), SlottedTyped(1), Computed(2), Growing(1), Node(1, [Node(2)])),
+    *(
+        Point(1),
+        Pair([1], {2}),
+        Plain(1),
+        Positional(1),
+        Validated(1, [2]),
+        Box[int](1),
+        Box("x"),
+        model(),
+        Shouting(text="a"),
+        Numbers([1]),
+    ),
+    *(Anything(READING), Anything({1: Point(1)}), Anything((Color.RED, model())), {"movie": Movie(title="t", year=1)}),
+    *(
+        Reading(1, "\udcff", 0.0, ""),
+        Reading(1, "", 3, ""),
+        replace(EVERYTHING, one=Urgent(1, "", 0.0, "")),
+        Reading(Level.LOW, "", 0.0, ""),
+    ),
+    replace(EVERYTHING, t=datetime(2020, 1, 1, tzinfo=timezone.utc)),
+]
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal by type and repr, all the way down."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, (set, frozenset)):
+        return same(sorted(a, key=repr), sorted(b, key=repr))
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, dict):
+        return same(list(a.items()), list(b.items()))
+    if isinstance(a, int) and not isinstance(a, Enum):
+        return a == b
+    if hasattr(a, "__dict__") and not isinstance(a, Enum):
+        return same(attributes(a), attributes(b))
+    return (repr(a) == repr(b) or type(a).__repr__ is object.__repr__) and ("nan" in repr(a).lower() or a == b)
+
+
+def attributes(value: Any) -> dict[str, Any]:
+    return {name: item for name, item in vars(value).items() if name != "__orig_class__"}
+
+
+def send(value: Any, hint: Any = Any) -> Any:
+    encoder = encoder_for(type(value))
+    return decoder_for(encoder.form, encoder.type_name, hint)(encoder.encode(value))
+
+
+@pytest.fixture
+def unnamed() -> Iterator[None]:
+    """As in a process that has named nothing."""
+    kept = _hints._named.copy(), _hints._in_hints.copy()
+    _hints._named.clear()
+    _hints._in_hints.clear()
+    codec._encoders.pop(Reading, None)
+    yield
+    _hints._named.update(kept[0])
+    _hints._in_hints.update(kept[1])
+
+
+def ids(value: Any) -> str:
+    return f"{type(value).__name__}-{ascii(value)[:30]}" if not isinstance(value, int) else f"int{value % 1000}"
+
+
+@pytest.mark.parametrize("value", VALUES, ids=ids)
+class TestTypeTable:
+    def test_arrives_exactly(self, value: Any) -> None:
+        assert same(send(value), value)
+
+    def test_arrives_exactly_for_its_own_type(self, value: Any) -> None:
+        assert same(send(value, type(value)), value)
+
+    def test_arrives_exactly_in_a_container(self, value: Any) -> None:
+        assert same(send([value, {"k": value}]), [value, {"k": value}])
+
+    def test_arrives_exactly_as_an_argument(self, value: Any) -> None:
+        args, kwargs = decode_arguments(encode_arguments((value,), {"k": value, "~": value}))
+        assert same((args, kwargs), ([value], {"k": value, "~": value}))
+
+    def test_fits_its_own_type(self, value: Any) -> None:
+        assert same(convert(value, type(value)), value)
+
+
+class TestForms:
+    @pytest.mark.parametrize("cls", [Reading, Urgent, Frozen, Everything, SlottedTyped])
+    def test_typed(self, cls: type) -> None:
+        assert encoder_for(cls).form == TYPED
+
+    @pytest.mark.parametrize(
+        "cls", [Computed, OwnInit, Allowed, Node, Anything, Box, SlottedFrozen, Model, Plain, Point, Color, int, dict]
+    )
+    def test_tagged(self, cls: type) -> None:
+        assert encoder_for(cls).form == TAGGED
+
+    def test_bytes_travel_as_they_are(self) -> None:
+        assert encoder_for(bytes).form == RAW
+        assert encoder_for(bytes).encode(b"\xff") == b"\xff"
+
+    def test_typed_json_is_plain(self) -> None:
+        assert json.loads(encoder_for(Reading).encode(READING)) == {"a": 1, "b": "hello", "c": 2.5, "d": "x"}
+
+    def test_names(self) -> None:
+        names = [encoder_for(cls).type_name for cls in (int, type(None), datetime, Decimal, Reading)]
+        assert names == ["int", "NoneType", "datetime.datetime", "decimal.Decimal", topic_of(Reading)]
+
+    def test_encoders_are_made_once(self) -> None:
+        assert encoder_for(Reading) is encoder_for(Reading)
+
+    def test_unknown_form(self) -> None:
+        with pytest.raises(CodecError, match="form 9"):
+            decoder_for(9, "int")
+
+
+class TestNotOfTheDeclaredType:
+    @pytest.mark.parametrize(
+        "value",
+        [
+            *(Reading("a", "", 0.0, ""), Reading(1.5, "", 0.0, ""), Reading(True, "", 0.0, ""), Reading(1, 1, 0.0, "")),
+            *(Reading(1, None, 0.0, ""), Reading(1, b"x", 0.0, ""), Reading(1, "", True, ""), Reading(1, "", "1", "")),
+            *(replace(EVERYTHING, items=["a"]), replace(EVERYTHING, items=(1,)), replace(EVERYTHING, items=[True])),
+            *(replace(EVERYTHING, one={"a": 1, "b": "", "c": 0.0, "d": ""}), replace(EVERYTHING, e="red"), Frozen(1, "1")),
+            *(replace(EVERYTHING, d="1"), replace(EVERYTHING, t="2020-01-01"), replace(EVERYTHING, table={1: []})),
+            *(Plain("a"), Point("a"), Model.model_construct(a="1"), Node(1, [Reading(1, "", 0.0, "")]), SlottedFrozen(1, [2])),
+        ],
+        ids=ids,
+    )
+    def test_is_refused_by_the_sender(self, value: Any) -> None:
+        with pytest.raises(CodecError):
+            encoder_for(type(value)).encode(value)
+
+    def test_the_place_is_named(self) -> None:
+        with pytest.raises(CodecError, match=r"Reading\.a: 'x' is str, not int"):
+            encoder_for(Reading).encode(Reading("x", "", 0.0, ""))
+
+    @pytest.mark.parametrize(
+        "data", [b'{"a":true,"b":"","c":1.0,"d":""}', b'{"a":1,"b":"","c":"1","d":""}', b'{"a":1}', b"[]", b""]
+    )
+    def test_is_refused_by_the_receiver(self, data: bytes) -> None:
+        with pytest.raises(CodecError):
+            decoder_for(TYPED, topic_of(Reading), Reading)(data)
+
+    @pytest.mark.parametrize(
+        ("value", "hint"),
+        [
+            *(("x", float), ("x", int), (True, int), (1.0, int), (1, str), (1, bool), (b"x", str), ("1", Decimal), ([1], tuple)),
+            *((READING, Frozen), (Frozen(1), Reading), (READING, dict), ([1, "a"], list[int]), ({"a": "b"}, dict[str, int])),
+            *((1, Union[str, bytes]), ("c", Literal["a", "b"]), (True, Literal[1]), ({"title": 1, "year": 1}, Movie)),
+            *(({"title": "x"}, Movie), ((1, "a", 2), tuple[int, str]), (2**53 + 1, float), (10**400, float), ("red", Color)),
+            *(
+                ({"a": "x", "b": "", "c": 1, "d": ""}, Reading),
+                ({"a": 1}, Reading),
+                (dict(vars(READING), z=1), Reading),
+                (1, type(None)),
+            ),
+        ],
+        ids=str,
+    )
+    def test_does_not_fit_the_hint(self, value: Any, hint: Any) -> None:
+        with pytest.raises(CodecError):
+            send(value, hint)
+        with pytest.raises(CodecError):
+            convert(value, hint)
+
+    def test_a_field_too_many_is_refused_by_the_receiver(self) -> None:
+        with pytest.raises(CodecError, match="has no e"):
+            decoder_for(TYPED, topic_of(Reading), Reading)(json.dumps({**vars(READING), "e": 1}).encode())
+
+    def test_a_tagged_field_is_refused_by_the_receiver(self) -> None:
+        data = json.dumps({"~": "object", "t": topic_of(Computed), "v": {"a": 1, "total": "2"}}).encode()
+        with pytest.raises(CodecError, match="total"):
+            decoder_for(TAGGED, topic_of(Computed), Computed)(data)
+
+
+class TestHints:
+    @pytest.mark.parametrize(
+        ("value", "hint", "expected"),
+        [
+            *((1, float, 1.0), (1, Union[int, float], 1), (1, Union[float, int], 1), (1, Optional[float], 1.0)),
+            *(
+                (None, Optional[Reading], None),
+                ({"a": 1}, Validated, Validated(1)),
+                ({"READING": READING}, dict[str, Reading], {"READING": READING}),
+            ),
+            *((READING, Reading | None, READING), (READING, Annotated[Reading, "x"], READING), (1, Any, 1), (1, object, 1)),
+            *(
+                (vars(READING), Reading, READING),
+                ([vars(READING)], list[Reading], [READING]),
+                ((1, "a"), tuple[int, str], (1, "a")),
+            ),
+            *(
+                ({"a": 1, "b": "2.50"}, Frozen, Frozen(1, Decimal("2.50"))),
+                ({"a": 1}, Plain, Plain(1)),
+                ({"x": 1}, Point, Point(1)),
+            ),
+            *(({"a": 1, "NAME": "q"}, Model, Model(a=1, NAME="q")), ({"item": 1}, Box[int], Box(1)), ("a", Literal["a"], "a")),
+            *(({"a": 2, "total": 9}, Computed, Computed(2)), ({"a": 1, "b": [1, 2]}, SlottedFrozen, SlottedFrozen(1, (1, 2)))),
+            *(
+                ({"value": 1, "children": [{"value": 2}]}, Node, Node(1, [Node(2)])),
+                (Level.LOW, int, Level.LOW),
+                ((), tuple[int, ...], ()),
+            ),
+        ],
+        ids=str,
+    )
+    def test_fits(self, value: Any, hint: Any, expected: Any) -> None:
+        if isinstance(expected, Computed):
+            expected.total = 9
+        assert same(send(value, hint), expected)
+        assert same(convert(value, hint), expected)
+
+    def test_json_texts_inside_a_dict(self) -> None:
+        node = json.loads(encoder_for(Everything).encode(replace(EVERYTHING, f=1.0, table={})))
+        assert same(convert(node, Everything), replace(EVERYTHING, f=1.0, table={}))
+
+    def test_a_subclass_arrives_as_itself(self) -> None:
+        assert same(send(Urgent(1, "", 0.0, "", 7), Reading), Urgent(1, "", 0.0, "", 7))
+
+    def test_unresolvable_hints_count_as_any(self) -> None:
+        @dataclass
+        class Local:
+            value: Missing  # type: ignore[name-defined]  # noqa: F821
+
+        assert send(Local((1,))) == Local((1,))
+
+    def test_hints_that_cannot_be_hashed(self) -> None:
+        assert convert(1, Annotated[int, {}]) == 1
+
+    def test_a_class_of_the_same_name_is_the_one_in_the_hint(self) -> None:
+        name = topic_of(Reading)
+        other = dataclass(type("Reading", (), {"__annotations__": {"a": "int"}, "__module__": __name__, "__qualname__": "Reading"}))
+        decode = decoder_for(TAGGED, name, Reading)
+        try:
+            assert decoder_for(TYPED, name, other)(b'{"a":1}') == other(1)
+            assert decode(json.dumps({"~": "object", "t": name, "v": vars(READING)}).encode()) == READING
+        finally:
+            name_type(Reading)
+
+
+class TestCannotTravel:
+    def test_init_var(self) -> None:
+        @dataclass
+        class Hashed:
+            a: int
+            salt: InitVar[int]
+
+        with pytest.raises(CodecError, match="salt"):
+            encoder_for(Hashed).encode(Hashed(1, 2))
+
+    def test_a_parameter_without_an_attribute(self) -> None:
+        class Hidden:
+            def __init__(self, secret: int) -> None:
+                self._secret = secret
+
+        with pytest.raises(CodecError, match="secret"):
+            encoder_for(Hidden).encode(Hidden(1))
+
+    def test_a_missing_field(self) -> None:
+        value = Reading(1, "", 0.0, "")
+        del value.a
+        with pytest.raises(CodecError, match=r"no attribute a"):
+            encoder_for(Reading).encode(value)
+
+    @pytest.mark.parametrize(
+        "value",
+        [
+            threading.Lock(),
+            len,
+            lambda: 1,
+            int,
+            sys,
+            OrderedDict(a=1),
+            object(),
+            ValueError("x"),
+            iter([]),
+            (i for i in ()),
+            1j,
+            range(3),
+        ],
+        ids=ids,
+    )
+    def test_more_than_attributes(self, value: Any) -> None:
+        for sent in (value, [value], Anything(value)):
+            with pytest.raises(CodecError):
+                encoder_for(type(sent)).encode(sent)
+
+    def test_an_own_builtin(self) -> None:
+        class Name(str):
+            pass
+
+        for sent in (Name("x"), Reading(1, Name("x"), 0.0, ""), {Name("x"): 1}):
+            with pytest.raises(CodecError, match="Name"):
+                encoder_for(type(sent)).encode(sent)
+
+    def test_a_value_in_itself(self) -> None:
+        loop: list[Any] = []
+        loop.append(loop)
+        with pytest.raises(CodecError, match="nested deeper"):
+            encoder_for(list).encode(loop)
+
+    @pytest.mark.parametrize("wrap", [list, tuple, frozenset, lambda it: {"k": it[0]}, lambda it: Anything(it[0])])
+    def test_what_is_accepted_can_be_decoded(self, wrap: Any) -> None:
+        value, sent = None, 0
+        while True:
+            try:
+                data = encoder_for(list).encode([value])
+            except CodecError:
+                break
+            decoder_for(TAGGED, "list")(data)
+            value, sent = wrap([value]), sent + 1
+        assert sent > 80
+
+
+class TestState:
+    def test_an_extra_attribute_is_kept(self) -> None:
+        value = Reading(1, "", 0.0, "")
+        value.extra = 3  # type: ignore[attr-defined]
+        assert vars(send(value)) == vars(value)
+
+    def test_a_cached_property_is_kept(self) -> None:
+        value = Cached(2)
+        assert value.double == 4
+        assert vars(send(value)) == {"a": 2, "double": 4}
+
+    def test_what_init_computes_is_replaced_by_what_was_sent(self) -> None:
+        value = Plain(1)
+        value.c = "changed"
+        assert send(value).c == "changed"
+        del value.c
+        assert not hasattr(send(value), "c")
+
+    def test_models_keep_everything(self) -> None:
+        got = send(model())
+        assert got == model()
+        assert (got._secret, got.model_fields_set, got.model_extra) == (4, model().model_fields_set, {"other": {1: (2,)}})
+
+    def test_a_refusing_init_is_a_codec_error(self) -> None:
+        class Positive:
+            def __init__(self, a: int) -> None:
+                if a < 0:
+                    raise KeyError("negative")
+                self.a = a
+
+        value = Positive(1)
+        value.a = -1
+        with pytest.raises(CodecError, match="negative"):
+            send(value)
+
+    def test_a_field_the_sender_does_not_know_has_its_default(self) -> None:
+        assert decoder_for(TYPED, topic_of(Frozen), Frozen)(b'{"a":1}') == Frozen(1)
+        name = topic_of(Computed)
+        data = json.dumps({"~": "object", "t": name, "v": {"a": 1}}).encode()
+        assert decoder_for(TAGGED, name, Computed)(data) == Computed(1)
+
+
+@pytest.mark.usefixtures("unnamed")
+class TestNamedByThisProcess:
+    @staticmethod
+    def sent(value: Any) -> tuple[int, str, bytes]:
+        """As from another process: encoding names the class, so forget it again."""
+        encoder = encoder_for(type(value))
+        data = encoder.encode(value)
+        _hints._named.clear()
+        _hints._in_hints.clear()
+        return encoder.form, encoder.type_name, data
+
+    @pytest.mark.parametrize(
+        ("value", "plain"),
+        [
+            *((READING, vars(READING)), (Plain(1), {"a": 1, "b": "b", "c": [1]}), (Point(1, 2.0), {"x": 1, "y": 2.0})),
+            *((Color.RED, "red"), (Anything((READING,)), {"value": (vars(READING),)}), (Shouting(text="a"), {"text": "a!"})),
+        ],
+        ids=ids,
+    )
+    def test_an_unknown_type_is_plain_data(self, value: Any, plain: Any) -> None:
+        form, name, data = self.sent(value)
+        assert same(decoder_for(form, name)(data), plain)
+
+    def test_a_type_named_after_the_decoder_was_made(self) -> None:
+        form, name, data = self.sent(READING)
+        decode = decoder_for(form, name)
+        assert type(decode(data)) is dict
+        name_type(dict[str, Reading | None])
+        assert decode(data) == READING
+
+    def test_a_subclass_of_a_hint(self) -> None:
+        form, name, data = self.sent(Urgent(1, "", 0.0, ""))
+        assert type(decoder_for(form, name, Reading)(data)) is Urgent
+
+    def test_a_subclass_of_what_was_only_sent_is_not_named(self) -> None:
+        form, name, data = self.sent(Urgent(1, "", 0.0, ""))
+        _hints.name_class(Reading)
+        assert type(decoder_for(form, name)(data)) is dict
+
+    def test_an_unknown_subclass_fits_exactly_or_not_at_all(self) -> None:
+        fitting, extra = json.dumps(vars(READING)).encode(), json.dumps({**vars(READING), "e": 1}).encode()
+        assert decoder_for(TYPED, "elsewhere.Rush", Reading)(fitting) == READING
+        with pytest.raises(CodecError, match="has no e"):
+            decoder_for(TYPED, "elsewhere.Rush", Reading)(extra)
+
+    def test_the_classes_in_the_fields_of_a_hint(self) -> None:
+        form, name, data = self.sent(replace(EVERYTHING, f=1.0, table={}, t=datetime(2020, 1, 1, tzinfo=timezone.utc)))
+        assert form == TYPED
+        assert type(decoder_for(form, name, Everything)(data).nested[0][0]) is Frozen
+
+    def test_a_class_in_a_field_that_is_defined_later(self) -> None:
+        decode = decoder_for(TAGGED, topic_of(Early), Early)
+        late = dataclass(type("Late", (), {"__annotations__": {"a": int}, "__module__": __name__, "__qualname__": "Late"}))
+        globals()["Late"] = late
+        inner = {"~": "object", "t": topic_of(late), "v": {"a": 1}}
+        assert decode(json.dumps({"~": "object", "t": topic_of(Early), "v": {"late": inner}}).encode()) == Early(late(1))
+
+    def test_sending_names_the_class(self) -> None:
+        encoder_for(Reading)
+        assert decoder_for(TYPED, topic_of(Reading))(encoder_for(Reading).encode(READING)) == READING
+
+    def test_arguments(self) -> None:
+        data = encode_arguments((READING,), {"k": Color.RED})
+        _hints._named.clear()
+        args, kwargs = decode_arguments(data)
+        assert (args, kwargs) == ([vars(READING)], {"k": "red"})
+        assert convert(args[0], Reading) == READING
+
+
+GADGETS = [
+    *(
+        b"[" * 100_000,
+        b'{"~":' * 100_000,
+        b"1" * 5000,
+        b"\xff\xfe",
+        b'"\xed\xa0\x80"',
+        b'{"a":1,"a":2}',
+        b"1e999",
+        b"-1e999",
+        b"NaN",
+    ),
+    *(
+        b"",
+        b"nul",
+        b"[1",
+        b'{"~":"no"}',
+        b'{"~":[]}',
+        b'{"~":{}}',
+        b'{"~":"object"}',
+        b'{"~":"object","t":"os.system","v":{"command":"id"}}',
+    ),
+    *(b'{"~":"object","t":["x"],"v":{}}', b'{"~":"object","t":"builtins.eval","v":[]}', b'{"~":"enum","t":"os","v":1}'),
+    *(
+        b'{"~":"object","t":"subprocess.Popen","v":{"args":["id"]}}',
+        b'{"~":"enum","t":"pathlib.Path","v":"/"}',
+        b'{"~":"zone","v":"../../etc/passwd"}',
+    ),
+    *(
+        b'{"~":"zone","v":"os/path"}',
+        b'{"~":"zone","v":["UTC"]}',
+        b'{"~":"decimal","v":[1]}',
+        b'{"~":"decimal","v":"1e99999999999999999999"}',
+    ),
+    *(
+        b'{"~":"set","v":[[1]]}',
+        b'{"~":"dict","v":[[1],[]]}',
+        b'{"~":"dict","v":[[{"a":1}],[1]]}',
+        b'{"~":"int","v":"zz"}',
+        b'{"~":"str","v":[-1]}',
+    ),
+    *(
+        b'{"~":"str","v":[1114112]}',
+        b'{"~":"bytes","v":"*"}',
+        b'{"~":"timezone","v":[1]}',
+        b'{"~":"timedelta","v":[1e308]}',
+        b'{"~":"datetime","v":1}',
+    ),
+    *(
+        b'{"py/object":"os.system"}',
+        b'{"__reduce__":["os.system",["id"]]}',
+        b"cos\nsystem\n(S'id'\ntR.",
+        b"!!python/object/apply:os.system ['id']",
+    ),
+    *(
+        json.dumps({"~": "object", "t": name, "v": state}).encode()
+        for name in (topic_of(Plain), topic_of(Model), topic_of(Point), topic_of(Slotted), topic_of(Color))
+        for state in (
+            {"__class__": "x"},
+            {"a": 1, "__dict__": {}},
+            {"__init__": 1},
+            {"x": 1},
+            [],
+            {"a": 1, "__pydantic_extra__": 3},
+        )
+    ),
+]
+
+
+class TestHostileBytes:
+    @pytest.mark.parametrize("form", [TYPED, TAGGED])
+    @pytest.mark.parametrize("hint", [Any, Reading, Model, Plain], ids=str)
+    @pytest.mark.parametrize("data", GADGETS, ids=range(len(GADGETS)))
+    def test_is_refused_or_plain_data(self, form: int, hint: Any, data: bytes) -> None:
+        try:
+            value = decoder_for(form, "os.system", hint)(data)
+        except CodecError:
+            return
+        assert type(value) in (dict, float, int, str, Plain, Model, Point)
+
+    def test_arguments(self) -> None:
+        for data in [*GADGETS, b"[[],[[1,2]]]", b'[1,"ab"]']:
+            try:
+                args, kwargs = decode_arguments(data)
+            except CodecError:
+                continue
+            pytest.fail(f"{data!r} became {args}, {kwargs}")
+
+    @pytest.mark.parametrize("key", ["../../etc/passwd", "/etc/passwd", "os/path", "No/Where"])
+    def test_no_zone_is_looked_for_that_does_not_exist(self, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked: list[str] = []
+        monkeypatch.setattr(_tagged, "ZoneInfo", asked.append)
+        with pytest.raises(CodecError, match="no time zone"):
+            decoder_for(TAGGED, "x")(json.dumps({"~": "zone", "v": key}).encode())
+        assert not asked
+
+    def test_nothing_is_imported_opened_or_run(self) -> None:
+        """In a process of its own, as an audit hook stays for good."""
+        script = f"""
+import sys
+from tests.unit.test_codec import *
+decoders = [decoder_for(form, "os.system", hint) for form in (TYPED, TAGGED) for hint in (Any, Reading, Model, Plain)]
+def decode_all():
+    for data in GADGETS:
+        for decode in (*decoders, decode_arguments):
+            try:
+                decode(data)
+            except CodecError:
+                pass
+decode_all()  # what Python and pydantic load when they are first used
+seen = []
+sys.addaudithook(lambda event, args: seen.append((event, args)) if event.split(".")[0] in {_FORBIDDEN!r} else None)
+decode_all()
+assert not seen, seen
+open("/dev/null").close()
+assert seen
+"""
+        subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=60)
+
+
+_FORBIDDEN = {"open", "import", "exec", "compile", "os", "subprocess", "socket", "ctypes", "marshal", "pickle", "shutil"}
+
+scalars = st.one_of(
+    *(st.none(), st.booleans(), st.integers(), st.floats(), st.text(st.characters(exclude_categories=[])), st.binary()),
+    *(st.decimals(), st.uuids(), st.dates(), st.times(), st.timedeltas(), st.datetimes(), st.sampled_from(Color)),
+    st.datetimes(
+        timezones=st.sampled_from([timezone.utc, ZoneInfo("UTC"), ZoneInfo("Asia/Kolkata"), ZoneInfo("America/St_Johns")])
+    ),
+)
+keys = st.one_of(st.text(max_size=3), st.just("~"), st.integers(), st.booleans(), st.none(), st.tuples(st.integers()))
+values = st.recursive(
+    scalars,
+    lambda inner: st.one_of(
+        *(st.lists(inner, max_size=4), st.dictionaries(keys, inner, max_size=4), st.tuples(inner, inner)),
+        *(st.builds(Anything, inner), st.builds(Pair, inner, inner), st.frozensets(keys, max_size=4)),
+    ),
+    max_leaves=12,
+)
+
+
+class TestAnyValue:
+    @given(values)
+    def test_arrives_exactly(self, value: Any) -> None:
+        assert same(send(value), value)
+        assert same(decode_arguments(encode_arguments((value,), {})), ([value], {}))
+
+    @given(st.builds(Reading, st.integers(), st.text(st.characters(exclude_categories=[])), st.floats(), st.text()))
+    def test_typed(self, value: Reading) -> None:
+        assert same(send(value, Reading), value)
+
+    @given(
+        st.builds(
+            Everything,
+            *(
+                st.integers(),
+                st.text(),
+                st.floats(),
+                st.booleans(),
+                st.none(),
+                st.decimals(),
+                st.datetimes(),
+                st.dates(),
+                st.uuids(),
+            ),
+            *(st.sampled_from(Color), st.sampled_from(Level), st.lists(st.integers(), max_size=3), st.just([[Frozen(1)]])),
+            *(st.dictionaries(st.text(), st.lists(st.floats(), max_size=3), max_size=3), st.none() | st.integers()),
+            *(st.none() | st.text(), st.just(READING)),
+        )
+    )
+    def test_every_typed_field(self, value: Everything) -> None:
+        assert same(send(value, Everything), value)
+
+    @given(st.builds(Reading, *[scalars] * 4))
+    def test_exact_or_refused(self, value: Reading) -> None:
+        """Whatever is in the fields: it arrives as it is, or it does not travel."""
+        try:
+            got = send(value, Reading)
+        except CodecError:
+            return
+        assert same(got, value)
+
+    @given(st.binary())
+    def test_any_bytes(self, data: bytes) -> None:
+        for form in (TYPED, TAGGED):
+            try:
+                decoder_for(form, topic_of(Reading), Reading)(data)
+            except CodecError:
+                pass
+
+
+def test_threads_make_one_encoder_each_right() -> None:
+    got: list[Any] = []
+    threads = [threading.Thread(target=lambda: got.append(send(Urgent(1, "", 0.0, "")))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert got == [Urgent(1, "", 0.0, "")] * 8

@@ -1,0 +1,588 @@
+"""Inboxes and the registry of the shm provider: what must hold whatever its processes do, in real processes."""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import json
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pymq.exceptions import MessageTooLarge, ProviderError, QueueNotFound
+from pymq.provider import _inbox
+from pymq.provider._inbox import DATA, INLINE_BYTES, LOGGED, NUDGE, REFERENCE, frame
+from pymq.provider.shm import ShmConfig, ShmProvider
+
+GUARD = 20.0
+spawn = multiprocessing.get_context("spawn")
+
+
+class Peer:
+    """Another process with a provider of its own: `peer.call(function, *args)` is `function(provider, *args)` there."""
+
+    def __init__(self, config: ShmConfig) -> None:
+        self._connection, theirs = spawn.Pipe()
+        self.process = spawn.Process(target=_serve, args=(config, theirs))
+        self.process.start()
+        theirs.close()
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        self.begin(function, *args)
+        return self.result()
+
+    def begin(self, function: Callable[..., Any], *args: Any) -> None:
+        self._connection.send((function, args))
+
+    def result(self) -> Any:
+        assert self._connection.poll(GUARD), "no answer"
+        return self._connection.recv()
+
+    def signal(self, number: int) -> None:
+        os.kill(self.process.pid, number)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join()
+
+    def end(self) -> None:
+        if self.process.is_alive():
+            self.signal(signal.SIGCONT)
+            self._connection.close()
+            self.process.join(GUARD)
+        self.kill()
+        self._connection.close()
+
+
+def _serve(config: ShmConfig, connection: Any) -> None:
+    provider = config.create()
+    provider.open()
+    while True:
+        try:
+            function, args = connection.recv()
+        except EOFError:
+            return provider.close()
+        connection.send(function(provider, *args))
+
+
+def subscribe(provider: ShmProvider, name: str, topic: str = "topic") -> None:
+    provider.declare(name, temporary=True)
+    provider.bind(name, topic, exact=True)
+
+
+def take(provider: ShmProvider, name: str, count: int) -> list[bytes]:
+    """That many messages, or what came until nothing did for a while."""
+    found: list[bytes] = []
+    while len(found) < count:
+        new = provider.receive(name, GUARD)
+        if not new:
+            break
+        found += [message for message, _ in new]
+    return found
+
+
+def flood(provider: ShmProvider, sender: int, first: int, count: int, sizes: tuple[int, ...] = (200,)) -> int:
+    """Publish numbered messages; how many were accepted."""
+    return sum(provider.publish(("topic",), numbered(sender, number, sizes)) for number in range(first, first + count))
+
+
+def numbered(sender: int, number: int, sizes: tuple[int, ...] = (200,)) -> bytes:
+    return b"%d %d " % (sender, number) + bytes([number % 251]) * sizes[number % len(sizes)]
+
+
+def shrink_pipe(provider: ShmProvider, name: str, size: int) -> None:
+    assert fcntl.fcntl(provider._inboxes[name]._fifo, fcntl.F_SETPIPE_SZ, size) == size
+
+
+def holes(messages: list[bytes], senders: int, count: int, sizes: tuple[int, ...] = (200,)) -> list[int]:
+    """The senders whose messages are not exactly what they sent, in their order."""
+    by_sender: dict[int, list[bytes]] = {sender: [] for sender in range(senders)}
+    for message in messages:
+        by_sender[int(message.split(b" ", 1)[0])].append(message)
+    return [sender for sender, found in by_sender.items() if found != [numbered(sender, number, sizes) for number in range(count)]]
+
+
+@pytest.fixture
+def config() -> Iterator[ShmConfig]:
+    """In a home of its own, of which nothing may be left."""
+    with tempfile.TemporaryDirectory(prefix="pymq-unit-", dir="/dev/shm") as place:
+        yield ShmConfig(home=f"{place}/home")
+        assert [str(path) for path in Path(place).rglob("*")] == []
+
+
+@pytest.fixture
+def opened(config: ShmConfig) -> Iterator[Callable[..., ShmProvider]]:
+    providers: list[ShmProvider] = []
+
+    def make(config: ShmConfig = config) -> ShmProvider:
+        providers.append(config.create())
+        providers[-1].open()
+        return providers[-1]
+
+    yield make
+    for provider in providers:
+        provider.close()
+
+
+@pytest.fixture
+def peers(config: ShmConfig) -> Iterator[Callable[..., Any]]:
+    started: list[Peer] = []
+
+    def start(count: int, config: ShmConfig = config) -> list[Peer]:
+        new = [Peer(config) for _ in range(count)]
+        started.extend(new)
+        return new
+
+    yield start
+    for peer in started:
+        peer.end()
+    sweeper = config.create()  # what the killed have left
+    sweeper.open()
+    sweeper.close()
+
+
+# Overflow
+
+
+@pytest.mark.parametrize("pipe", [8192, 256 << 10])
+def test_each_senders_order_holds_across_the_overflow(opened, peers, pipe):
+    receiver, senders, sizes = opened(), peers(3), (200, 0, 1500, 70_000, 5000)
+    subscribe(receiver, "inbox")
+    shrink_pipe(receiver, "inbox", pipe)
+    found = []
+    for first in (0, 600, 1200):
+        for sender, peer in enumerate(senders):
+            peer.begin(flood, sender, first, 600, sizes)
+        if first == 600:  # nobody reads until all is written
+            assert [peer.result() for peer in senders] == [600] * 3
+            assert receiver._inboxes["inbox"].head[LOGGED]
+        found += take(receiver, "inbox", 1800)
+        if first != 600:
+            assert [peer.result() for peer in senders] == [600] * 3
+    assert holes(found, 3, 1800, sizes) == []
+
+
+def test_a_receiver_that_is_busy_for_seconds_loses_none_of_100000_events(opened, peers):
+    receiver, (sender,) = opened(), peers(1)
+    subscribe(receiver, "inbox")
+    shrink_pipe(receiver, "inbox", 8192)
+    assert sender.call(flood, 0, 0, 100_000) == 100_000
+    assert holes(take(receiver, "inbox", 100_000), 1, 100_000) == []
+
+
+def test_a_stopped_receiver_costs_one_wait_and_its_copies_are_counted(config, opened, peers, monkeypatch, caplog):
+    slow = ShmConfig(home=config.home, max_pending=1 << 20, publish_timeout=0.2)
+    publisher, (stopped, *others) = opened(slow), peers(3, slow)
+    for number, peer in enumerate((stopped, *others)):
+        peer.call(subscribe, f"inbox {number}")
+    for number, peer in enumerate(others, 1):
+        peer.begin(take, f"inbox {number}", 10_000)
+    waits = []
+    wait = publisher._wait_for_room
+    monkeypatch.setattr(publisher, "_wait_for_room", lambda *args: waits.append(args) or wait(*args))
+    stopped.signal(signal.SIGSTOP)
+    accepted = flood(publisher, 0, 0, 10_000, (1000,))
+    assert [holes(peer.result(), 1, 10_000, (1000,)) for peer in others] == [[], []]
+    waited_for = [outlet.name for full, *_ in waits for outlet in full]
+    assert waited_for.count("inbox 0") == 1, "each publish waited for it"
+    assert "inbox 0" in caplog.text
+    stopped.signal(signal.SIGCONT)
+    kept = accepted - 20_000
+    assert stopped.call(take, "inbox 0", kept) == [numbered(0, number, (1000,)) for number in range(kept)]
+    assert stopped.call(ShmProvider.counters)["inbox 0"]["dropped"] == 10_000 - kept > 0
+    assert publisher.publish(("topic",), b"0 after") == 3, "it has caught up, and is not passed over any more"
+    assert stopped.call(take, "inbox 0", 1) == [b"0 after"]
+
+
+def test_a_sender_waits_for_room_and_goes_on(config, opened, peers):
+    receiver, (sender,) = opened(), peers(1, ShmConfig(home=config.home, max_pending=100_000, publish_timeout=GUARD))
+    subscribe(receiver, "inbox")
+    sender.begin(flood, 0, 0, 3000)
+    while not (sleepers := receiver._inboxes["inbox"].head[_inbox._SLEEPERS]):
+        time.sleep(0.001)
+    assert sleepers == 1
+    assert holes(take(receiver, "inbox", 3000), 1, 3000) == []
+    assert sender.result() == 3000
+
+
+def test_a_process_never_waits_for_itself(config, opened):
+    small = ShmConfig(home=config.home, max_pending=100_000, publish_timeout=GUARD)
+    provider, sizes = opened(small), (200, 20_000, 200_000)
+    subscribe(provider, "inbox")
+    assert flood(provider, 0, 0, 3000, sizes) == 3000
+    assert provider.size("inbox") == 3000
+    assert holes(take(provider, "inbox", 3000), 1, 3000, sizes) == []
+
+
+def test_a_blocked_receive_finds_what_its_own_process_moved_to_memory(config, opened):
+    provider = opened(ShmConfig(home=config.home, max_pending=100_000))
+    subscribe(provider, "inbox")
+    found: list[bytes] = []
+    receiver = threading.Thread(target=lambda: found.extend(take(provider, "inbox", 20_000)))
+    receiver.start()
+    assert flood(provider, 0, 0, 20_000) == 20_000
+    receiver.join(GUARD)
+    assert holes(found, 1, 20_000) == []
+
+
+# Deaths
+
+
+def test_a_killed_receiver_is_not_counted_and_its_files_go(config, opened, peers):
+    publisher, (victim, other) = opened(), peers(2)
+    for name, peer in (("victim", victim), ("other", other)):
+        peer.call(subscribe, name)
+    assert publisher.publish(("topic",), b"both") == 2
+    assert sorted(publisher.consumers("topic")) == ["other", "victim"]
+    victim.kill()
+    assert publisher.publish(("topic",), b"one") == 1
+    assert {name.split(".")[0] for name in os.listdir(f"{config.home}/default/inboxes")} == {"other"}
+    assert publisher.consumers("topic") == ["other"]
+    with pytest.raises(QueueNotFound, match="victim"):
+        publisher.send("victim", b"")
+    other.kill()
+    assert publisher.consumers("topic") == []
+
+
+def test_a_watched_process_ends_a_receive_with_its_death(opened, peers):
+    waiting, (victim,) = opened(), peers(1)
+    subscribe(waiting, "inbox")
+    victim.call(subscribe, "victim", "elsewhere")
+    threading.Timer(0.05, victim.signal, [signal.SIGKILL]).start()
+    began = time.monotonic()
+    assert waiting.receive("inbox", GUARD, watch=["victim"]) == []
+    assert waiting.receive("inbox", GUARD, watch=["victim"]) == []
+    assert time.monotonic() - began < GUARD / 2
+
+
+def test_publishers_killed_at_random_leave_only_whole_messages_in_order(opened, peers):
+    receiver, sizes = opened(), (200, 4000, 9000, 300_000)
+    subscribe(receiver, "inbox")
+    chance = random.Random(7)
+    for _ in range(8):
+        (publisher,) = peers(1)
+        publisher.begin(flood, 0, 0, 1_000_000, sizes)
+        found = take(receiver, "inbox", chance.randrange(1, 2000))
+        publisher.kill()
+        while new := receiver.receive("inbox", 0):
+            found += [message for message, _ in new]
+        assert found == [numbered(0, number, sizes) for number in range(len(found))]
+    assert receiver.publish(("topic",), b"0 after") == 1
+    assert take(receiver, "inbox", 1) == [b"0 after"]
+
+
+def test_the_arenas_of_dead_senders_do_not_pile_up(config, opened, peers):
+    receiver = opened()
+    subscribe(receiver, "inbox")
+    for _ in range(4):
+        (sender,) = peers(1)
+        sender.call(flood, 0, 0, 1, (100_000,))
+        assert len(take(receiver, "inbox", 1)) == 1
+        sender.kill()
+    arenas = [name for name in os.listdir(f"{config.home}/default/inboxes") if len(name.split(".")[1]) == 16]
+    assert len(arenas) == 1
+
+
+def fork_and_stay(provider: ShmProvider) -> int:
+    child = os.fork()
+    if child == 0:
+        time.sleep(GUARD)
+        os._exit(0)
+    return child
+
+
+def test_a_forked_child_does_not_keep_its_dead_parents_inbox_alive(opened, peers):
+    publisher, (parent,) = opened(), peers(1)
+    parent.call(subscribe, "inbox")
+    child = parent.call(fork_and_stay)
+    parent.kill()
+    assert publisher.publish(("topic",), b"") == 0
+    os.kill(child, signal.SIGKILL)
+
+
+# Damage
+
+
+def test_stray_bytes_between_frames_are_counted_and_skipped(opened):
+    provider, chance = opened(), random.Random(11)
+    subscribe(provider, "inbox")
+    writer = provider._outlet("inbox").fifo
+    for number in range(300):
+        os.write(writer, chance.randbytes(chance.randrange(1, 300)))
+        assert provider.publish(("topic",), numbered(0, number)) == 1
+    assert holes(take(provider, "inbox", 300), 1, 300) == []
+    assert provider.counters()["inbox"]["corrupt"] > 0
+
+
+def test_no_flipped_bit_of_a_frame_makes_a_wrong_message(opened):
+    provider = opened()
+    subscribe(provider, "inbox")
+    writer, messages = provider._outlet("inbox").fifo, [b"the first", b"", b"the third"]
+    frames = b"".join(frame(DATA, message) for message in messages)
+    for bit in range(8 * len(frames)):
+        damaged = bytearray(frames)
+        damaged[bit // 8] ^= 1 << bit % 8
+        os.write(writer, damaged)
+        found = [message for message, _ in provider.receive("inbox")]
+        assert len(found) >= 2
+        assert not set(found) - set(messages)
+        assert provider.publish(("topic",), b"next") == 1
+        assert provider.receive("inbox") == [(b"next", None)]
+
+
+def test_foreign_frames_that_are_whole_do_no_harm(opened):
+    provider = opened()
+    subscribe(provider, "inbox")
+    writer = provider._outlet("inbox").fifo
+    for magic, body in ((REFERENCE, b"short"), (REFERENCE, bytes(24)), (REFERENCE, b"\xff" * 24), (NUDGE, b"long")):
+        os.write(writer, frame(magic, body))
+    os.write(writer, frame(DATA, b"good"))
+    assert provider.receive("inbox") == [(b"good", None)]
+    assert provider.counters()["inbox"]["corrupt"] == 3
+
+
+def test_a_damaged_log_loses_only_what_is_damaged(opened):
+    provider = opened()
+    subscribe(provider, "inbox")
+    outlet = provider._outlet("inbox")
+    sent = [numbered(0, number) for number in range(3)]
+    for message in sent:
+        with outlet._lock:
+            assert outlet._append([frame(DATA, message)])
+    os.pwrite(outlet._log, b"\0\0", len(frame(DATA, sent[0])) + 40)
+    assert provider.receive("inbox") == [(sent[0], None), (sent[2], None)]
+    assert provider.counters()["inbox"]["corrupt"] > 0
+
+
+# Sizes
+
+
+@pytest.mark.parametrize("size", [0, 1, INLINE_BYTES, INLINE_BYTES + 1, 4096, 65_535, 65_537, 2 << 20, (2 << 20) + 1, 16 << 20])
+def test_any_size_up_to_the_maximum(config, opened, size):
+    sender, receiver = opened(ShmConfig(home=config.home, max_message_bytes=16 << 20)), opened()
+    subscribe(receiver, "inbox")
+    message = random.Random(size).randbytes(size)
+    assert sender.publish(("topic",), message) == 1
+    assert take(receiver, "inbox", 1) == [message]
+    sender.send("inbox", message)
+    assert take(receiver, "inbox", 1) == [message]
+    for send in (lambda: sender.publish(("topic",), bytes(1 + (16 << 20))), lambda: sender.send("inbox", bytes(1 + (16 << 20)))):
+        with pytest.raises(MessageTooLarge, match="16777217"):
+            send()
+
+
+# Idle
+
+
+def block(provider: ShmProvider, name: str) -> None:
+    provider.receive(name, None)
+
+
+@pytest.mark.needs_strace
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+def test_an_idle_receiver_makes_no_system_call(opened, peers, tmp_path):
+    waker, (idle,) = opened(), peers(1)
+    idle.call(subscribe, "inbox")
+    idle.begin(block, "inbox")
+    log = tmp_path / "strace"
+    tracer = subprocess.Popen(["strace", "-f", "-o", log, "-p", str(idle.process.pid)], stderr=subprocess.PIPE, text=True)
+    try:
+        if "attached" not in tracer.stderr.readline():
+            pytest.skip("needs the right to ptrace")
+        while not waker._outlet("inbox").head[_inbox.WAITING]:
+            time.sleep(0.001)
+        time.sleep(0.05)
+        before = log.read_text()
+        time.sleep(1)
+        assert log.read_text() == before
+        assert waker.publish(("topic",), b"") == 1
+        idle.result()
+        assert log.read_text() != before
+    finally:
+        tracer.terminate()
+        tracer.communicate()
+
+
+# The registry
+
+
+def test_bindings_are_in_force_everywhere_at_once_also_across_compactions(config, opened):
+    first, second = opened(), opened()
+    subscribe(first, "inbox", "kept")
+    for number in range(1500):
+        first.bind("inbox", f"topic {number} {'x' * 100}", exact=True)
+        assert second.publish((f"topic {number} {'x' * 100}",), b"") == 1
+        first.unbind("inbox", f"topic {number} {'x' * 100}", exact=True)
+        assert second.publish((f"topic {number} {'x' * 100}",), b"") == 0
+    (journal,) = [name for name in os.listdir(f"{config.home}/default") if name.startswith("journal.")]
+    assert os.path.getsize(f"{config.home}/default/{journal}") < 150_000
+    assert opened().publish(("kept",), b"") == second.publish(("kept",), b"") == 1
+
+
+def test_what_a_killed_writer_left_in_the_journal_is_ignored_and_overwritten(config, opened):
+    first = opened()
+    subscribe(first, "inbox", "kept")
+    with open(next(Path(config.home).glob("default/journal.*")), "ab") as journal:
+        journal.write(json.dumps(["drop", "inbox"]).encode() + b"\n[")
+    first.bind("inbox", "another", exact=True)
+    assert [opened().publish((topic,), b"") for topic in ("kept", "another")] == [1, 1]
+
+
+def test_a_namespace_of_another_version_is_refused(config, opened):
+    first = opened()
+    words = first._words
+    ours, words[0] = words[0], 99
+    with pytest.raises(ProviderError, match="another version"):
+        config.create().open()
+    words[0] = ours
+
+
+def test_a_home_that_others_may_enter_is_refused(config):
+    os.mkdir(config.home, 0o755)
+    with pytest.raises(ProviderError, match="mode 755"):
+        config.create().open()
+    os.rmdir(config.home)
+
+
+def open_and_close(provider: ShmProvider, config: ShmConfig, count: int) -> int:
+    """Again and again the last one out, while others come in."""
+    for number in range(count):
+        other = config.create()
+        other.open()
+        subscribe(other, f"{os.getpid()} {number}")
+        assert other.publish(("topic",), b"") >= 1
+        other.close()
+    return count
+
+
+def test_coming_and_going_at_the_same_time(config, peers):
+    elsewhere = ShmConfig(home=config.home, namespace="busy")
+    gang = peers(3)
+    for peer in gang:
+        peer.begin(open_and_close, elsewhere, 60)
+    assert [peer.result() for peer in gang] == [60] * 3
+    assert os.listdir(config.home) == ["default"]
+
+
+def test_queues_that_hold_items_or_are_bound_stay_and_empty_ones_go(config):
+    provider = config.create()
+    provider.open()
+    for name in ("empty", "full", "group"):
+        provider.declare(name)
+    provider.send("full", b"kept")
+    provider.bind("group", "topic", exact=True)
+    provider.close()
+    assert sorted(os.listdir(f"{config.home}/default/queues")) == ["full", "group"]
+    provider = config.create()
+    provider.open()
+    assert provider.publish(("topic",), b"grouped") == 1
+    assert [provider.receive(name, lease=None) for name in ("full", "group")] == [[(b"kept", None)], [(b"grouped", None)]]
+    provider.delete("group")
+    provider.close()
+
+
+def test_names_of_any_kind(opened):
+    provider = opened()
+    for name in ("..", "a/b", "a.b", "", "\0", "ü" * 300, "\ud800", "x" * 1000):
+        provider.declare(f"shared {name}")
+        provider.send(f"shared {name}", name.encode(errors="surrogatepass"))
+        subscribe(provider, name, name)
+        assert provider.publish((name,), b"in") == 1
+        assert provider.receive(name) == [(b"in", None)]
+        assert provider.receive(f"shared {name}", lease=None) == [(name.encode(errors="surrogatepass"), None)]
+
+
+# Limits
+
+
+def publish_with_few_files(provider: ShmProvider, names: list[str]) -> tuple[str, int]:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    try:
+        provider.publish(("topic",), b"")
+    except ProviderError as error:
+        failure = str(error)
+    for name in names:
+        provider.send(name, b"one by one")
+    return failure, len(os.listdir("/proc/self/fd"))
+
+
+def test_too_many_receivers_for_the_open_files_is_a_clear_error(opened, peers):
+    receiver, (sender,) = opened(), peers(1)
+    names = [f"inbox {number}" for number in range(60)]
+    for name in names:
+        subscribe(receiver, name)
+    failure, files = sender.call(publish_with_few_files, names)
+    assert "RLIMIT_NOFILE" in failure
+    assert files <= 64
+    assert all(take(receiver, name, 1)[-1:] == [b"one by one"] for name in names)
+
+
+@pytest.mark.needs_root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_a_full_file_system_is_an_error_that_ends_with_it(tmp_path):
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m,mode=700", "tmpfs", tmp_path], check=False).returncode:
+        pytest.skip("needs the right to mount")
+    provider = ShmConfig(home=f"{tmp_path}/home").create()
+    try:
+        provider.open()
+        assert provider.max_message_bytes == 1 << 20
+        subscribe(provider, "inbox")
+        provider._outlet("inbox").own = None  # as if it were another process's
+        fill(tmp_path / "ballast")
+        accepted = publish_until_it_fails(provider)
+        with pytest.raises(ProviderError, match="is full"):
+            provider.publish(("topic",), bytes(500_000))
+        (tmp_path / "ballast").unlink()
+        accepted += flood(provider, 0, accepted, 1, (3000,))
+        assert holes(take(provider, "inbox", accepted), 1, accepted, (3000,)) == []
+    finally:
+        provider.close()
+        subprocess.run(["umount", "--lazy", tmp_path], check=True)
+
+
+def fill(ballast: Path) -> None:
+    with suppress(OSError), open(ballast, "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
+def publish_until_it_fails(provider: ShmProvider) -> int:
+    for number in itertools.count():
+        try:
+            assert flood(provider, 0, number, 1, (3000,)) == 1
+        except ProviderError as failure:
+            error = failure
+            break
+    assert "is full" in str(error)
+    return number
+
+
+def test_the_url_and_its_unknown_options():
+    assert ShmConfig.from_url("shm://here?spin=0.0001&publish_timeout=2") == ShmConfig("here", spin=0.0001, publish_timeout=2.0)
+    with pytest.raises(ValueError, match=r"spn.*known:.*max_pending.*spin"):
+        ShmConfig.from_url("shm://here?spn=1")
+
+
+def test_elsewhere_than_on_linux_the_error_names_what_to_use(monkeypatch, config):
+    provider = config.create()
+    monkeypatch.setattr("sys.platform", "darwin")
+    with pytest.raises(ProviderError, match=r"simple.*redis.*aws"):
+        provider.open()
+
+
+def test_a_frames_header_covers_its_body():
+    assert frame(DATA, b"body")[8:12] == zlib.crc32(b"body").to_bytes(4, "little")
