@@ -57,6 +57,7 @@ def read_frames(path: str, size: int) -> Program:
     answer: float | None = None
     while True:
         missing = (yield answer) * size
+        yield
         while missing:
             missing -= len(os.read(fd, PIPE_BYTES))
         answer = perf_counter()
@@ -113,6 +114,7 @@ def get_items(items: Any) -> Program:
     answer: float | None = None
     while True:
         count = yield answer
+        yield
         for _ in range(count):
             items.get()
         answer = perf_counter()

@@ -45,10 +45,9 @@ def together() -> Processors:
 def stream(receivers: list[Child], send: Callable[[int], None], count: int) -> float:
     """Deliveries per second, from before the first send until the last receiver has handled the last message.
 
-    A receiver is told how many to expect, and answers with the moment at which it had them all.
+    A receiver is asked to expect so many, then to wait for them; it answers with the moment at which it had them all.
     """
-    for receiver in receivers:
-        receiver.tell(count)
+    _expect(receivers, count)
     begin = perf_counter()
     send(count)
     end = max(receiver.hear() for receiver in receivers)
@@ -59,14 +58,19 @@ def bursts(receivers: list[Child], send: Callable[[int], None], rounds: int) -> 
     """Microseconds per send while every receiver keeps up: bursts that fit into a pipe, each timed by itself; the median."""
     times = []
     for _ in range(rounds):
-        for receiver in receivers:
-            receiver.tell(BURST)
+        _expect(receivers, BURST)
         begin = perf_counter()
         send(BURST)
         times.append(perf_counter() - begin)
         for receiver in receivers:
             receiver.hear()
     return statistics.median(times) / BURST * 1e6
+
+
+def _expect(receivers: list[Child], count: int) -> None:
+    for receiver in receivers:
+        receiver.ask(count)  # answered: nothing that is sent from now on is missed
+        receiver.tell()
 
 
 @contextmanager

@@ -147,6 +147,7 @@ def _counted(counter: Counter) -> Program:
     answer: float | None = None
     while True:
         counter.expect((yield answer))
+        yield
         answer = counter.wait()
 
 
@@ -185,6 +186,7 @@ def get_items(config: ShmConfig, cls: type) -> Program:
         get, answer = bus.queue("items", type=cls).get, None
         while True:
             count = yield answer
+            yield
             for _ in range(count):
                 get()
             answer = perf_counter()

@@ -110,6 +110,7 @@ def _receive(kind: str, endpoint: str, decode: Decode) -> Program:
         receive, answer = socket.recv, None
         while True:
             count = yield answer
+            yield
             for _ in range(count):
                 handle(decode(receive()))
             answer = perf_counter()

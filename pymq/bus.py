@@ -27,7 +27,7 @@ from typing import Any, TypeVar, overload
 
 from pymq import message as frames
 from pymq.dispatch import Dispatcher, Loop, Task
-from pymq.exceptions import NotInitialized
+from pymq.exceptions import CodecError, NotInitialized
 from pymq.groups import Group, Leases, Member
 from pymq.handlers import Shape, channels_of, describe
 from pymq.provider import Config
@@ -46,20 +46,27 @@ SHUTDOWN_SECONDS = 2.0
 class Route:
     """How events of one class are published to one channel: all that is constant, made once."""
 
-    __slots__ = ("encode", "flagged_prefix", "prefix", "sequence", "start", "topics")
+    __slots__ = ("encode", "flagged_prefix", "send", "sequence", "start", "topics")
 
-    def __init__(self, cls: type, channel: str | None, token: int, number: int) -> None:
+    def __init__(self, cls: type, channel: str | None, token: int, number: int, publish: Callable[..., int | None]) -> None:
         from pymq import codec
 
         encoder = codec.encoder_for(cls)
         channels = topics_of(cls) if channel is None else [channel]
         prefix = frames.Prefix(frames.EVENT, encoder.form, 0, token, channels[0], encoder.type_name, tuple(channels[1:]))
-        self.encode = encoder.encode
-        self.prefix = frames.pack_prefix(prefix)
+        self.encode = encode = encoder.encode
+        packed = frames.pack_prefix(prefix)
         self.flagged_prefix = frames.pack_prefix(prefix._replace(flags=frames.OPTIONS))
-        self.topics = tuple("e/" + name for name in channels)
+        self.topics = topics = tuple("e/" + name for name in channels)
         self.start = number << 40  # each route counts in a range of its own, so that ids are unique in the sender
         self.sequence = itertools.count(self.start)
+        number_next, pack = self.sequence.__next__, frames.pack_sequence
+
+        def send(event: Any) -> int | None:
+            """The hot path: the variables of a closure cost less than attributes."""
+            return publish(topics, pack(number_next()) + packed + encode(event))
+
+        self.send = send
 
     @property
     def published(self) -> int:
@@ -175,7 +182,7 @@ class EventBus:
             if self._dispatcher is None:
                 provider = self.provider
                 provider.declare(self.inbox, temporary=True)
-                self._dispatcher = Dispatcher("pymq", lambda: provider.receive(self.inbox, None), self._tasks_of)
+                self._dispatcher = Dispatcher("pymq", lambda: provider.receive(self.inbox, None), self.subscriptions.tasks, self._look_up)
                 self._dispatcher.start()
         return self.inbox
 
@@ -190,19 +197,15 @@ class EventBus:
         if self._dispatcher is not None:
             self._dispatcher.step_aside()
 
-    def _tasks_of(self, message: bytes) -> Sequence[Task]:
-        """Which subscriptions or remotes a message that came to the inbox is for."""
+    def _look_up(self, message: bytes) -> Sequence[Task]:
+        """Which subscriptions or remotes a message is for that came to the inbox with a prefix not seen before."""
         try:
-            _, length = frames.START.unpack_from(message)
-            packed = message[10 : 10 + length]
-            return self.subscriptions.tasks.get(packed) or self._look_up(packed)
-        except Exception as error:
+            packed = frames.prefix_of(message)
+            prefix = frames.unpack_prefix(packed)
+        except CodecError as error:
             if message:  # an empty one only asks whether this inbox still lives
                 log.warning("a message was skipped: %s", error)
             return ()
-
-    def _look_up(self, packed: bytes) -> Sequence[Task]:
-        prefix = frames.unpack_prefix(packed)
         if prefix.kind == frames.REQUEST:
             return (self.remotes.task_of(prefix),)
         return self.subscriptions.look_up(packed, prefix)
@@ -219,14 +222,9 @@ class EventBus:
         MessageTooLarge, Full (with `.accepted` and `.groups`) when a group's queue stays full, ProviderError.
         """
         cls = type(event)
-        try:
-            route = self._routes[cls] if channel is None else self._routes[channel, cls]
-        except KeyError:
-            route = self._make_route(cls, channel)
+        route = self._routes.get(cls if channel is None else (channel, cls)) or self._make_route(cls, channel)
         if headers is None and ttl is None and not delay:
-            return self._provider.publish(
-                route.topics, frames.pack_sequence(next(route.sequence)) + route.prefix + route.encode(event)
-            )
+            return route.send(event)
         return self._publish_with(route, event, headers, delay, ttl)
 
     def _publish_with(self, route: Route, event: Any, headers: dict[str, Any] | None, delay: float, ttl: float | None) -> int | None:
@@ -241,8 +239,7 @@ class EventBus:
         if channel is not None and not isinstance(channel, str):
             raise TypeError(f"a channel is a text, not {channel!r}")
         with self._lock:
-            self.provider  # noqa: B018 - raises before init
-            route = Route(cls, channel, self.token, len(self._routes) + 1)
+            route = Route(cls, channel, self.token, len(self._routes) + 1, self.provider.publish)
             self._routes[cls if channel is None else (channel, cls)] = route
         return route
 

@@ -137,6 +137,8 @@ class Leases:
         self._closed = True
         self._held.clear()
         self._changed.set()
+        if self._thread is not None:
+            self._thread.join(1)
 
     _shortest = float("inf")
 

@@ -14,7 +14,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Protocol
 
 from pymq.provider.base import Delivery
@@ -62,14 +62,19 @@ class Reader:
 
 
 class Dispatcher:
-    """Receives from one inbox and runs the tasks that each message is for."""
+    """Receives from one inbox and runs the tasks that each message is for: `tasks` by its prefix, or what `look_up` finds."""
 
     def __init__(
-        self, name: str, receive: Callable[[], Sequence[Delivery]], tasks_of: Callable[[bytes], Sequence[Task]]
+        self,
+        name: str,
+        receive: Callable[[], Sequence[Delivery]],
+        tasks: Mapping[bytes, Sequence[Task]],
+        look_up: Callable[[bytes], Sequence[Task]],
     ) -> None:
         self._name = name
         self._receive = receive
-        self._tasks_of = tasks_of
+        self._tasks = tasks
+        self._look_up = look_up
         self._lock = threading.Lock()
         self._work: deque[bytes | tuple[Task, bytes]] = deque()
         self._reader: Reader | None = None
@@ -117,7 +122,7 @@ class Dispatcher:
         `running` is None, `running` is set before `_reader` is looked at, and the standby sets `_reader` before it looks at
         `running`. So either this thread sees that it was replaced, or the standby sees what runs.
         """
-        work, tasks_of = self._work, self._tasks_of
+        work, tasks_by_prefix, look_up = self._work, self._tasks, self._look_up
         self._calm = False
         if self._asleep and work:
             self._alarm.set()
@@ -127,7 +132,10 @@ class Dispatcher:
                 task, message = item
             else:
                 message = item  # type: ignore[assignment]
-                tasks = tasks_of(message)
+                try:
+                    tasks = tasks_by_prefix[message[10 : 10 + message[8] + (message[9] << 8)]]  # frames.prefix_of, inline
+                except (KeyError, IndexError):
+                    tasks = look_up(message)
                 if not tasks:
                     continue
                 task = tasks[0]
@@ -250,6 +258,7 @@ class Loop:
         self._name = name
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
 
     def submit(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         """Run it; its result and its errors are its own affair."""
@@ -263,7 +272,8 @@ class Loop:
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
-                threading.Thread(target=self._run, args=(self._loop,), name=self._name, daemon=True).start()
+                self._thread = threading.Thread(target=self._run, args=(self._loop,), name=self._name, daemon=True)
+                self._thread.start()
             return self._loop
 
     @staticmethod
@@ -285,6 +295,8 @@ class Loop:
             except Exception:
                 log.warning("%s: async handlers did not end", self._name)
             loop.call_soon_threadsafe(loop.stop)
+            if self._thread is not None and self._thread is not threading.current_thread():
+                self._thread.join(1)
 
 
 async def _finish_tasks(timeout: float) -> None:

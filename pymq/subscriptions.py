@@ -66,7 +66,7 @@ class Subscription(Work):
         self.serial = Serial()
         self.active = True
 
-    def run(self, message: bytes, prefix: Prefix | None = None) -> None:
+    def run(self, message: bytes) -> None:
         """Handle one message; whatever the handler raises is logged and counted."""
         if not self.active:
             return
@@ -106,35 +106,28 @@ class _Expired(Exception):
     pass
 
 
-class Plain(Subscription):
-    """The hot path: a plain function that takes the event alone, and a message without options."""
+class _Plain:
+    """The hot path: a plain function that takes the event alone, and messages of one prefix without options."""
 
-    def run(self, message: bytes, prefix: Prefix | None = None) -> None:
-        if not self.active:
-            return
-        _, length = frames.START.unpack_from(message)
-        end = 10 + length
-        if message[13] & frames.OPTIONS:
-            return super().run(message)
-        try:
-            self.callback(self._decode_by(message[10:end])(message[end:]))
-            self.delivered += 1
-        except BaseException as error:
-            self.fail(error)
+    __slots__ = ("name", "run", "serial")
 
-    def _decode_by(self, packed: bytes) -> Callable[[bytes], Any]:
-        try:
-            return self._by_prefix[packed]
-        except KeyError:
-            prefix = frames.unpack_prefix(packed)
-            from pymq import codec
+    def __init__(self, subscription: Subscription, packed: bytes, prefix: Prefix) -> None:
+        from pymq import codec
 
-            decoder = self._by_prefix[packed] = codec.decoder_for(prefix.form, prefix.type_name, self.hint)
-            return decoder
+        decode = codec.decoder_for(prefix.form, prefix.type_name, subscription.hint)
+        callback, start = subscription.callback, frames.START.size + len(packed)
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self._by_prefix: dict[bytes, Callable[[bytes], Any]] = {}
+        def run(message: bytes) -> None:
+            try:
+                if subscription.active:
+                    callback(decode(message[start:]))
+                    subscription.delivered += 1
+            except BaseException as error:
+                subscription.fail(error)
+
+        self.run = run
+        self.name = subscription.name
+        self.serial = subscription.serial
 
 
 class Coroutines(Subscription):
@@ -147,7 +140,7 @@ class Coroutines(Subscription):
         self._mutex = threading.Lock()
         self._busy = False
 
-    def run(self, message: bytes, prefix: Prefix | None = None) -> None:
+    def run(self, message: bytes) -> None:
         with self._mutex:
             if self._bytes + len(message) > MAX_BACKLOG and self._waiting:
                 self.serial.dropped += 1
@@ -192,7 +185,7 @@ class Pooled(Subscription):
         for _ in range(workers):
             threading.Thread(target=self._work, name=f"pymq-{self.name}", daemon=True).start()
 
-    def run(self, message: bytes, prefix: Prefix | None = None) -> None:
+    def run(self, message: bytes) -> None:
         self._queue.put(message)
 
     def _work(self) -> None:
@@ -231,10 +224,10 @@ class Subscriptions:
         elif shape.is_async:
             subscription = Coroutines(*arguments)
         else:
-            subscription = (Subscription if shape.wants_message else Plain)(*arguments)
+            subscription = Subscription(*arguments)
         with self._lock:
             self._all = [*self._all, subscription]
-            self.tasks = {}
+            self.tasks.clear()
         self._bus.provider.bind(inbox, "e/" + channel, exact=not pattern)
 
     def remove(self, callback: Callable[..., Any], channel: str | None, pattern: bool) -> bool:
@@ -242,7 +235,7 @@ class Subscriptions:
         with self._lock:
             gone = [s for s in self._all if s.is_of(callback, channel, pattern)]
             self._all = [s for s in self._all if s not in gone]
-            self.tasks = {}
+            self.tasks.clear()
             still = {(s.channel, s.pattern) for s in self._all}
             for subscription in gone:
                 subscription.end()
@@ -254,14 +247,18 @@ class Subscriptions:
         """The subscriptions that a message with this prefix is for, each once; kept until the subscriptions change."""
         topics = (prefix.channel, *prefix.topics)
         with self._lock:
-            tasks = self.tasks
-            found: tuple[Task, ...] = tuple(s for s in self._all if any(map(s.matches, topics)))
-            if prefix.flags & frames.OPTIONS:
-                found = tuple(_Due(self._bus, task) for task in found)
-            if len(tasks) > 10_000:
-                tasks.clear()
-            tasks[packed] = found
+            found = tuple(self._task(s, packed, prefix) for s in self._all if any(map(s.matches, topics)))
+            if len(self.tasks) > 10_000:
+                self.tasks.clear()
+            self.tasks[packed] = found
         return found
+
+    def _task(self, subscription: Subscription, packed: bytes, prefix: Prefix) -> Task:
+        if prefix.flags & frames.OPTIONS:
+            return _Due(self._bus, subscription)
+        if type(subscription) is Subscription and not subscription.shape.wants_message:
+            return _Plain(subscription, packed, prefix)
+        return subscription
 
 
 class _Due:

@@ -29,7 +29,7 @@ from programs.participant import Participant, in_thread, verbs
 
 PROGRAMS = Path(__file__).parent / "provider" / "programs"
 ROOT = Path(__file__).parents[1]
-GUARD = 20.0
+GUARD = 10.0
 """Seconds after which a test that waits for something has failed; nothing takes so long."""
 
 

@@ -213,7 +213,7 @@ class Inbox:
             self._parse()
         if not self._found and self._load():
             self._parse()
-        while self._batch > 0 and (end := self.head[LOGGED]):
+        while (end := self.head[LOGGED]) and (self._batch > 0 or end == self._done):
             if end > self._done:
                 self._read_log(end)
             else:

@@ -138,10 +138,8 @@ class Registry:
         for stem in {name.split(".")[0] for name in self.inboxes.names()}:
             if not _has_reader(self.inboxes, f"{stem}.fifo"):
                 self.remove_inbox(stem)
-        self.catch_up()
         known = {name.split(".")[0] for name in self.inboxes.names() + self.queues.names()}
-        bound = {queue for queue, _, _ in self.bindings.of()}
-        self.record([("drop", queue) for queue in bound if encode_name(queue) not in known])
+        self.record([("drop", queue) for queue in self.bound_queues() if encode_name(queue) not in known])
 
     def remove_inbox(self, stem: str) -> None:
         """Remove an inbox's files."""
@@ -167,7 +165,7 @@ class Registry:
             self.bells.close()
             self.sweep()
             if not self.bells.directory.names() and not self.inboxes.names():
-                bound = {encode_name(queue) for queue, _, _ in self.bindings.of()}
+                bound = set(map(encode_name, self.bound_queues()))
                 for stem in set(self.queues.names()) - bound:
                     if is_disposable(stem):
                         self.remove_queue(stem)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from queue import Full
 from time import monotonic
 
+from pymq.bus import EventBus
 from pymq.exceptions import LeaseLost, MessageTooLarge, ProviderError, PublishFull, QueueNotFound
 from pymq.provider import dataclass_from_url
 from pymq.provider._memory import Inbox, LeaseReceipt, SharedQueue
@@ -307,3 +308,10 @@ def _wait(condition: threading.Condition, deadline: float, due: float = math.inf
     seconds = min(deadline, due) - now
     condition.wait(None if seconds == math.inf else min(max(seconds, 0), threading.TIMEOUT_MAX))
     return True
+
+
+class SimpleEventBus(EventBus):
+    """PyMQ's name for a bus in memory."""
+
+    def __init__(self, config: SimpleConfig | None = None) -> None:
+        super().__init__(config or SimpleConfig())

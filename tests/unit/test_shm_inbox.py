@@ -586,3 +586,15 @@ def test_elsewhere_than_on_linux_the_error_names_what_to_use(monkeypatch, config
 
 def test_a_frames_header_covers_its_body():
     assert frame(DATA, b"body")[8:12] == zlib.crc32(b"body").to_bytes(4, "little")
+
+
+def test_the_names_of_shared_queues_are_listed(config, opened):
+    first, second = opened(), opened()
+    for name in ("a/1", "a/2", "b", "a/" + "long" * 100):
+        first.declare(name)
+    first.declare("a/inbox", temporary=True)
+    first.bind("a/" + "long" * 100, "topic", exact=True)
+    assert sorted(second.queues("a/")) == ["a/1", "a/2", "a/" + "long" * 100]
+    first.delete("a/1")
+    first.delete("a/" + "long" * 100)
+    assert second.queues("a/") == ["a/2"]
