@@ -22,14 +22,14 @@ PIPE_BYTES = 256 << 10
 def fifo_frames(scale: float, size: int) -> Iterator[Measure]:
     """Frames per second through a bare FIFO, one write each, counted in bytes by their reader."""
     with _written_fifo(size) as (reader, send):
-        yield lambda: stream([reader], send, scaled(300_000, scale))
+        yield lambda: stream([reader], send, scaled(150_000, scale))
 
 
 @contextmanager
 def fifo_write(scale: float, size: int) -> Iterator[Measure]:
     """Microseconds of one write of such a frame into a FIFO with room."""
     with _written_fifo(size) as (reader, send):
-        yield lambda: bursts([reader], send, scaled(200, scale))
+        yield lambda: bursts([reader], send, scaled(100, scale))
 
 
 @contextmanager

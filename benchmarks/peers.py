@@ -26,7 +26,7 @@ def codec(cls: type, held: bool) -> tuple[Encode, Decode]:
     """By the public methods of a TypeAdapter, or by the serializer and validator that it holds: what a fast program calls."""
     from pydantic import TypeAdapter
 
-    adapter = TypeAdapter(cls)
+    adapter: TypeAdapter[Any] = TypeAdapter(cls)
     if held:
         return adapter.serializer.to_json, adapter.validator.validate_json
     return adapter.dump_json, adapter.validate_json
@@ -53,7 +53,7 @@ def push_events(scale: float, held: bool) -> Iterator[Measure]:
     with directory() as home, _socket("PUSH") as socket:
         socket.bind(f"ipc://{home}/events")
         with Child(pull_events, socket.last_endpoint.decode(), held) as receiver:
-            yield lambda: stream([receiver], _sender(socket, lambda: encode(TRADE)), scaled(100_000, scale))
+            yield lambda: stream([receiver], _sender(socket, lambda: encode(TRADE)), scaled(60_000, scale))
 
 
 @contextmanager
@@ -75,7 +75,7 @@ def publish_events(scale: float, held: bool, subscribers: int) -> Iterator[Measu
         with started(subscribers, subscribe_events, socket.last_endpoint.decode(), held) as receivers:
             for _ in receivers:
                 socket.recv()
-            yield lambda: stream(receivers, _sender(socket, lambda: encode(TRADE)), scaled(40_000, scale))
+            yield lambda: stream(receivers, _sender(socket, lambda: encode(TRADE)), scaled(20_000, scale))
 
 
 def _sender(socket: Any, encoded: Callable[[], bytes]) -> Callable[[int], None]:

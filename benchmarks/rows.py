@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 
 from benchmarks import floors, ours, peers
-from benchmarks.contest import Contestant, Rival, Row
+from benchmarks.contest import Measure, Rival, Row
 from benchmarks.events import TRADE
-from benchmarks.measuring import LATENCY, RATE, apart, together
+from benchmarks.measuring import LATENCY, RATE, Processors, apart, together
 
 SMALL = b"x" * 100
 
@@ -48,7 +50,7 @@ def _publishing(frame: int) -> list[Row]:
             "fan-out",
             "typed event, four subscribers",
             "deliveries/s",
-            partial(ours.events, subscribers=4, count=40_000),
+            partial(ours.events, subscribers=4, count=20_000),
             _peers(
                 Rival("zmq PUB/SUB, TypeAdapter", partial(peers.publish_events, held=False, subscribers=4), at_least=0.6),
                 Rival("zmq PUB/SUB, held serializer", partial(peers.publish_events, held=True, subscribers=4)),
@@ -84,7 +86,7 @@ def _payload_row(label: str, size: int, count: int, reach: float) -> Row:
 
 
 def _calling(frame: int) -> list[Row]:
-    two, one, spin = 2000, 5000, partial(ours.remote_calls, spin=ours.SPIN)
+    two, one, spin = 1500, 4000, partial(ours.remote_calls, spin=ours.SPIN)
     return [
         Row(
             "call-latency",
@@ -114,11 +116,19 @@ def _calling(frame: int) -> list[Row]:
     ]
 
 
-def _ping_pong(frame: int, floor: Contestant, reach: float | None) -> Rival:
+def _ping_pong(frame: int, floor: Callable[..., AbstractContextManager[Measure]], reach: float | None) -> Rival:
     return Rival("bare FIFO ping-pong", partial(floor, size=frame, figure=LATENCY), at_most=reach)
 
 
-def _calls_row(name: str, title: str, contestant: Contestant, *, place: object, count: int, reach: float) -> Row:
+def _calls_row(
+    name: str,
+    title: str,
+    contestant: Callable[..., AbstractContextManager[Measure]],
+    *,
+    place: Callable[[], Processors],
+    count: int,
+    reach: float,
+) -> Row:
     theirs = partial(peers.request_reply, place=place, figure=RATE, count=count)
     return Row(
         name,
@@ -133,7 +143,7 @@ def _calls_row(name: str, title: str, contestant: Contestant, *, place: object, 
 
 
 def _queueing() -> list[Row]:
-    count = 30_000
+    count = 20_000
     return [
         Row(
             "queue",

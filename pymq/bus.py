@@ -149,6 +149,8 @@ class EventBus:
 
     def shutdown(self, timeout: float = SHUTDOWN_SECONDS) -> None:
         """Stop receiving and close, within `timeout` seconds whatever handlers do; what is abandoned is logged. Idempotent."""
+        from pymq import core
+
         with self._lock:
             provider, self._early = self._provider, []
             if isinstance(provider, _Closed):
@@ -163,12 +165,14 @@ class EventBus:
         provider.wake()
         for member in members:
             abandoned += member.join(timeout)
+        self.subscriptions.end()
+        abandoned += loop.close(min(timeout, 0.5))
         self.leases.close()
-        loop.close(min(timeout, 0.5))
         provider.close()
         with self._lock:
             self._reset()
         self._ended.set()
+        core.forget(self)
         if abandoned:
             log.warning("shutdown after %s s abandoned %s", timeout, ", ".join(abandoned))
 
@@ -229,6 +233,8 @@ class EventBus:
 
     def _publish_with(self, route: Route, event: Any, headers: dict[str, Any] | None, delay: float, ttl: float | None) -> int | None:
         _check_seconds(delay=delay, ttl=ttl)
+        if not isinstance(headers, dict | None):
+            raise TypeError(f"headers are a dict, not {headers!r}")
         now = self.provider.clock()
         options = {"headers": headers, "due": now + delay if delay else None, "expires": None if ttl is None else now + delay + ttl}
         packed = frames.pack_options({name: value for name, value in options.items() if value is not None})
@@ -267,6 +273,8 @@ class EventBus:
         where neither a hint nor `channel` says what to subscribe to.
         """
         shape = Shape(callback)
+        if pattern and channel is None:
+            raise ValueError("pattern=True wants the pattern as the channel, as in subscribe(callback, 'sensors/*', pattern=True)")
         targets = [(channel, shape.hint)] if channel is not None else channels_of(shape.hint)
         if not targets:
             raise ValueError(

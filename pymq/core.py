@@ -97,6 +97,13 @@ def shutdown(timeout: float = SHUTDOWN_SECONDS) -> None:
         ending.shutdown(timeout)
 
 
+def forget(ended: EventBus) -> None:
+    """That bus was shut down: if it was the process-wide one, there is none now."""
+    global bus
+    if bus is ended:
+        bus = None
+
+
 def wait(timeout: float | None = None) -> bool:
     """Block a program that only listens, until `shutdown` (True), Ctrl-C, or for `timeout` seconds (False)."""
     return _bus().wait(timeout)

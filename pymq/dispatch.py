@@ -15,6 +15,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any, Protocol
 
 from pymq.provider.base import Delivery
@@ -82,7 +84,7 @@ class Dispatcher:
         self._alarm = threading.Event()
         self._calm = True
         self._asleep = True
-        self._closing = False
+        self._closing = self._abandoning = False
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
@@ -103,10 +105,10 @@ class Dispatcher:
     # ------------------------------------------------------------------ the reader
 
     def _read(self, reader: Reader) -> None:
+        self._run_all(reader)  # what the reader before had received
         while self._reader is reader and not self._closing:
             try:
-                self._run_all(reader)
-                batch = self._receive() if self._reader is reader else ()
+                batch = self._receive()
             except Exception:
                 if self._closing:
                     return
@@ -114,6 +116,7 @@ class Dispatcher:
                 time.sleep(0.1)
                 continue
             self._work.extend([message for message, _ in batch])
+            self._run_all(reader)
 
     def _run_all(self, reader: Reader) -> None:
         """Run what has been received, for as long as this thread is the reader.
@@ -126,7 +129,7 @@ class Dispatcher:
         self._calm = False
         if self._asleep and work:
             self._alarm.set()
-        while work and not self._closing:
+        while work and not self._abandoning:
             item = work.popleft()
             if type(item) is tuple:
                 task, message = item
@@ -173,7 +176,7 @@ class Dispatcher:
             with self._lock:
                 if serial.owner is not reader:
                     return
-                if not serial.backlog or self._closing:
+                if not serial.backlog or self._abandoning:
                     serial.owner = None
                     self._replaced.discard(reader)
                     return
@@ -214,8 +217,8 @@ class Dispatcher:
         """Become the reader if the present one is still in that handler; a task that ends just now keeps its reader."""
         with self._lock:
             old, self._reader = self._reader, Reader()
-            if old is None or old.running is not running or old.task is None:
-                self._reader = old
+            if old is None or old.running is not running or old.task is None or old.task.serial.owner is not None:
+                self._reader = old  # it has moved on, or is only putting the message by
                 return None
             old.task.serial.owner = old
             self._replaced.add(old)
@@ -237,7 +240,7 @@ class Dispatcher:
     # ------------------------------------------------------------------ the end
 
     def close(self, wake: Callable[[], None], timeout: float) -> list[str]:
-        """Stop reading; wait for the handlers that run, up to `timeout` seconds; say what was abandoned."""
+        """Stop receiving; handle what was received, for up to `timeout` seconds; say what was abandoned."""
         self._closing = True
         self._alarm.set()
         wake()
@@ -245,6 +248,7 @@ class Dispatcher:
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - time.monotonic()))
+        self._abandoning = True
         readers = {*self._replaced, self._reader} - {None}
         stuck = [r.task.name for r in readers if r and r.running is not None and r.task and r.thread != threading.get_ident()]
         waiting = len(self._work)
@@ -259,14 +263,18 @@ class Loop:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._names: list[str] = []
 
-    def submit(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+    def submit(self, name: str, coroutine: Coroutine[Any, Any, Any]) -> None:
         """Run it; its result and its errors are its own affair."""
-        asyncio.run_coroutine_threadsafe(coroutine, self._running_loop())
+        asyncio.run_coroutine_threadsafe(self._outcome(name, coroutine), self._running_loop())
 
-    def wait_for(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        """Run it and wait for its result in this thread."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._running_loop()).result()
+    def wait_for(self, name: str, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Run it and wait for its result, or for what it raised, in this thread."""
+        result, error = asyncio.run_coroutine_threadsafe(self._outcome(name, coroutine), self._running_loop()).result()
+        if error is not None:
+            raise error
+        return result
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         with self._lock:
@@ -284,27 +292,47 @@ class Loop:
         finally:
             loop.close()
 
-    def close(self, timeout: float) -> None:
-        """Give what runs up to `timeout` seconds to end, then cancel it."""
+    async def _outcome(self, name: str, coroutine: Coroutine[Any, Any, Any]) -> tuple[Any, BaseException | None]:
+        """The result or what was raised: asyncio ends the whole loop for a SystemExit or KeyboardInterrupt in one task."""
+        self._names.append(name)
+        try:
+            return await coroutine, None
+        except BaseException as error:
+            return None, error
+        finally:
+            self._names.remove(name)
+
+    def close(self, timeout: float) -> list[str]:
+        """Give what runs up to `timeout` seconds to end, then cancel it; say what was abandoned."""
         with self._lock:
             loop, self._loop = self._loop, None
-        if loop is not None:
-            finished = asyncio.run_coroutine_threadsafe(_finish_tasks(timeout), loop)
-            try:
-                finished.result(timeout + 1)
-            except Exception:
-                log.warning("%s: async handlers did not end", self._name)
-            loop.call_soon_threadsafe(loop.stop)
-            if self._thread is not None and self._thread is not threading.current_thread():
-                self._thread.join(1)
+        if loop is None or self._thread is None:
+            return []
+        finished: Future[list[str]] = Future()
+
+        def finish() -> None:
+            task = loop.create_task(_finish_tasks(timeout, self._names))
+            task.add_done_callback(lambda done: finished.set_result(done.result()))
+
+        loop.call_soon_threadsafe(finish)
+        try:
+            abandoned = finished.result(timeout + 0.5)
+        except (FutureTimeout, TimeoutError):  # a handler blocks the loop itself
+            abandoned = list(self._names)
+        loop.call_soon_threadsafe(loop.stop)
+        if self._thread is not threading.current_thread():
+            self._thread.join(0.5)
+        return [f"the handler {name}, which still ran" for name in abandoned]
 
 
-async def _finish_tasks(timeout: float) -> None:
+async def _finish_tasks(timeout: float, names: list[str]) -> list[str]:
     others = asyncio.all_tasks() - {asyncio.current_task()}
-    if others:
-        _, pending = await asyncio.wait(others, timeout=timeout)
-        for task in pending:
-            task.cancel()
-        if pending:
-            log.warning("pymq: %d async handlers were cancelled at shutdown", len(pending))
-            await asyncio.wait(pending, timeout=0.2)
+    if not others:
+        return []
+    _, pending = await asyncio.wait(others, timeout=timeout)
+    abandoned = list(names)
+    for task in pending:
+        task.cancel()
+    if pending:
+        await asyncio.wait(pending, timeout=0.2)
+    return abandoned

@@ -180,4 +180,4 @@ class Member(Work):
         args, kwargs = self.shape.arguments(event, leased.about() if self.shape.wants_message else None)
         result = self.callback(*args, **kwargs)
         if self.shape.is_async:
-            self.bus.loop.wait_for(result)
+            self.bus.loop.wait_for(self.name, result)

@@ -56,7 +56,7 @@ def channels_of(hint: Any) -> list[tuple[str, Any]]:
     """The channels, each with its class, that a hint stands for: several where it is a Union. Empty: none."""
     if typing.get_origin(hint) in (Union, types.UnionType):
         return [found for part in typing.get_args(hint) for found in channels_of(part)]
-    named = isinstance(hint, type) and hint not in (object, type(None)) and typing.get_origin(hint) is None
+    named = isinstance(hint, type) and hint not in (Any, object, type(None)) and typing.get_origin(hint) is None
     return [(topic_of(hint), hint)] if named else []
 
 

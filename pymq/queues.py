@@ -36,6 +36,8 @@ class Queue(Generic[T]):
 
         if not isinstance(name, str) or not name:
             raise ValueError(f"a queue's name is a text, not {name!r}")
+        if not isinstance(maxsize, int):
+            raise TypeError(f"maxsize is a number of items, not {maxsize!r}")
         self._bus = bus
         self.name = name
         self.maxsize = maxsize

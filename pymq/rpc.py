@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from pymq import message as frames
 from pymq.dispatch import Serial
-from pymq.exceptions import CodecError, NoSuchRemoteError, ProviderError, QueueNotFound, RemoteInvocationError, RpcTimeout, ServerDied
+from pymq.exceptions import CodecError, NoSuchRemoteError, PymqError, QueueNotFound, RemoteInvocationError, RpcTimeout, ServerDied
 from pymq.handlers import describe, hints_of
 from pymq.message import Prefix
 from pymq.topics import qualified_name
@@ -68,8 +68,8 @@ class RpcResponse:
 def remember_name(fn: Callable[..., Any], name: str) -> None:
     """So that `stub(fn)` calls what was exposed as `name`."""
     try:
-        setattr(getattr(fn, "__func__", fn), REMOTE_NAME, name)
-    except AttributeError:
+        vars(getattr(fn, "__func__", fn)).setdefault(REMOTE_NAME, name)
+    except TypeError:
         pass  # a builtin, or an object with slots: it is called by its name
 
 
@@ -106,7 +106,7 @@ class Remote:
             return
         data = message[start + _DEADLINE.size :]
         if self.is_async:
-            self.bus.loop.submit(self._run_async(data, reply_to, sequence))
+            self.bus.loop.submit(self.name, self._run_async(data, reply_to, sequence))
             return
         try:
             result = self.fn(*(call := self._arguments(data))[0], **call[1])
@@ -204,6 +204,8 @@ class Remotes:
             raise ValueError(f"{fn if isinstance(fn, str) else describe(fn)!r} is not exposed")
         for name in names:
             self._bus.provider.unbind(self._bus.inbox, "r/" + name, exact=True)
+        if not isinstance(fn, str):
+            vars(getattr(fn, "__func__", fn)).pop(REMOTE_NAME, None)
 
     def task_of(self, prefix: Prefix) -> Remote | _Unknown:
         """Who executes a request with this prefix."""
@@ -243,7 +245,7 @@ class Remotes:
         prefix = Prefix(frames.FAILURE, codec.TAGGED, 0, self._bus.token, "", "", ())
         try:
             self._send(queue, frames.pack_prefix(prefix) + _SEQUENCE.pack(request) + details)
-        except ProviderError as failure:
+        except PymqError as failure:
             log.warning("a failure could not be reported to its caller: %s", failure)
 
     def _send(self, queue: str, rest: bytes) -> None:

@@ -150,7 +150,7 @@ class Coroutines(Subscription):
             if self._busy:
                 return
             self._busy = True
-        self.bus.loop.submit(self._drain())
+        self.bus.loop.submit(self.name, self._drain())
 
     async def _drain(self) -> None:
         while True:
@@ -171,7 +171,7 @@ class Coroutines(Subscription):
             self.delivered += 1
         except _Expired:
             self.expired += 1
-        except Exception as error:
+        except BaseException as error:
             self.fail(error)
 
 
@@ -229,6 +229,11 @@ class Subscriptions:
             self._all = [*self._all, subscription]
             self.tasks.clear()
         self._bus.provider.bind(inbox, "e/" + channel, exact=not pattern)
+
+    def end(self) -> None:
+        """No handler is called any more: the bus ends."""
+        for subscription in self._all:
+            subscription.end()
 
     def remove(self, callback: Callable[..., Any], channel: str | None, pattern: bool) -> bool:
         """Unsubscribe; whether there was anything."""

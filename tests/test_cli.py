@@ -112,7 +112,8 @@ def until_it_talks(demo: subprocess.Popen[bytes]) -> None:
 
 @needs_cli
 def test_a_demo_that_cannot_work_says_why(environment: dict[str, str], tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text("import sys; sys.platform = 'plan9'\n")
+    full = "import os\n\ndef full(*_):\n    raise OSError(28, 'No space left on device')\n\nos.posix_fallocate = full\n"
+    (tmp_path / "sitecustomize.py").write_text(full)
     environment["PYTHONPATH"] = f"{tmp_path}:{ROOT}"
     done = run([*COMMAND, "demo"], environment)
     assert done.returncode == 1

@@ -151,10 +151,11 @@ def test_a_pattern_and_a_channel_of_the_same_name_are_two_things(peers):
     bob.subscribe(shop.anything, "a*", pattern=True)
     bob.subscribe(shop.anything_too, "a*")
     assert alice.publish(1, "ab") == 1
+    assert bob.hear() == 1
     bob.unsubscribe(shop.anything, "a*", pattern=True)
     assert alice.publish(2, "ab") == 0
     assert alice.publish(3, "a*") == 1
-    assert [bob.hear(), bob.hear()] == [1, 3]
+    assert bob.hear() == 3
 
 
 # --- headers and the message ------------------------------------------------------------------------------------------
@@ -203,9 +204,6 @@ def test_where_the_message_parameter_may_stand(bus, heard):
     def keyword(value, *, message: pymq.Message):
         heard(("keyword", value, message.channel))
 
-    def optional(value, message: pymq.Message | None = None):
-        heard(("optional", value, message and message.channel))
-
     def not_wanted(value, flag="own default"):
         heard(("not wanted", value, flag))
 
@@ -215,7 +213,7 @@ def test_where_the_message_parameter_may_stand(bus, heard):
     async def coroutine(value, message):
         heard(("coroutine", value, message.channel))
 
-    handlers = (annotated, second, keyword, optional, not_wanted, coroutine)
+    handlers = (annotated, second, keyword, not_wanted, coroutine)
     for handler in handlers:
         bus.subscribe(handler, "c")
     bus.publish(7, "c")
@@ -787,7 +785,8 @@ def test_a_value_that_does_not_fit_the_hint_does_not_reach_the_handler(bus, hear
 def test_wait_blocks_until_shutdown(config):
     bus = pymq.EventBus(config)
     bus.start()
+    assert bus.wait(timeout=0) is False
     waiting = in_thread(bus.wait)
     assert not waiting.done()
     bus.shutdown()
-    assert waiting.result(GUARD) is None
+    assert waiting.result(GUARD) is True

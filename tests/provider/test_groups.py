@@ -617,12 +617,37 @@ def test_a_delivery_is_settled_once(jobs):
     assert jobs.empty()
 
 
-def test_take_says_that_the_lease_was_lost(peers, jobs):
+def test_the_lease_is_extended_while_the_block_runs(jobs):
+    jobs.put("work")
+    with jobs.take(timeout=5, lease=0.1), pytest.raises(queue.Empty):
+        jobs.receive(timeout=0.5)
+    assert jobs.empty()
+
+
+def test_a_stopped_taker_gives_back_after_the_lease(separate, peers, jobs):
     (alice,) = peers(1)
     jobs.put("work")
-    with pytest.raises(pymq.LeaseLost), jobs.take(timeout=5, lease=0.1):
-        assert alice.call(shop.receive_and_keep, "jobs", lease=60) == ("work", 2)
-    alice.call(shop.settle, "ack")
+    taking = alice.begin(shop.take_and_hold, "jobs", lease=0.3)
+    assert alice.hear() == ("work", 1)
+    alice.stop()
+    delivery = jobs.receive(timeout=10)
+    assert (delivery.value, delivery.attempt) == ("work", 2)
+    alice.resume()
+    alice.release()
+    with pytest.raises(pymq.LeaseLost):
+        taking.result(GUARD)
+    delivery.nack()
+    assert jobs.get(timeout=5) == "work", "the late ack was not ours"
+
+
+def test_a_taker_that_always_fails(jobs):
+    jobs.put("poison")
+    for attempt in range(1, 7):
+        with pytest.raises(LookupError, match=f"attempt {attempt}"), jobs.take(timeout=5) as job:
+            raise LookupError(f"no antidote at attempt {job.attempt}")
+    assert jobs.empty()
+    (letter,) = jobs.dead
+    assert (letter.value, "no antidote" in letter.headers["dead-text"]) == ("poison", True)
 
 
 @pytest.mark.parametrize("lease", [0, -1, float("nan")])
@@ -654,6 +679,51 @@ def test_an_expired_event(bus, group, heard):
     threading.Event().wait(0.1)
     bus.subscribe(heard, "c", group="billing")
     assert heard.next() == "lasting"
+
+
+# --- statistics -------------------------------------------------------------------------------------------------------
+
+
+def test_stats_tell_what_happened(bus, group, jobs, heard):
+    def handler(value: str, message: pymq.Message):
+        heard(value)
+        if value == "poison":
+            raise LookupError
+
+    bus.subscribe(handler, "c", group="billing", retries=1, backoff=0.01)
+    for value in ("a", "b", "poison"):
+        bus.publish(value, "c")
+    eventually(lambda: len(group.dead) == 1)
+    bus.subscribe(heard, "plain")
+    bus.publish(1, "plain")
+    assert sorted(map(str, heard.take(5))) == ["1", "a", "b", "poison", "poison"]
+    jobs.put("taken")
+    jobs.put("waiting")
+    taken = jobs.receive(timeout=5)
+    stats = eventually(lambda: stats if (stats := bus.stats())["delivered"].get("plain") else None)
+    assert stats["published"] == {"c": 3, "plain": 1}
+    assert stats["delivered"] == {"c": 2, "plain": 1}
+    assert stats["failed"] == {"c": 2}
+    assert stats["retried"] == {"c": 1}
+    assert stats["dead"] == {"c": 1}
+    assert _of(stats["in_flight"], "jobs") == 1
+    assert _of(stats["backlog"], "jobs") == 1
+    taken.ack()
+    assert _of(bus.stats()["in_flight"], "jobs") == 0
+    jobs.get(timeout=5)
+
+
+def _of(counts: dict[str, int], queue: str) -> int:
+    return sum(count for name, count in counts.items() if queue in name)
+
+
+def test_stats_count_what_expired(bus, jobs):
+    jobs.put("short-lived", ttl=0.01)
+    threading.Event().wait(0.05)
+    assert jobs.empty() or jobs.qsize() == 1
+    with pytest.raises(queue.Empty):
+        jobs.get_nowait()
+    assert _of(bus.stats()["expired"], "jobs") == 1
 
 
 # --- wrong use --------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ def jobs(bus) -> Iterator[pymq.Queue]:
     """The queue "jobs", gone afterwards."""
     jobs = bus.queue("jobs")
     yield jobs
+    jobs.dead.purge()
     jobs.free()
 
 
@@ -132,15 +133,15 @@ def test_without_block_the_timeout_does_not_count(jobs):
 
 
 def test_wrong_use_is_refused(bus, jobs):
-    for wrong in (
-        lambda: bus.queue(42),
-        lambda: jobs.put(1, delay=-1),
-        lambda: jobs.put(1, ttl=-1),
-        lambda: jobs.put(1, priority=-1),
-        lambda: jobs.put(1, priority=1000),
-        lambda: bus.queue("jobs", maxsize="many"),
+    for wrong, named in (
+        (lambda: bus.queue(42), "42"),
+        (lambda: jobs.put(1, delay=-1), "delay"),
+        (lambda: jobs.put(1, ttl=-1), "ttl"),
+        (lambda: jobs.put(1, priority=-1), "priority"),
+        (lambda: jobs.put(1, priority=1000), "priority"),
+        (lambda: bus.queue("jobs", maxsize="many"), "maxsize"),
     ):
-        with pytest.raises((ValueError, TypeError)):
+        with pytest.raises((ValueError, TypeError), match=named):
             wrong()
     with pytest.raises(pymq.CodecError):
         jobs.put(object())
@@ -254,14 +255,17 @@ def test_type_decides_what_an_item_becomes(peers, bus, jobs):
     alice.queue("jobs", "put", basket)
     got = bus.queue("jobs", type=Basket).get(timeout=5)
     assert (type(got), got) == (Basket, basket)
-    alice.queue("jobs", "put", [[1, None]])
+    alice.queue("jobs", "put", [(1, None)])
     assert bus.queue("jobs", type=list[tuple[int, int | None]]).get(timeout=5) == [(1, None)]
 
 
 def test_an_item_of_another_type_is_an_error_that_names_it(bus, jobs):
     jobs.put("not an order")
+    jobs.put(OrderPlaced(1))
+    orders = bus.queue("jobs", type=OrderPlaced)
     with pytest.raises(pymq.CodecError, match="OrderPlaced"):
-        bus.queue("jobs", type=OrderPlaced).get(timeout=5)
+        orders.get(timeout=5)
+    assert orders.get(timeout=5) == OrderPlaced(1)
 
 
 def test_an_unknown_class_arrives_as_plain_data(separate, peers, bus, jobs):

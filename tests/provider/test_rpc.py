@@ -7,6 +7,7 @@ import time
 from concurrent.futures import wait
 from datetime import timedelta
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from harness import GUARD, Heard, eventually, in_thread
@@ -133,7 +134,8 @@ def test_rpc_returns_the_response(peers, bus):
     server.expose(shop.refuse, "refuse")
     response = bus.stub("add", timeout=10).rpc(1, 2)
     assert isinstance(response, pymq.RpcResponse)
-    assert (response.result, response.error, response.result_type) == (3, False, "int")
+    assert (response.result, response.error) == (3, False)
+    assert response.result_type.endswith("int")
     failed = bus.stub("refuse", timeout=10).rpc("why")
     assert failed.error is True
     (listed,) = bus.stub("add", timeout=10, multi=True).rpc(1, 2)
@@ -259,16 +261,18 @@ def test_nobody_serves_any_more(peers, bus):
         add(1)
 
 
-def test_unexpose_by_callable_and_by_name(bus):
+def test_unexpose_by_name_and_by_callable(bus):
     bus.expose(multiply)
     bus.expose(multiply, "other name")
-    bus.unexpose(multiply)
-    with pytest.raises(pymq.NoSuchRemoteError):
-        bus.stub(multiply, timeout=10)(1)
-    assert bus.stub("other name", timeout=10)(1) == 2
     bus.unexpose("other name")
     with pytest.raises(pymq.NoSuchRemoteError):
         bus.stub("other name", timeout=10)(1)
+    assert bus.stub("test_rpc.multiply", timeout=10)(1) == 2
+    bus.unexpose(multiply)
+    with pytest.raises(pymq.NoSuchRemoteError):
+        bus.stub(multiply, timeout=10)(1)
+    bus.expose(multiply)
+    assert bus.stub(multiply, timeout=10)(2) == 4
 
 
 @pytest.mark.parametrize("timeout", [-1, float("nan")])
@@ -330,6 +334,12 @@ def test_a_stopped_server(separate, peers, bus):
 # --- several servers --------------------------------------------------------------------------------------------------
 
 
+def asked(servers: list[Any], count: int) -> list[int]:
+    """How often each was, as soon as it was that often in all."""
+    eventually(lambda: sum(server.heard.waiting() for server in servers) >= count)
+    return [len(server.heard.rest()) for server in servers]
+
+
 def test_one_live_server_executes_a_call(peers, bus):
     servers = peers(3)
     for server in servers:
@@ -337,8 +347,7 @@ def test_one_live_server_executes_a_call(peers, bus):
     for _ in range(10):
         bus.stub("who", timeout=10)()
     bus.stub("who", timeout=10, multi=True)()
-    asked = [len(server.heard.rest()) for server in servers]
-    assert sum(asked) == 13
+    assert sum(asked(servers, 13)) == 13
 
 
 def test_calls_spread(peers, bus):
@@ -347,9 +356,7 @@ def test_calls_spread(peers, bus):
         server.expose(shop.who, "who")
     for _ in range(60):
         bus.stub("who", timeout=10)()
-    asked = [len(server.heard.rest()) for server in servers]
-    assert sum(asked) == 60
-    assert min(asked) >= 5
+    assert min(asked(servers, 60)) >= 5
 
 
 def test_a_busy_server_does_not_get_the_call(peers, bus):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,6 +11,13 @@ from programs import shop, values
 from programs.values import EVERYTHING, MISFITS, REFUSED, VALUES, Frozen, Plain, Point, Strict
 
 import pymq
+
+
+@pytest.fixture
+def jobs(bus) -> Iterator[pymq.Queue]:
+    """The queue "jobs", gone afterwards."""
+    yield bus.queue("jobs")
+    bus.queue("jobs").free()
 
 
 def told(value: Any) -> str:
@@ -50,24 +58,20 @@ def test_published(peers, typed):
         assert differences(list(way)) == {}
 
 
-def test_put(peers, bus):
+def test_put(peers, bus, jobs):
     (alice,) = peers(1)
-    jobs = [bus.queue("jobs", type=hint) for hint, _ in VALUES]
     alice.call(values.put_all, "jobs")
-    assert differences([job.get(timeout=5) for job in jobs]) == {}
-    jobs[0].free()
+    assert differences([bus.queue("jobs", type=hint).get(timeout=5) for hint, _ in VALUES]) == {}
 
 
-def test_put_into_a_queue_without_type(peers, bus):
+def test_put_into_a_queue_without_type(peers, jobs):
     """This process puts each value once itself, which names its class."""
     (alice,) = peers(1)
-    jobs = bus.queue("jobs")
     for _, value in VALUES:
         jobs.put(value)
     jobs.free()
     alice.call(values.put_all, "jobs")
     assert differences([jobs.get(timeout=5) for _ in VALUES]) == {}
-    jobs.free()
 
 
 def test_passed_and_returned(peers, bus):
@@ -93,28 +97,24 @@ def test_what_cannot_travel_is_refused(bus, kind):
 
 
 @pytest.mark.parametrize("kind", MISFITS)
-def test_what_is_not_of_its_declared_type_is_refused_or_unchanged(bus, kind):
+def test_what_is_not_of_its_declared_type_is_refused_or_unchanged(bus, jobs, kind):
     value = MISFITS[kind]
-    jobs = bus.queue("jobs", type=Strict)
     try:
         jobs.put(value)
-        got = jobs.get(timeout=5)
+        got = bus.queue("jobs", type=Strict).get(timeout=5)
     except pymq.CodecError:
         got = value
-    jobs.free()
     assert told(got) == told(value)
 
 
-def test_an_attribute_that_no_field_declares_is_not_dropped_silently(bus):
+def test_an_attribute_that_no_field_declares_is_not_dropped_silently(bus, jobs):
     value = Strict(1)
     value.extra = "not a field"
-    jobs = bus.queue("jobs", type=Strict)
     try:
         jobs.put(value)
-        assert vars(jobs.get(timeout=5)) == vars(value)
+        assert vars(bus.queue("jobs", type=Strict).get(timeout=5)) == vars(value)
     except pymq.CodecError:
         pass
-    jobs.free()
 
 
 def test_init_builds_a_plain_class_as_a_user_would_expect(peers, bus):
@@ -135,11 +135,10 @@ def test_a_stranger_gets_plain_data_and_builds_nothing(separate, peers):
     assert stranger.hear() == [{"word": "nested"}]
 
 
-def test_everything_at_once_many_times(bus):
+def test_everything_at_once_many_times(bus, jobs):
     """A type's encoder is built once; it must not remember anything of a value."""
-    jobs = bus.queue("jobs", type=values.Everything)
+    everything = bus.queue("jobs", type=values.Everything)
     for number in range(50):
         EVERYTHING.number = number
         jobs.put(EVERYTHING)
-    assert [jobs.get(timeout=5).number for _ in range(50)] == list(range(50))
-    jobs.free()
+    assert [everything.get(timeout=5).number for _ in range(50)] == list(range(50))

@@ -723,7 +723,7 @@ def test_a_flipped_byte_of_the_state_is_an_error_or_nothing(home: str) -> None:
             original = head_of(peer, "state")
             overwrite(peer, "state", place, bytes([original[place] ^ 0x41]))
             for call in (
-                lambda: peer.messages(),
+                peer.messages,
                 lambda: peer.messages(lease=9),
                 peer.queue.size,
                 lambda: peer.queue.send(b"third", timeout=0),

@@ -82,7 +82,7 @@ class Cast:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for role in self._processes:
+        for role in reversed(self._processes):  # a client leaves before its server
             self._dismiss(role)
         for listener in self._listeners:
             listener.join()

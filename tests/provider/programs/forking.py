@@ -74,7 +74,8 @@ def publish_for_ever(stop: threading.Event) -> None:
 def main() -> None:
     pymq.init()
     pymq.subscribe(on_value, "c")
-    pymq.subscribe(lambda value: None, "noise")
+    silent = threading.Event()
+    pymq.subscribe(lambda value: silent.set() if value == "silence" else None, "noise")
     pymq.expose(parent_pid)
     stop = threading.Event()
     noise = threading.Thread(target=publish_for_ever, args=(stop,))
@@ -87,6 +88,8 @@ def main() -> None:
         assert pymq.stub(parent_pid, timeout=10)() == os.getpid()
     stop.set()
     noise.join()
+    pymq.publish("silence", "noise")
+    assert silent.wait(10)
     print(pymq.queue("jobs").get(timeout=10), heard.empty())
     pymq.shutdown()
 
