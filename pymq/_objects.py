@@ -247,7 +247,8 @@ def _require(cls: type, state: dict[str, Any]) -> None:
 def _needed(cls: type) -> frozenset[str]:
     if issubclass(cls, BaseModel):
         return frozenset(cls.model_fields)
-    fields = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+    every = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+    fields = [it for it in every if it.init or it.default is dataclasses.MISSING]  # the other defaults stay in the class
     required = [it.name for it in _parameters(cls).values() if it.default is it.empty]
     return frozenset([*(it.name for it in fields), *required])
 

@@ -503,6 +503,8 @@ def test_killed_while_coming_and_going(config, peers):
 def test_who_comes_while_the_last_one_removes_the_namespace_begins_a_new_one(config, opened):
     last, newcomer = config.create(), config.create()
     last.open()
+    last.declare("jobs")
+    last.send("jobs", b"for this one, the directory stays")
     coming = threading.Thread(target=newcomer.open)
     with last._registry.lock:
         coming.start()
@@ -512,6 +514,7 @@ def test_who_comes_while_the_last_one_removes_the_namespace_begins_a_new_one(con
     coming.join(GUARD)
     subscribe(opened(), "inbox")
     assert newcomer.publish(("topic",), b"") == 1
+    assert len(newcomer.receive("jobs", lease=None)) == 1
     newcomer.close()
 
 
