@@ -15,13 +15,14 @@ import itertools
 import logging
 import struct
 import threading
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from queue import Full
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from pymq import message as frames
+from pymq.calls import CallReader, pack_call
 from pymq.dispatch import Serial
 from pymq.exceptions import CodecError, NoSuchRemoteError, PymqError, QueueNotFound, RemoteInvocationError, RpcTimeout, ServerDied
 from pymq.handlers import describe, hints_of
@@ -30,6 +31,7 @@ from pymq.topics import qualified_name
 
 if TYPE_CHECKING:
     from pymq.bus import EventBus
+    from pymq.provider.base import Provider
 
 log = logging.getLogger("pymq")
 P = ParamSpec("P")
@@ -89,11 +91,16 @@ class Remote:
             codec.name_type(hint)
         self.returns = hints.get("return", Any)
         parameters = inspect.signature(fn).parameters.values()
-        every = [hints.get(p.name, Any) for p in parameters if p.kind is p.VAR_POSITIONAL]
-        self._every = every[0] if every else Any
-        self._every_keyword = next((hints.get(p.name, Any) for p in parameters if p.kind is p.VAR_KEYWORD), Any)
-        self._positional = [hints.get(p.name, Any) for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-        self._by_name = {p.name: hints.get(p.name, Any) for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+        every = {p.kind: hints.get(p.name, Any) for p in parameters}
+        in_order = [hints.get(p.name, Any) for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        by_name = {p.name: hints.get(p.name, Any) for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+
+        def hint(place: int | str) -> Any:
+            if isinstance(place, str):
+                return by_name.get(place, every.get(inspect.Parameter.VAR_KEYWORD, Any))
+            return in_order[place] if place < len(in_order) else every.get(inspect.Parameter.VAR_POSITIONAL, Any)
+
+        self._unpack = CallReader(hint).unpack
         self._convert = codec.convert
 
     def run(self, message: bytes) -> None:
@@ -104,20 +111,20 @@ class Remote:
         (deadline,) = _DEADLINE.unpack_from(message, start)
         if self.bus.provider.clock() > deadline:
             return
-        data = message[start + _DEADLINE.size :]
         if self.is_async:
-            self.bus.loop.submit(self.name, self._run_async(data, reply_to, sequence))
+            self.bus.loop.submit(self.name, self._run_async(message, start + _DEADLINE.size, reply_to, sequence))
             return
         try:
-            result = self.fn(*(call := self._arguments(data))[0], **call[1])
+            args, kwargs = self._unpack(message, start + _DEADLINE.size)
+            result = self.fn(*args, **kwargs)
         except BaseException as error:
             self.bus.remotes.fail(reply_to, sequence, error)
         else:
             self._reply(reply_to, sequence, result)
 
-    async def _run_async(self, data: bytes, reply_to: str, sequence: int) -> None:
+    async def _run_async(self, message: bytes, start: int, reply_to: str, sequence: int) -> None:
         try:
-            args, kwargs = self._arguments(data)
+            args, kwargs = self._unpack(message, start)
             result = await self.fn(*args, **kwargs)
         except BaseException as error:
             self.bus.remotes.fail(reply_to, sequence, error)
@@ -129,17 +136,6 @@ class Remote:
             self.bus.remotes.reply(reply_to, sequence, self._convert(result, self.returns))
         except Exception as error:  # the result cannot travel, or is not what the function promises
             self.bus.remotes.fail(reply_to, sequence, error)
-
-    def _arguments(self, data: bytes) -> tuple[list[Any], dict[str, Any]]:
-        """The arguments, each made to fit its parameter's hint; whether they fit the function is for Python to say."""
-        from pymq import codec
-
-        args, kwargs = codec.decode_arguments(data)
-        hints, convert = self._positional, self._convert
-        converted = [convert(value, hint) for value, hint in zip(args, itertools.chain(hints, itertools.repeat(self._every)))]
-        if not kwargs:
-            return converted, kwargs
-        return converted, {k: convert(v, self._by_name.get(k, self._every_keyword)) for k, v in kwargs.items()}
 
 
 class _Unknown:
@@ -282,82 +278,77 @@ class Caller:
         self._idle: list[ReplyQueue] = []
         self._numbers = itertools.count(1)
 
-    def call(self, name: str, data: bytes, deadline: float, multi: bool, finish: Callable[[bytes], Any]) -> list[Any]:
+    def call(self, stub: StubMethod[..., Any], data: bytes) -> list[Any]:
         """Send the request to one server, or to each; their results in order, a RemoteInvocationError in the place of each failure.
 
         Raises NoSuchRemoteError where nobody serves the name and not all were asked for.
         """
-        reply_queue = self._borrow()
-        pending = self._request(reply_queue, name, data, deadline, multi)
-        if not pending:
-            self._idle.append(reply_queue)
-            if multi:
-                return []
-            raise NoSuchRemoteError(f"nobody serves {name!r}")
-        results: dict[int, Any] = dict.fromkeys(pending)
-        self._gather(reply_queue, name, pending, results, deadline, finish)
-        self._idle.append(reply_queue)
+        provider = self._bus.provider
+        deadline = NEVER if stub.timeout is None else provider.clock() + stub.timeout
+        queue = self._idle.pop() if self._idle else self._new_queue()
+        try:
+            pending = self._request(provider, queue, stub, _DEADLINE.pack(deadline) + data)
+            if not pending and not stub.multi:
+                raise NoSuchRemoteError(f"nobody serves {stub.name!r}")
+            results: dict[int, Any] = dict.fromkeys(pending)
+            if self._bus.inbox in pending.values():
+                self._bus.step_aside()
+            self._gather(provider, queue, stub, pending, results, deadline)
+        finally:
+            self._idle.append(queue)
         return list(results.values())
 
-    def _borrow(self) -> ReplyQueue:
-        try:
-            return self._idle.pop()
-        except IndexError:
-            reply_queue = ReplyQueue(f"reply/{self._bus.token:016x}/{next(self._numbers)}")
-            self._bus.provider.declare(reply_queue.name, temporary=True)
-            return reply_queue
+    def _new_queue(self) -> ReplyQueue:
+        queue = ReplyQueue(f"reply/{self._bus.token:016x}/{next(self._numbers)}")
+        self._bus.provider.declare(queue.name, temporary=True)
+        return queue
 
-    def _request(self, reply_queue: ReplyQueue, name: str, data: bytes, deadline: float, multi: bool) -> dict[int, str]:
+    def _request(self, provider: Provider, queue: ReplyQueue, stub: StubMethod[..., Any], data: bytes) -> dict[int, str]:
         """Send; who was asked, by the request's sequence. A server that died in between is passed over."""
-        from pymq import codec
-
-        provider = self._bus.provider
-        if name not in reply_queue.prefixes:
-            prefix = Prefix(frames.REQUEST, codec.TAGGED, 0, self._bus.token, name, reply_queue.name, ())
-            reply_queue.prefixes[name] = frames.pack_prefix(prefix)
-        rest = reply_queue.prefixes[name] + _DEADLINE.pack(deadline) + data
+        prefix = queue.prefixes.get(stub.name) or self._prefix(queue, stub.name)
         asked: dict[int, str] = {}
-        for server in provider.consumers("r/" + name):
-            sequence = next(reply_queue.sequence)
+        for server in provider.consumers(stub.topic):
+            sequence = next(queue.sequence)
             try:
-                left = None if deadline == NEVER else max(0.0, deadline - provider.clock())
-                provider.send(server, frames.pack_sequence(sequence) + rest, timeout=left)
+                provider.send(server, frames.pack_sequence(sequence) + prefix + data, timeout=stub.timeout)
             except QueueNotFound:
                 continue
             asked[sequence] = server
-            if not multi:
+            if not stub.multi:
                 break
         return asked
 
+    def _prefix(self, queue: ReplyQueue, name: str) -> bytes:
+        prefix = Prefix(frames.REQUEST, 0, 0, self._bus.token, name, queue.name, ())
+        packed = queue.prefixes[name] = frames.pack_prefix(prefix)
+        return packed
+
     def _gather(
         self,
-        reply_queue: ReplyQueue,
-        name: str,
+        provider: Provider,
+        queue: ReplyQueue,
+        stub: StubMethod[..., Any],
         pending: dict[int, str],
         results: dict[int, Any],
         deadline: float,
-        finish: Callable[[bytes], Any],
     ) -> None:
         """Fill in the results as they come, until the deadline or until those that are missing have died."""
-        provider = self._bus.provider
-        if self._bus.inbox in pending.values():
-            self._bus.step_aside()
+        left = stub.timeout
         while pending:
-            left = None if deadline == NEVER else deadline - provider.clock()
-            servers = list(pending.values())
-            batch = provider.receive(reply_queue.name, left if left is None or left > 0 else 0, watch=servers)
+            batch = provider.receive(queue.name, left, watch=list(pending.values()))
             for message, _ in batch:
-                _, length = frames.START.unpack_from(message)
-                start = frames.START.size + length
+                start = 10 + message[8] + (message[9] << 8)
                 (request,) = _SEQUENCE.unpack_from(message, start)
                 if pending.pop(request, None) is not None:
-                    results[request] = finish(message)
-            if not batch and left is not None and deadline - provider.clock() <= 0:
-                for request in pending:
-                    results[request] = RpcTimeout(f"no reply from {name!r} before the deadline")
+                    results[request] = stub.finish(message, start)
+            if not pending:
                 return
+            left = None if deadline == NEVER else max(0.0, deadline - provider.clock())
+            if left == 0 and not batch:
+                late = RpcTimeout(f"no reply from {stub.name!r} within {stub.timeout} s")
+                return results.update(dict.fromkeys(pending, late))
             if not batch:
-                self._bury(name, pending, results)
+                self._bury(stub.name, pending, results)
 
     def _bury(self, name: str, pending: dict[int, str], results: dict[int, Any]) -> None:
         """Nothing came: find out which servers are dead."""
@@ -367,8 +358,8 @@ class Caller:
             except QueueNotFound:
                 results[request] = ServerDied(f"the server of {name!r} died before it replied")
                 del pending[request]
-            except Exception:
-                time.sleep(0)  # full: it lives
+            except Full:
+                pass  # it lives
 
 
 class StubMethod(Generic[P, R]):
@@ -377,6 +368,7 @@ class StubMethod(Generic[P, R]):
     def __init__(self, bus: EventBus, fn: Callable[P, R] | str, timeout: float | None = None, multi: bool = False) -> None:
         self._bus = bus
         self.name = Remotes.name_of(fn)
+        self.topic = "r/" + self.name
         self.timeout = timeout
         self.multi = multi
         self._returns = Any if isinstance(fn, str) else hints_of(fn).get("return", Any)
@@ -405,19 +397,14 @@ class StubMethod(Generic[P, R]):
         return RpcResponse(self.name, result, qualified_name(type(result)), failed)
 
     def _call(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
-        from pymq import codec
+        return self._bus.caller.call(self, pack_call(args, kwargs))
 
-        deadline = NEVER if self.timeout is None else self._bus.provider.clock() + self.timeout
-        return self._bus.caller.call(self.name, codec.encode_arguments(tuple(args), kwargs), deadline, self.multi, self._finish)
-
-    def _finish(self, message: bytes) -> Any:
-        """The result that a reply carries, or the exception that stands for it."""
-        _, length = frames.START.unpack_from(message)
-        end = frames.START.size + length
-        packed = message[frames.START.size : end]
+    def finish(self, message: bytes, start: int) -> Any:
+        """The result that a reply carries, or the exception that stands for it; its prefix ends at `start`."""
+        packed = message[10:start]
         try:
             decode = self._decoders.get(packed) or self._decoder(packed)
-            return decode(message[end + _SEQUENCE.size :])
+            return decode(message[start + 8 :])
         except CodecError as error:
             return RemoteInvocationError(f"the result of {self.name!r} cannot be read: {error}", "CodecError", error.args)
 

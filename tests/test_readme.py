@@ -69,6 +69,7 @@ class Terminal:
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
         )
         self.printed: list[str] = []
+        self._ended = False
         self._lines: queue.Queue[str | None] = queue.Queue()
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
@@ -89,16 +90,17 @@ class Terminal:
             self._lines.put(line.rstrip("\n"))
         self._lines.put(None)
 
-    def until(self, line: str | None) -> None:
+    def until(self, line: str) -> None:
         """It has printed that line, or has ended."""
-        while line not in self.printed:
+        while line not in self.printed and not self._ended:
             try:
                 found = self._lines.get(timeout=PATIENCE)
             except queue.Empty:
                 raise AssertionError(f"{self.process.args} printed {self.printed}, not {line!r}") from None
             if found is None:
-                return
-            self.printed.append(found)
+                self._ended = True
+            else:
+                self.printed.append(found)
 
     def interrupt(self) -> None:
         """As Ctrl-C; a program that has ended already has ended well."""

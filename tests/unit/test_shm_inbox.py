@@ -511,8 +511,9 @@ def test_who_comes_while_the_last_one_removes_the_namespace_begins_a_new_one(con
         time.sleep(0.05)  # it waits for the lock of a file that is about to go
         last._registry.bells.close()
         last._registry._dissolve()
+        subscribe(opened(), "inbox")  # another one was faster
     coming.join(GUARD)
-    subscribe(opened(), "inbox")
+    assert os.fstat(newcomer._registry.lock.fd).st_nlink, "it holds a lock that nobody else knows"
     assert newcomer.publish(("topic",), b"") == 1
     assert len(newcomer.receive("jobs", lease=None)) == 1
     newcomer.close()

@@ -11,4 +11,4 @@ if __name__ == "__main__":
     price = pymq.stub("price", timeout=2)
     for item, amount in [("lamp", 2), ("chair", 4), ("clock", 1)]:
         print(f"calls price({item!r}, amount={amount}): {price(item, amount=amount)}")
-        time.sleep(0.5)
+        time.sleep(0.3)

@@ -49,20 +49,17 @@ def _memory() -> str | None:
 
 
 def perform(console: Console, home: str) -> None:
-    """First the shop; then, when nobody else needs the processors, the measurements."""
-    deadline = time.monotonic() + SECONDS
+    """First the shop; then, when it has nothing more to do, the measurements."""
     console.print("six processes, no server between them (Ctrl-C ends the demo)")
-    with Cast(console, home, deadline) as shop:
-        shop.enter(LISTENERS)
-        shop.until_spoken(LISTENERS)
-        shop.enter(ACTORS)
-        shop.until_ended(ACTORS)
-    console.print("and how fast is this machine?")
-    with Cast(console, home, deadline) as measurement:
-        measurement.enter(METER)
-        measurement.until_spoken(METER)
-        measurement.enter(SPEED)
-        measurement.until_ended(SPEED)
+    with Cast(console, home, time.monotonic() + SECONDS) as cast:
+        cast.enter(LISTENERS | METER)
+        cast.until_spoken(LISTENERS)
+        cast.enter(ACTORS)
+        cast.until_ended(ACTORS)
+        console.print("and how fast is this machine?")
+        cast.until_spoken(METER)
+        cast.enter(SPEED)
+        cast.until_ended(SPEED)
 
 
 class Cast:
@@ -73,6 +70,7 @@ class Cast:
         self._environment = os.environ | {"PYMQ_URL": "shm://demo", "PYMQ_HOME": f"{home}/pymq"}
         self._deadline = deadline
         self._processes: dict[str, subprocess.Popen[str]] = {}
+        self._scenes: list[list[str]] = []
         self._listeners: list[threading.Thread] = []
         self._lines: queue.Queue[tuple[str, str | None]] = queue.Queue()
         self._spoken: set[str] = set()
@@ -82,8 +80,8 @@ class Cast:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for role in reversed(self._processes):  # a client leaves before its server
-            self._dismiss(role)
+        for roles in reversed(self._scenes):  # a client leaves before its server
+            self._dismiss(roles)
         for listener in self._listeners:
             listener.join()
         while not self._lines.empty():
@@ -93,6 +91,7 @@ class Cast:
 
     def enter(self, roles: Iterable[str]) -> None:
         """Start these programs; each in a session of its own, so that Ctrl-C reaches the director alone."""
+        self._scenes.append([])
         for role in roles:
             command = [sys.executable, "-m", "pymq.cli.demo.stage", role]
             process = subprocess.Popen(
@@ -105,6 +104,7 @@ class Cast:
                 start_new_session=True,
             )
             self._processes[role] = process
+            self._scenes[-1].append(role)
             self._listeners.append(threading.Thread(target=self._listen, args=(role, process)))
             self._listeners[-1].start()
 
@@ -140,13 +140,15 @@ class Cast:
             self._spoken.add(role)
             self._console.print(Text(f"{role:>10}  ", COLOURS[role]) + Text(line), soft_wrap=True)
 
-    def _dismiss(self, role: str) -> None:
-        """The end of its input tells a program to leave; one second later it is killed."""
-        process = self._processes[role]
-        assert process.stdin is not None
-        process.stdin.close()
-        try:
-            process.wait(1)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    def _dismiss(self, roles: Iterable[str]) -> None:
+        """The end of its input tells a program to leave; one that has not left a second later is killed."""
+        processes = [self._processes[role] for role in roles]
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.close()
+        for process in processes:
+            try:
+                process.wait(1)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()

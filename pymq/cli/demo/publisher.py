@@ -16,4 +16,4 @@ if __name__ == "__main__":
         print(f"publishes order {number}: {item}; it reached {reached}")
         parcels.put(Parcel(number, item))
         pymq.topic("sensors/door").publish(20.5 + number / 2)
-        time.sleep(0.4)
+        time.sleep(0.3)

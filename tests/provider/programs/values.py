@@ -232,11 +232,11 @@ MISFITS: dict[str, Any] = {
 """Values that are not of their declared type: refused by the sender or by the receiver, and never changed."""
 
 
-def typed_handler(me: Participant, hint: Any) -> Any:
-    """A handler of exactly that annotation, which says what it got."""
+def typed_handler(me: Participant, number: int, hint: Any) -> Any:
+    """A handler of exactly that annotation, which says what it got for which number: order is kept within a channel only."""
 
     def handler(value):
-        me.say(value)
+        me.say((number, value))
 
     handler.__annotations__ = {"value": hint}
     return handler
@@ -245,7 +245,7 @@ def typed_handler(me: Participant, hint: Any) -> Any:
 def subscribe_to_all(me: Participant, typed: bool) -> None:
     """A subscription per value, on the channel of its number."""
     for number, (hint, _) in enumerate(VALUES):
-        me.bus.subscribe(typed_handler(me, hint if typed else Any), str(number))
+        me.bus.subscribe(typed_handler(me, number, hint if typed else Any), str(number))
 
 
 def expose_all(me: Participant) -> None:
