@@ -211,7 +211,7 @@ class EventBus:
                 log.warning("a message was skipped: %s", error)
             return ()
         if prefix.kind == frames.REQUEST:
-            return (self.remotes.task_of(prefix),)
+            return self.remotes.look_up(packed, prefix)
         return self.subscriptions.look_up(packed, prefix)
 
     # ------------------------------------------------------------------ events

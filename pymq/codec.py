@@ -22,7 +22,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple, get_args, get_origin
 from uuid import UUID
 
-from pydantic_core import CoreConfig, CoreSchema, SchemaSerializer, SchemaValidator
+from pydantic_core import CoreConfig, CoreSchema, SchemaSerializer, SchemaValidator, from_json, to_json
 from pydantic_core import core_schema as cs
 
 from pymq._hints import Find, bare, cached, find_named, finder, hints_of, is_own_class, is_union, name_class, name_type
@@ -65,7 +65,21 @@ def encoder_for(cls: type) -> Encoder:
 def _make_encoder(cls: type) -> Encoder:
     plan = _plan_class(cls)
     name = topic_of(cls).removeprefix("builtins.")
+    if cls in _SCALARS:
+        return Encoder(TAGGED, name, _SCALARS[cls])
     return Encoder(TAGGED, name, write) if plan is None else Encoder(TYPED, name, plan.encode)
+
+
+def _write_int(value: int) -> bytes:
+    return b"%d" % value if -(1 << 63) <= value < 1 << 63 else write(value)
+
+
+def _write_str(value: str) -> bytes:
+    return to_json(value) if value.isascii() else write(value)
+
+
+_SCALARS: dict[type, Callable[[Any], bytes]] = {int: _write_int, str: _write_str, bool: to_json}
+"""What `write` would give, without its steps: results and arguments are scalars most of the time."""
 
 
 def decoder_for(form: int, type_name: str, hint: Any = Any) -> Decode:
@@ -78,7 +92,9 @@ def decoder_for(form: int, type_name: str, hint: Any = Any) -> Decode:
     if form == RAW:
         return _decode_raw(hint)
     if form == TAGGED:
-        return _guarded(type_name, lambda data: fit(raise_(parse(data), find), hint))
+        slow = _guarded(type_name, lambda data: fit(raise_(parse(data), find), hint))
+        scalar = {"int": int, "str": str, "bool": bool, "float": float}.get(type_name)
+        return slow if scalar is None or hint not in (Any, scalar) else _decode_scalar(scalar, slow)
     if form != TYPED:
         raise CodecError(f"no payload has the form {form}; was it sent by a newer pymq?")
     slow = _guarded(type_name, lambda data: fit(_read_typed(data, type_name, find, hint), hint))
@@ -87,6 +103,17 @@ def decoder_for(form: int, type_name: str, hint: Any = Any) -> Decode:
     if plan is None or not (hint is Any or hint in plan.cls.__mro__):
         return slow
     return _decode_fast(plan.validate_json, slow)
+
+
+def _decode_scalar(scalar: type, slow: Decode) -> Decode:
+    def decode(data: bytes) -> Any:
+        try:
+            value = from_json(data)
+        except ValueError:
+            return slow(data)
+        return value if type(value) is scalar else slow(data)
+
+    return decode
 
 
 def _decode_raw(hint: Any) -> Decode:

@@ -20,6 +20,7 @@ Integers are little-endian. There is no wall clock and no uuid4 (1.9 us): (token
 
 from __future__ import annotations
 
+import functools
 import json
 import struct
 from collections.abc import Mapping
@@ -64,8 +65,9 @@ def prefix_of(frame: bytes) -> bytes:
     return frame[10 : 10 + frame[8] + (frame[9] << 8)] if len(frame) > 10 else b""
 
 
+@functools.lru_cache(10_000)
 def unpack_prefix(packed: bytes) -> Prefix:
-    """The inverse of `pack_prefix`, without the length. Raises CodecError."""
+    """The inverse of `pack_prefix`, without the length. Raises CodecError. Remembered: 4 us less for all but the first of a kind."""
     try:
         version, kind, form, flags, token = FIXED.unpack_from(packed)
         if version != VERSION:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from pymq import message as frames
 from pymq.calls import CallReader, pack_call
-from pymq.dispatch import Serial
+from pymq.dispatch import Serial, Task
 from pymq.exceptions import CodecError, NoSuchRemoteError, PymqError, QueueNotFound, RemoteInvocationError, RpcTimeout, ServerDied
 from pymq.handlers import describe, hints_of
 from pymq.message import Prefix
@@ -103,19 +103,18 @@ class Remote:
         self._unpack = CallReader(hint).unpack
         self._convert = codec.convert
 
-    def run(self, message: bytes) -> None:
-        """Execute one request and reply. An expired one is dropped: its caller has given up."""
-        sequence, length = frames.START.unpack_from(message)
-        start = frames.START.size + length
-        reply_to = self.bus.remotes.reply_queue_of(message[frames.START.size : start])
+    def execute(self, message: bytes, start: int, reply_to: str) -> None:
+        """Execute one request, whose prefix ends at `start`. An expired one is dropped: its caller has given up."""
+        (sequence,) = _SEQUENCE.unpack_from(message)
         (deadline,) = _DEADLINE.unpack_from(message, start)
-        if self.bus.provider.clock() > deadline:
+        if deadline != NEVER and self.bus.provider.clock() > deadline:
             return
+        start += _DEADLINE.size
         if self.is_async:
-            self.bus.loop.submit(self.name, self._run_async(message, start + _DEADLINE.size, reply_to, sequence))
+            self.bus.loop.submit(self.name, self._run_async(message, start, reply_to, sequence))
             return
         try:
-            args, kwargs = self._unpack(message, start + _DEADLINE.size)
+            args, kwargs = self._unpack(message, start)
             result = self.fn(*args, **kwargs)
         except BaseException as error:
             self.bus.remotes.fail(reply_to, sequence, error)
@@ -138,18 +137,24 @@ class Remote:
             self.bus.remotes.fail(reply_to, sequence, error)
 
 
-class _Unknown:
-    """In the place of a function that this bus has just ceased to serve."""
+class _Requests:
+    """The requests of one caller to one remote, or to none that this bus serves any more: one prefix, so one reply queue."""
 
-    def __init__(self, bus: EventBus, name: str) -> None:
-        self._bus = bus
-        self.name = name
-        self.serial = Serial()
+    __slots__ = ("name", "run", "serial")
 
-    def run(self, message: bytes) -> None:
-        frame = frames.unpack(message)
-        error = NoSuchRemoteError(f"nobody serves {self.name!r}")
-        self._bus.remotes.fail(frame.prefix.type_name, frame.sequence, error)
+    def __init__(self, remotes: Remotes, packed: bytes, prefix: Prefix) -> None:
+        remote, start, reply_to = remotes.get(prefix.channel), frames.START.size + len(packed), prefix.type_name
+        self.name = prefix.channel
+
+        def execute(message: bytes) -> None:
+            assert remote is not None
+            remote.execute(message, start, reply_to)
+
+        def refuse(message: bytes) -> None:
+            error = NoSuchRemoteError(f"nobody serves {prefix.channel!r}")
+            remotes.fail(reply_to, *_SEQUENCE.unpack_from(message), error)
+
+        self.serial, self.run = (Serial(), refuse) if remote is None else (remote.serial, execute)
 
 
 class Remotes:
@@ -159,7 +164,6 @@ class Remotes:
         self._bus = bus
         self._lock = threading.Lock()
         self._remotes: dict[str, Remote] = {}
-        self._reply_queues: dict[bytes, str] = {}
         self._prefixes: dict[Any, tuple[bytes, Callable[[Any], bytes]]] = {}
         self._sequence = itertools.count(1)
 
@@ -188,6 +192,7 @@ class Remotes:
             if served is not None and served.fn != fn and not replace:
                 raise ValueError(f"this bus already serves another function as {name!r}; unexpose it first, or choose another name")
             self._remotes[name] = remote
+            self._bus.subscriptions.tasks.clear()
         self._bus.provider.bind(self._bus.inbox_ready(), "r/" + name, exact=True)
 
     def remove(self, fn: Callable[..., Any] | str) -> None:
@@ -196,6 +201,7 @@ class Remotes:
             names = [name for name, remote in self._remotes.items() if fn in (name, remote.fn)]
             for name in names:
                 del self._remotes[name]
+            self._bus.subscriptions.tasks.clear()
         if not names:
             raise ValueError(f"{fn if isinstance(fn, str) else describe(fn)!r} is not exposed")
         for name in names:
@@ -203,19 +209,15 @@ class Remotes:
         if not isinstance(fn, str):
             vars(getattr(fn, "__func__", fn)).pop(REMOTE_NAME, None)
 
-    def task_of(self, prefix: Prefix) -> Remote | _Unknown:
-        """Who executes a request with this prefix."""
-        return self._remotes.get(prefix.channel) or _Unknown(self._bus, prefix.channel)
+    def get(self, name: str) -> Remote | None:
+        """What this bus serves under that name."""
+        return self._remotes.get(name)
 
-    def reply_queue_of(self, packed: bytes) -> str:
-        """The reply queue that a request's prefix names, in the place of a type."""
-        try:
-            return self._reply_queues[packed]
-        except KeyError:
-            if len(self._reply_queues) > 10_000:
-                self._reply_queues.clear()
-            name = self._reply_queues[packed] = frames.unpack_prefix(packed).type_name
-            return name
+    def look_up(self, packed: bytes, prefix: Prefix) -> tuple[Task, ...]:
+        """Who executes requests with this prefix; kept until what is served changes."""
+        with self._lock:
+            found = self._bus.subscriptions.tasks[packed] = (_Requests(self, packed, prefix),)
+        return found
 
     def reply(self, queue: str, request: int, result: Any) -> None:
         """Send a result. Raises CodecError or MessageTooLarge where it cannot travel."""

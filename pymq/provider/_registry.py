@@ -103,11 +103,11 @@ class Registry:
             self._replay()
             return self.generation, self.bindings.matching(topics)
 
-    def bound(self, topic: str) -> list[str]:
-        """The queues bound to exactly this topic."""
+    def bound(self, topic: str) -> tuple[int, list[str]]:
+        """The generation, and the queues that were bound to exactly this topic in it."""
         with self._mutex:
             self._replay()
-            return self.bindings.bound(topic)
+            return self.generation, self.bindings.bound(topic)
 
     def bound_queues(self) -> set[str]:
         """The queues that are bound to anything."""

@@ -103,6 +103,7 @@ class ShmProvider(Provider):
         self._inside: list[None] = []
         self._wakes = 0
         self._turn = itertools.count()
+        self._bound: dict[str, tuple[int, list[str]]] = {}
         self._next_warning = 0.0
         self._unreported = 0
         self._closed = False
@@ -291,10 +292,15 @@ class ShmProvider(Provider):
 
     @_translating
     def consumers(self, topic: str) -> Sequence[str]:
-        bound = [outlet for outlet in map(self._outlet, self._registry.bound(topic)) if outlet is not None]
-        found = [outlet for outlet in bound if not is_dead(outlet.fifo)]
-        for outlet in set(bound) - set(found):
-            self._bury(outlet)
+        generation, names = self._bound.get(topic, (0, []))
+        if self._words[WORD] != generation:
+            generation, names = self._bound[topic] = self._registry.bound(topic)
+        found = []
+        for outlet in filter(None, map(self._outlet, names)):
+            if is_dead(outlet.fifo):
+                self._bury(outlet)
+            else:
+                found.append(outlet)
         if len(found) > 1:
             first = next(self._turn) % len(found)
             found = sorted(found[first:] + found[:first], key=Outlet.backlog)
@@ -313,7 +319,15 @@ class ShmProvider(Provider):
         ttl: float | None = None,
         priority: int = 0,
     ) -> None:
-        if len(message) > self.max_message_bytes:
+        size = len(message)
+        known = self._outlets.get(queue)
+        if known is not None and size <= INLINE_BYTES and not known.head[LOGGED] and not known.head[DELETED]:
+            try:
+                write(known.fifo, pack_header(DATA, size, crc32(message)) + message)
+                return
+            except OSError:
+                pass  # full or dead: what follows finds out
+        if size > self.max_message_bytes:
             raise self._too_large(message)
         try:
             outlet = None if queue in self._queues else self._outlet(queue)

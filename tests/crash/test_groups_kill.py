@@ -80,27 +80,28 @@ class Oracle:
     def __init__(self, home: Path) -> None:
         self._home = home / "oracle"
         self._home.mkdir()
-        self._read: dict[str, int] = {}
+        self._read: dict[Path, int] = {}
         self._lines: dict[str, list[list[str]]] = {}
 
     def facts(self, kind: str) -> list[list[str]]:
         lines = self._lines.setdefault(kind, [])
-        for path in self._home.glob(f"{kind}.*"):
+        for path in self._home.glob(f"{kind}/*"):
             with path.open("rb") as file:
-                file.seek(self._read.get(path.name, 0))
+                file.seek(self._read.get(path, 0))
                 whole = file.read().rpartition(b"\n")[0]
             if whole:
-                self._read[path.name] = self._read.get(path.name, 0) + len(whole) + 1
+                self._read[path] = self._read.get(path, 0) + len(whole) + 1
                 lines += [line.split() for line in whole.decode().splitlines()]
         return lines
 
     def first(self, kind: str) -> set[str]:
         """The first words of the facts."""
-        return {fact[0] for fact in self.facts(kind) if fact}
+        return {fact[0] for fact in self.facts(kind)}
 
-    def of_process(self, kind: str, pid: int) -> int:
-        """How many bytes that process wrote."""
-        return sum(path.stat().st_size for path in self._home.glob(f"{kind}.{pid}.*"))
+    def of_process(self, kind: str, pid: int) -> list[str]:
+        """The last thing of a kind that a process wrote."""
+        path = self._home / kind / str(pid)
+        return path.read_text().splitlines()[-1].split() if path.exists() else []
 
 
 @pytest.fixture
@@ -149,18 +150,15 @@ class KillLoop:
     def __init__(self, home: Path, nursery: Nursery, oracle: Oracle, seed: int) -> None:
         self.home, self.nursery, self.oracle = home, nursery, oracle
         self.rng = random.Random(seed)
+        self.kills: Counter[str] = Counter()
         self.epochs = 0
-        self.from_outside = 0
         self._roles: dict[int, str] = {}
         self._number = 0
-
-    def kills(self) -> Counter[str]:
-        return Counter(fact[0] for fact in self.oracle.facts("died"))
 
     def run_epoch(self, seconds: float) -> None:
         """Kill and replace for so long, around a plain subscriber that is stopped now and then; then kill everybody."""
         listener = self._begin("listen")
-        eventually(lambda: self.oracle.of_process("listening", listener), GUARD)
+        eventually(lambda: self.oracle.of_process("ready", listener), GUARD)
         accepted = len(self.oracle.facts("accepted"))
         for role in POPULATION:
             self._begin_mortal(role)
@@ -182,19 +180,17 @@ class KillLoop:
     def _begin_mortal(self, role: str) -> None:
         """The counted places are chosen so that they reach their number together."""
         places = ROLES[role]
-        kills = self.kills()
-        place = min(places, key=kills.__getitem__) if self.rng.random() < 0.5 else self.rng.choice(places)
+        place = min(places, key=self.kills.__getitem__) if self.rng.random() < 0.5 else self.rng.choice(places)
         self._roles[self._begin(role, place)] = role
 
     def _replace_the_dead(self, until: float) -> None:
         while time.monotonic() < until:
             if self._roles and self.rng.random() < 0.005:
                 os.kill(self.rng.choice(list(self._roles)), signal.SIGKILL)
-                self.from_outside += 1
             for pid, status in self.nursery.ended().items():
                 assert os.WIFSIGNALED(status), self.oracle.facts("error")
-                if role := self._roles.pop(pid, None):
-                    self._begin_mortal(role)
+                self.kills.update(self.oracle.of_process("died", pid)[:1] or ["outside"])
+                self._begin_mortal(self._roles.pop(pid))
             time.sleep(0.001)
 
     def _kill_all(self, but: int = 0) -> None:
@@ -205,7 +201,7 @@ class KillLoop:
             time.sleep(self.rng.uniform(0, 0.005))
             os.kill(pid, signal.SIGKILL)
         self.nursery.kill(*pids)
-        self.from_outside += len(pids)
+        self.kills["outside"] += len(pids)
         self._roles.clear()
 
     def _hear_all(self, listener: int, before: int) -> None:
@@ -226,9 +222,9 @@ def test_kill_loop(home: Path, nursery: Nursery, oracle: Oracle) -> None:
     begun = time.monotonic()
     with pymq.EventBus(ShmConfig("kill", str(home / "pymq"))) as bus:
         bus.group("workers").bind("tasks")
-    while time.monotonic() < begun + SECONDS or min(loop.kills()[place] for place in COUNTED) < KILLS:
+    while time.monotonic() < begun + SECONDS or min(loop.kills[place] for place in COUNTED) < KILLS:
         loop.run_epoch(2.0)
-    print(dict(loop.kills()), "from outside", loop.from_outside, "epochs", loop.epochs, f"{time.monotonic() - begun:.1f} s")
+    print(dict(loop.kills), "epochs", loop.epochs, f"{time.monotonic() - begun:.1f} s")
     handle_the_rest(home, oracle)
     check(oracle)
 

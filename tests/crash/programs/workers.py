@@ -51,8 +51,8 @@ class Diary:
 
     def note(self, kind: str, *words: object) -> None:
         if kind not in self._files:
-            name = f"{self._home}/oracle/{kind}.{os.getpid()}.{time.monotonic_ns()}"
-            self._files[kind] = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.makedirs(f"{self._home}/oracle/{kind}", exist_ok=True)
+            self._files[kind] = os.open(f"{self._home}/oracle/{kind}/{os.getpid()}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.write(self._files[kind], " ".join(map(str, words)).encode() + b"\n")
 
 
@@ -115,7 +115,6 @@ class Part:
             Failpoint(self.diary, place, self.rng).install()
         self.bus = pymq.EventBus(config(home))
         self.bus.start()
-        self.diary.note("ready")
 
 
 def config(home: str) -> ShmConfig:
@@ -179,7 +178,7 @@ def listen(home: str, seed: int) -> None:
     _inbox._PIPE_BYTES = 4096
     part = Part(home, seed)
     part.bus.subscribe(lambda name: part.diary.note("heard", name.split()[0]), "tasks")
-    part.diary.note("listening")
+    part.diary.note("ready", "listener")
     signal.pause()
 
 
@@ -204,7 +203,7 @@ def work(home: str, seed: int, seconds: float) -> None:
         part.diary.note("handled", os.getpid(), name)
 
     part.bus.subscribe(handle, "work", group="workers")
-    part.diary.note("member")
+    part.diary.note("ready", "member")
     signal.pause()
 
 
@@ -219,7 +218,7 @@ def hold(home: str, seed: int) -> None:
         part.diary.note("ended", name)
 
     part.bus.subscribe(handle, "work", group="workers", lease=3600)
-    part.diary.note("member")
+    part.diary.note("ready", "member")
     signal.pause()
 
 

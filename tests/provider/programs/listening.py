@@ -9,8 +9,8 @@ def on_value(value: object) -> None:
 
 
 pymq.init()
-print("ready", flush=True)
 try:
+    print("ready", flush=True)
     pymq.wait()
 except KeyboardInterrupt:
     print("interrupted", flush=True)
