@@ -11,6 +11,7 @@ import inspect
 import re
 import sys
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +46,16 @@ def _documented() -> Iterable[tuple[str, str]]:
     """The fields of Features, each with the docstring below it."""
     (cls,) = ast.parse(inspect.getsource(Features)).body
     assert isinstance(cls, ast.ClassDef)
-    for field, text in zip(cls.body, cls.body[1:]):
+    for field, text in pairwise(cls.body):
         if isinstance(field, ast.AnnAssign):
             yield ast.unparse(field.target), " ".join(ast.literal_eval(text.value).split())  # type: ignore[attr-defined]
 
 
 def options_table(provider: str) -> str:
     """The fields of a provider's config and their defaults."""
-    rows = [(f"`{field.name}`", _shown(field.name, field.default), OPTIONS[field.name]) for field in dataclasses.fields(CONFIGS[provider])]
+    rows = [
+        (f"`{field.name}`", _shown(field.name, field.default), OPTIONS[field.name]) for field in dataclasses.fields(CONFIGS[provider])
+    ]
     return _table(("option", "default", "what it is"), rows)
 
 
@@ -76,7 +79,10 @@ def renewed(page: str) -> str:
     """The page with its tables, which stand between `<!-- name -->` and `<!-- end -->`, made anew."""
     tables = {"features": features_table(), **{name: options_table(name) for name in CONFIGS}}
     return re.sub(
-        r"(<!-- (features|shm|simple) -->\n).*?(<!-- end -->)", lambda found: f"{found[1]}\n{tables[found[2]]}\n{found[3]}", page, flags=re.S
+        r"(<!-- (features|shm|simple) -->\n).*?(<!-- end -->)",
+        lambda found: f"{found[1]}\n{tables[found[2]]}\n{found[3]}",
+        page,
+        flags=re.S,
     )
 
 

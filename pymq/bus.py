@@ -23,13 +23,15 @@ import secrets
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar, overload
 
 from pymq import message as frames
+from pymq.deliveries import Leases
 from pymq.dispatch import Dispatcher, Loop, Task
 from pymq.exceptions import CodecError, NotInitialized
-from pymq.groups import Group, Leases, Member
-from pymq.handlers import Shape, channels_of, describe
+from pymq.groups import Group, Member, Options
+from pymq.handlers import Shape, Target, channels_of, describe
 from pymq.provider import Config
 from pymq.provider.base import Provider
 from pymq.queues import Queue
@@ -186,7 +188,9 @@ class EventBus:
             if self._dispatcher is None:
                 provider = self.provider
                 provider.declare(self.inbox, temporary=True)
-                self._dispatcher = Dispatcher("pymq", lambda: provider.receive(self.inbox, None), self.subscriptions.tasks, self._look_up)
+                self._dispatcher = Dispatcher(
+                    "pymq", lambda: provider.receive(self.inbox, None), self.subscriptions.tasks, self._look_up
+                )
                 self._dispatcher.start()
         return self.inbox
 
@@ -217,7 +221,13 @@ class EventBus:
     # ------------------------------------------------------------------ events
 
     def publish(
-        self, event: Any, channel: str | None = None, *, headers: dict[str, Any] | None = None, delay: float = 0, ttl: float | None = None
+        self,
+        event: Any,
+        channel: str | None = None,
+        *,
+        headers: dict[str, Any] | None = None,
+        delay: float = 0,
+        ttl: float | None = None,
     ) -> int | None:
         """Send the event to everyone who subscribed to its class, to a base of it or to the channel; how many receivers have it.
 
@@ -277,30 +287,20 @@ class EventBus:
             raise ValueError("pattern=True wants the pattern as the channel, as in subscribe(callback, 'sensors/*', pattern=True)")
         targets = [(channel, shape.hint)] if channel is not None else channels_of(shape.hint)
         if not targets:
-            raise ValueError(
-                f"{describe(callback)} says no event class: annotate its first parameter with one, or give channel="
-            )
+            raise ValueError(f"{describe(callback)} says no event class: annotate its first parameter with one, or give channel=")
         if workers < 1 or retries < 0 or backoff < 0 or lease <= 0:
             raise ValueError(f"workers={workers}, retries={retries}, backoff={backoff}, lease={lease}: at least 1, 0, 0 and above 0")
-        options = (retries, backoff, lease, workers)
+        options = Options(retries, backoff, lease, workers)
         for name, hint in targets:
             _check_channel(name, pattern)
-            self._when_open(lambda name=name, hint=hint: self._subscribe(callback, shape, hint, name, pattern, group, options))  # type: ignore[misc]
+            target = Target(callback, shape, hint, name, pattern)
+            self._when_open(partial(self._subscribe, target, group, options))
 
-    def _subscribe(
-        self,
-        callback: Callable[..., Any],
-        shape: Shape,
-        hint: Any,
-        channel: str,
-        pattern: bool,
-        group: str | None,
-        options: tuple[int, float, float, int],
-    ) -> None:
+    def _subscribe(self, target: Target, group: str | None, options: Options) -> None:
         if group is None:
-            self.subscriptions.add(callback, shape, hint, channel, pattern, options[3])
+            self.subscriptions.add(target, options.workers)
             return
-        member = Member(self, self.group(group), callback, shape, hint, channel, pattern, *options)
+        member = Member(self, self.group(group), target, options)
         with self._lock:
             self._members = [*self._members, member]
         member.start()
@@ -313,7 +313,7 @@ class EventBus:
         Raises ValueError where it was not subscribed.
         """
         found = self.subscriptions.remove(callback, channel, pattern) if group is None else False
-        members = [m for m in self._members if m.is_of(callback, channel, pattern, group)]
+        members = [m for m in self._members if group in (None, m.group.name) and m.target.is_of(callback, channel, pattern)]
         with self._lock:
             self._members = [m for m in self._members if m not in members]
         for member in members:

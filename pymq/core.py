@@ -41,7 +41,7 @@ def init(factory: Config | str | Callable[[], EventBus] | EventBus | None = None
     """Make the process-wide bus, start it, and apply all declarations to it.
 
     `factory` is a config, a URL, a bus, or a function or class that makes one; None takes the URL in the environment's PYMQ_URL, and
-    shared memory on this machine without one. Raises ValueError where there is a bus already, ProviderError where it cannot start.
+    shared memory without one. Raises ValueError where there is a bus already, ProviderError where it cannot start.
     """
     global bus, _inherited
     with _lock:
@@ -132,9 +132,7 @@ def subscribe(
     _now_or_early("subscribe", (callback, channel, pattern), options)
 
 
-def unsubscribe(
-    callback: Callable[..., Any], channel: str | None = None, pattern: bool = False, *, group: str | None = None
-) -> None:
+def unsubscribe(callback: Callable[..., Any], channel: str | None = None, pattern: bool = False, *, group: str | None = None) -> None:
     """`EventBus.unsubscribe` on the process-wide bus; a declaration is removed for all that follow. Before `init`, likewise."""
     with _lock:
         keys = [

@@ -9,7 +9,6 @@ time limit, so that an idle bus makes no system call.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 import time
@@ -17,9 +16,12 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pymq.provider.base import Delivery
+
+if TYPE_CHECKING:
+    import asyncio
 
 log = logging.getLogger("pymq")
 
@@ -243,16 +245,25 @@ class Dispatcher:
         """Stop receiving; handle what was received, for up to `timeout` seconds; say what was abandoned."""
         self._closing = True
         self._alarm.set()
-        wake()
-        deadline = time.monotonic() + timeout
-        for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join(max(0.0, deadline - time.monotonic()))
+        join(self._threads, wake, time.monotonic() + timeout)
         self._abandoning = True
         readers = {*self._replaced, self._reader} - {None}
         stuck = [r.task.name for r in readers if r and r.running is not None and r.task and r.thread != threading.get_ident()]
         waiting = len(self._work)
         return [f"the handler {name}, which still runs" for name in stuck] + ([f"{waiting} unhandled messages"] if waiting else [])
+
+
+def join(threads: Sequence[threading.Thread], wake: Callable[[], None], deadline: float) -> bool:
+    """Wake the threads until they have ended, or until the deadline; whether all but the present one have.
+
+    A wake-up ends only the receives that are blocked at that moment, and a thread may be about to begin one.
+    """
+    left = [thread for thread in threads if thread is not threading.current_thread()]
+    while left and time.monotonic() < deadline:
+        wake()
+        left[0].join(min(0.05, max(0.0, deadline - time.monotonic())))
+        left = [thread for thread in left if thread.is_alive()]
+    return not left
 
 
 class Loop:
@@ -267,16 +278,23 @@ class Loop:
 
     def submit(self, name: str, coroutine: Coroutine[Any, Any, Any]) -> None:
         """Run it; its result and its errors are its own affair."""
-        asyncio.run_coroutine_threadsafe(self._outcome(name, coroutine), self._running_loop())
+        self._start(name, coroutine)
 
     def wait_for(self, name: str, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Run it and wait for its result, or for what it raised, in this thread."""
-        result, error = asyncio.run_coroutine_threadsafe(self._outcome(name, coroutine), self._running_loop()).result()
+        result, error = self._start(name, coroutine).result()
         if error is not None:
             raise error
         return result
 
+    def _start(self, name: str, coroutine: Coroutine[Any, Any, Any]) -> Future[tuple[Any, BaseException | None]]:
+        import asyncio  # 45 ms that `import pymq` need not take
+
+        return asyncio.run_coroutine_threadsafe(self._outcome(name, coroutine), self._running_loop())
+
     def _running_loop(self) -> asyncio.AbstractEventLoop:
+        import asyncio
+
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
@@ -286,6 +304,8 @@ class Loop:
 
     @staticmethod
     def _run(loop: asyncio.AbstractEventLoop) -> None:
+        import asyncio
+
         asyncio.set_event_loop(loop)
         try:
             loop.run_forever()
@@ -309,8 +329,11 @@ class Loop:
         if loop is None or self._thread is None:
             return []
         finished: Future[list[str]] = Future()
+        given_up = threading.Event()
 
         def finish() -> None:
+            if given_up.is_set():
+                return
             task = loop.create_task(_finish_tasks(timeout, self._names))
             task.add_done_callback(lambda done: finished.set_result(done.result()))
 
@@ -318,6 +341,7 @@ class Loop:
         try:
             abandoned = finished.result(timeout + 0.5)
         except (FutureTimeout, TimeoutError):  # a handler blocks the loop itself
+            given_up.set()
             abandoned = list(self._names)
         loop.call_soon_threadsafe(loop.stop)
         if self._thread is not threading.current_thread():
@@ -326,6 +350,8 @@ class Loop:
 
 
 async def _finish_tasks(timeout: float, names: list[str]) -> list[str]:
+    import asyncio
+
     others = asyncio.all_tasks() - {asyncio.current_task()}
     if not others:
         return []

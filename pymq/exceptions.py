@@ -73,9 +73,7 @@ class RemoteInvocationError(RpcException):
     `remote_traceback` its traceback as text.
     """
 
-    def __init__(
-        self, message: str = "", remote_type: str = "", remote_args: Sequence[Any] = (), remote_traceback: str = ""
-    ) -> None:
+    def __init__(self, message: str = "", remote_type: str = "", remote_args: Sequence[Any] = (), remote_traceback: str = "") -> None:
         super().__init__(message)
         self.remote_type = remote_type
         self.remote_args = tuple(remote_args)

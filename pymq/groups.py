@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
-from pymq.deliveries import Leased, Leases, Policy
+from pymq.deliveries import Leased, Policy
+from pymq.dispatch import join
 from pymq.exceptions import CodecError, LeaseLost, PymqError, QueueNotFound, Reject, Retry
-from pymq.handlers import Shape
+from pymq.handlers import Target
 from pymq.provider.base import Receipt
 from pymq.queues import DeadLetters
 from pymq.subscriptions import Work
@@ -19,9 +19,16 @@ from pymq.topics import topic_of
 if TYPE_CHECKING:
     from pymq.bus import EventBus
 
-__all__ = ["Group", "Leases", "Member"]
-
 log = logging.getLogger("pymq")
+
+
+class Options(NamedTuple):
+    """How a group's member works: retries, seconds before the first of them, seconds of a lease, threads."""
+
+    retries: int
+    backoff: float
+    lease: float
+    workers: int
 
 
 class Group:
@@ -78,23 +85,17 @@ class Member(Work):
         self,
         bus: EventBus,
         group: Group,
-        callback: Callable[..., Any],
-        shape: Shape,
-        hint: Any,
-        channel: str,
-        pattern: bool,
-        retries: int,
-        backoff: float,
-        lease: float,
-        workers: int,
+        target: Target,
+        options: Options,
     ) -> None:
-        super().__init__(bus, callback, shape, hint, channel, pattern)
+        super().__init__(bus, target)
+        retries, backoff, lease, workers = options
         self.group = group
         self.retried = 0
         self.dead = 0
         self._policy = Policy(retries, backoff, group.dead_queue)
         self._lease = lease
-        self._queue = group.queue_of(channel, pattern)
+        self._queue = group.queue_of(target.channel, target.pattern)
         self._stopping = False
         self._threads = [threading.Thread(target=self._consume, name=f"pymq-{group.name}", daemon=True) for _ in range(workers)]
 
@@ -107,9 +108,6 @@ class Member(Work):
         for thread in self._threads:
             thread.start()
 
-    def is_of(self, callback: Callable[..., Any], channel: str | None, pattern: bool, group: str | None = None) -> bool:
-        return group in (None, self.group.name) and super().is_of(callback, channel, pattern)
-
     def counts(self) -> dict[str, int]:
         more = {"retried": self.retried, "dead": self.dead}
         return super().counts() | {kind: count for kind, count in more.items() if count}
@@ -120,12 +118,9 @@ class Member(Work):
 
     def join(self, timeout: float) -> list[str]:
         """Wait for the handlers that run; say which still do."""
-        deadline = time.monotonic() + timeout
-        for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join(max(0.0, deadline - time.monotonic()))
-        running = sum(t.is_alive() for t in self._threads if t is not threading.current_thread())
-        return [f"the handler {self.name} of group {self.group.name!r}, which still runs"] if running else []
+        if join(self._threads, self.bus.provider.wake, time.monotonic() + timeout):
+            return []
+        return [f"the handler {self.name} of group {self.group.name!r}, which still runs"]
 
     def _consume(self) -> None:
         provider, leases = self.bus.provider, self.bus.leases

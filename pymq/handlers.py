@@ -7,7 +7,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable
-from typing import Any, Union
+from typing import Any, NamedTuple, Union
 
 from pymq.message import Message
 from pymq.topics import topic_of
@@ -31,14 +31,14 @@ class Shape:
         hints = hints_of(handler)
         positional, keywords = _parameters(handler)
         required = [p for p in positional if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
-        by_hint = [p.name for p in (*positional[1:], *keywords) if hints.get(p.name) is Message]
+        by_hint = [p.name for p in (*positional[1:], *keywords) if Message in (hints.get(p.name), *typing.get_args(hints.get(p.name)))]
         left = [p.name for p in keywords if p.default is p.empty and p.name not in by_hint]
         if not positional or len(required) > 2 or left or (len(required) == 2 and by_hint and by_hint[0] != required[1].name):
             raise TypeError(f"{describe(handler)}{_signature(handler)} cannot take an event; {EXAMPLE}")
         self.hint = hints.get(positional[0].name, Any)
         self.message_position = len(required) == 2
         self.message_keyword = None if self.message_position or not by_hint else by_hint[0]
-        self.is_async = inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(getattr(handler, "__call__", None))
+        self.is_async = inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(vars(type(handler)).get("__call__"))
 
     @property
     def wants_message(self) -> bool:
@@ -52,6 +52,20 @@ class Shape:
         return (event,), {self.message_keyword: message} if self.message_keyword else {}
 
 
+class Target(NamedTuple):
+    """What a handler is subscribed to, and as what it takes the event."""
+
+    callback: Handler
+    shape: Shape
+    hint: Any
+    channel: str
+    pattern: bool
+
+    def is_of(self, callback: Handler, channel: str | None, pattern: bool) -> bool:
+        """Whether `unsubscribe` with these arguments means this one."""
+        return self.callback == callback and (channel is None or (channel, pattern) == (self.channel, self.pattern))
+
+
 def channels_of(hint: Any) -> list[tuple[str, Any]]:
     """The channels, each with its class, that a hint stands for: several where it is a Union. Empty: none."""
     if typing.get_origin(hint) in (Union, types.UnionType):
@@ -62,7 +76,7 @@ def channels_of(hint: Any) -> list[tuple[str, Any]]:
 
 def hints_of(function: Handler) -> dict[str, Any]:
     """The function's type hints, also of classes that are local to the callers (which a string hint cannot name alone)."""
-    target = function if inspect.isroutine(function) or inspect.isclass(function) else getattr(type(function), "__call__", function)
+    target = function if inspect.isroutine(function) or inspect.isclass(function) else vars(type(function)).get("__call__", function)
     while hasattr(target, "func"):
         target = target.func
     try:

@@ -40,7 +40,7 @@ MAX_PREFIX = 0xFFFF
 
 
 class Prefix(NamedTuple):
-    """The constant part of a frame, unpacked."""
+    """What is constant in the frames of one sender, kind, type and channel."""
 
     kind: int
     form: int
@@ -52,7 +52,7 @@ class Prefix(NamedTuple):
 
 
 def pack_prefix(prefix: Prefix) -> bytes:
-    """The prefix with its length before it: a message is `pack_sequence(n) + pack_prefix(p) + payload`."""
+    """Length and prefix, as they stand between the packed sequence and the payload."""
     kind, form, flags, token, channel, type_name, topics = prefix
     packed = FIXED.pack(VERSION, kind, form, flags, token) + json.dumps([channel, type_name, topics]).encode()
     if len(packed) > MAX_PREFIX:

@@ -53,7 +53,14 @@ class Queue(Generic[T]):
         bus.provider.declare(self._queue)
 
     def put(
-        self, item: T, block: bool = True, timeout: float | None = None, *, delay: float = 0, ttl: float | None = None, priority: int = 0
+        self,
+        item: T,
+        block: bool = True,
+        timeout: float | None = None,
+        *,
+        delay: float = 0,
+        ttl: float | None = None,
+        priority: int = 0,
     ) -> None:
         """Append an item; it is kept, whatever happens to this process, when this returns.
 
@@ -136,7 +143,7 @@ class Queue(Generic[T]):
     def take(self, timeout: float | None = None, lease: float = LEASE) -> Delivery[T]:
         """`receive`, for a `with` block: `with q.take() as job: work(job.value)` acks when the block ends well.
 
-        A block that raises gives the item back at once (after 5 failures to `dead`); the lease is extended while it runs.
+        A block that raises gives the item back at once (after 5 retries to `dead`); the lease is extended while it runs.
         """
         return self.receive(timeout, lease)
 

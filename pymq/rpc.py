@@ -95,12 +95,12 @@ class Remote:
         in_order = [hints.get(p.name, Any) for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         by_name = {p.name: hints.get(p.name, Any) for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
 
-        def hint(place: int | str) -> Any:
+        def wanted(place: int | str) -> Any:
             if isinstance(place, str):
                 return by_name.get(place, every.get(inspect.Parameter.VAR_KEYWORD, Any))
             return in_order[place] if place < len(in_order) else every.get(inspect.Parameter.VAR_POSITIONAL, Any)
 
-        self._unpack = CallReader(hint).unpack
+        self._unpack = CallReader(wanted).unpack
         self._convert = codec.convert
 
     def execute(self, message: bytes, start: int, reply_to: str) -> None:
@@ -151,8 +151,8 @@ class _Requests:
             remote.execute(message, start, reply_to)
 
         def refuse(message: bytes) -> None:
-            error = NoSuchRemoteError(f"nobody serves {prefix.channel!r}")
-            remotes.fail(reply_to, *_SEQUENCE.unpack_from(message), error)
+            (sequence,) = _SEQUENCE.unpack_from(message)
+            remotes.fail(reply_to, sequence, NoSuchRemoteError(f"nobody serves {prefix.channel!r}"))
 
         self.serial, self.run = (Serial(), refuse) if remote is None else (remote.serial, execute)
 
@@ -292,13 +292,11 @@ class Caller:
             pending = self._request(provider, queue, stub, _DEADLINE.pack(deadline) + data)
             if not pending and not stub.multi:
                 raise NoSuchRemoteError(f"nobody serves {stub.name!r}")
-            results: dict[int, Any] = dict.fromkeys(pending)
             if self._bus.inbox in pending.values():
                 self._bus.step_aside()
-            self._gather(provider, queue, stub, pending, results, deadline)
+            return list(self._gather(queue, stub, pending, deadline).values())
         finally:
             self._idle.append(queue)
-        return list(results.values())
 
     def _new_queue(self) -> ReplyQueue:
         queue = ReplyQueue(f"reply/{self._bus.token:016x}/{next(self._numbers)}")
@@ -325,32 +323,25 @@ class Caller:
         packed = queue.prefixes[name] = frames.pack_prefix(prefix)
         return packed
 
-    def _gather(
-        self,
-        provider: Provider,
-        queue: ReplyQueue,
-        stub: StubMethod[..., Any],
-        pending: dict[int, str],
-        results: dict[int, Any],
-        deadline: float,
-    ) -> None:
-        """Fill in the results as they come, until the deadline or until those that are missing have died."""
-        left = stub.timeout
+    def _gather(self, queue: ReplyQueue, stub: StubMethod[..., Any], pending: dict[int, str], deadline: float) -> dict[int, Any]:
+        """The results as they come, until the deadline or until those that are missing have died."""
+        provider, left = self._bus.provider, stub.timeout
+        results: dict[int, Any] = dict.fromkeys(pending)
         while pending:
             batch = provider.receive(queue.name, left, watch=list(pending.values()))
             for message, _ in batch:
-                start = 10 + message[8] + (message[9] << 8)
+                start = frames.START.size + message[8] + (message[9] << 8)
                 (request,) = _SEQUENCE.unpack_from(message, start)
                 if pending.pop(request, None) is not None:
                     results[request] = stub.finish(message, start)
             if not pending:
-                return
+                break
             left = None if deadline == NEVER else max(0.0, deadline - provider.clock())
             if left == 0 and not batch:
-                late = RpcTimeout(f"no reply from {stub.name!r} within {stub.timeout} s")
-                return results.update(dict.fromkeys(pending, late))
+                return results | dict.fromkeys(pending, RpcTimeout(f"no reply from {stub.name!r} within {stub.timeout} s"))
             if not batch:
                 self._bury(stub.name, pending, results)
+        return results
 
     def _bury(self, name: str, pending: dict[int, str], results: dict[int, Any]) -> None:
         """Nothing came: find out which servers are dead."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pymq import message as frames
 from pymq.dispatch import MAX_BACKLOG, Serial, Task
-from pymq.handlers import Shape, describe
+from pymq.handlers import Target, describe
 from pymq.message import Message, Prefix
 from pymq.topics import matcher
 
@@ -24,14 +24,13 @@ log = logging.getLogger("pymq")
 class Work:
     """One handler: decodes a message and calls it, and counts how that went. The base of subscriptions and group members."""
 
-    def __init__(self, bus: EventBus, callback: Callable[..., Any], shape: Shape, hint: Any, channel: str, pattern: bool) -> None:
+    def __init__(self, bus: EventBus, target: Target) -> None:
         self.bus = bus
-        self.callback = callback
-        self.shape = shape
-        self.hint = hint
+        self.target = target
+        self.callback, self.shape, self.hint, channel, pattern = target
         self.channel = channel
         self.pattern = pattern
-        self.name = describe(callback)
+        self.name = describe(self.callback)
         self.matches: Callable[[str], bool] = matcher(channel) if pattern else channel.__eq__
         self.delivered = 0
         self.failed = 0
@@ -48,10 +47,6 @@ class Work:
             decoder = self._decoders[form, type_name] = codec.decoder_for(form, type_name, self.hint)
         return decoder(payload)
 
-    def is_of(self, callback: Callable[..., Any], channel: str | None, pattern: bool) -> bool:
-        """Whether `unsubscribe` with these arguments means this one."""
-        return self.callback == callback and (channel is None or (channel, pattern) == (self.channel, self.pattern))
-
     def counts(self) -> dict[str, int]:
         """For `EventBus.stats`."""
         found = {"delivered": self.delivered, "failed": self.failed, "expired": self.expired}
@@ -61,8 +56,8 @@ class Work:
 class Subscription(Work):
     """A handler of events that come to the bus's inbox: serial, in order, at most once."""
 
-    def __init__(self, bus: EventBus, callback: Callable[..., Any], shape: Shape, hint: Any, channel: str, pattern: bool) -> None:
-        super().__init__(bus, callback, shape, hint, channel, pattern)
+    def __init__(self, bus: EventBus, target: Target) -> None:
+        super().__init__(bus, target)
         self.serial = Serial()
         self.active = True
 
@@ -133,8 +128,8 @@ class _Plain:
 class Coroutines(Subscription):
     """An `async def` handler: runs on the bus's loop, serial."""
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+    def __init__(self, bus: EventBus, target: Target) -> None:
+        super().__init__(bus, target)
         self._waiting: deque[bytes] = deque()
         self._bytes = 0
         self._mutex = threading.Lock()
@@ -178,8 +173,8 @@ class Coroutines(Subscription):
 class Pooled(Subscription):
     """A handler that `workers` threads run at once, in no order."""
 
-    def __init__(self, bus: EventBus, *args: Any, workers: int) -> None:
-        super().__init__(bus, *args)
+    def __init__(self, bus: EventBus, target: Target, workers: int) -> None:
+        super().__init__(bus, target)
         self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._workers = workers
         for _ in range(workers):
@@ -211,24 +206,21 @@ class Subscriptions:
         """Those that are active."""
         return list(self._all)
 
-    def add(self, callback: Callable[..., Any], shape: Shape, hint: Any, channel: str, pattern: bool, workers: int) -> None:
+    def add(self, target: Target, workers: int) -> None:
         """Subscribe; in force on return."""
         from pymq import codec
 
-        codec.name_type(hint)
+        codec.name_type(target.hint)
         inbox = self._bus.inbox_ready()
-        arguments = (self._bus, callback, shape, hint, channel, pattern)
         subscription: Subscription
-        if workers > 1 and not shape.is_async:
-            subscription = Pooled(*arguments, workers=workers)
-        elif shape.is_async:
-            subscription = Coroutines(*arguments)
+        if workers > 1 and not target.shape.is_async:
+            subscription = Pooled(self._bus, target, workers)
         else:
-            subscription = Subscription(*arguments)
+            subscription = (Coroutines if target.shape.is_async else Subscription)(self._bus, target)
         with self._lock:
             self._all = [*self._all, subscription]
             self.tasks.clear()
-        self._bus.provider.bind(inbox, "e/" + channel, exact=not pattern)
+        self._bus.provider.bind(inbox, "e/" + target.channel, exact=not target.pattern)
 
     def end(self) -> None:
         """No handler is called any more: the bus ends."""
@@ -238,7 +230,7 @@ class Subscriptions:
     def remove(self, callback: Callable[..., Any], channel: str | None, pattern: bool) -> bool:
         """Unsubscribe; whether there was anything."""
         with self._lock:
-            gone = [s for s in self._all if s.is_of(callback, channel, pattern)]
+            gone = [s for s in self._all if s.target.is_of(callback, channel, pattern)]
             self._all = [s for s in self._all if s not in gone]
             self.tasks.clear()
             still = {(s.channel, s.pattern) for s in self._all}
@@ -282,4 +274,3 @@ class _Due:
             self._bus.later(left, self._task, message)
         else:
             self._task.run(message)
-

@@ -502,9 +502,7 @@ class Outlet:
     def _make_arena(self) -> bool:
         token = secrets.randbits(63) | 1
         try:
-            view = map_file(
-                self._directory, _arena_name(self._stem, token), os.O_RDWR | os.O_CREAT, _ARENA_HEAD + 2 * self._largest
-            )
+            view = map_file(self._directory, _arena_name(self._stem, token), os.O_RDWR | os.O_CREAT, _ARENA_HEAD + 2 * self._largest)
         except OSError:
             return False  # the file system is full: the log may still have room, or says so
         self._arena, self._token = Arena(view), token

@@ -469,7 +469,7 @@ class SharedQueue:
     and QueueNotFound where the queue is deleted; so does the constructor where it does not exist and `create` is false.
     """
 
-    def __init__(self, name: str, directory: Directory, bells: Bells, member: int, max_bytes: int, create: bool) -> None:  # noqa: PLR0917
+    def __init__(self, name: str, directory: Directory, bells: Bells, member: int, max_bytes: int, create: bool) -> None:
         self.name = name
         self._bells = bells
         self._member = member

@@ -222,11 +222,11 @@ def test_a_member_that_shuts_down_gives_back_what_it_had_not_begun(peers, bus, g
 
 def test_the_lease_is_extended_while_the_handler_runs(peers, bus, group):
     alice, bob = peers(2)
-    alice.subscribe(shop.held, "c", group="billing", lease=0.3)
+    alice.subscribe(shop.held, "c", group="billing", lease=0.8)
     bus.publish("long work", "c")
     assert alice.hear() == ("long work", 1)
-    bob.subscribe(shop.attempts, "c", group="billing", lease=0.3)
-    threading.Event().wait(1.2)  # four leases
+    bob.subscribe(shop.attempts, "c", group="billing", lease=0.8)
+    threading.Event().wait(1.6)  # two leases
     assert bob.heard.rest() == []
     alice.release()
     bus.publish("next", "c")
@@ -619,8 +619,8 @@ def test_a_delivery_is_settled_once(jobs):
 
 def test_the_lease_is_extended_while_the_block_runs(jobs):
     jobs.put("work")
-    with jobs.take(timeout=5, lease=0.1), pytest.raises(queue.Empty):
-        jobs.receive(timeout=0.5)
+    with jobs.take(timeout=5, lease=0.5), pytest.raises(queue.Empty):
+        jobs.receive(timeout=1.5)
     assert jobs.empty()
 
 
