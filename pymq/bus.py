@@ -92,6 +92,7 @@ class EventBus:
         self.config = config
         self._lock = threading.RLock()
         self._early: list[Callable[[], None]] = []
+        self.routes: dict[Any, Route] = {}
         self._ended = threading.Event()
         self._reset()
         _buses.add(self)
@@ -101,7 +102,7 @@ class EventBus:
         self._provider: Provider = _Closed()  # type: ignore[assignment]
         self.token = secrets.randbits(63)
         self.inbox = f"inbox/{self.token:016x}"
-        self._routes: dict[Any, Route] = {}
+        self.routes.clear()
         self._members: list[Member] = []
         self._dispatcher: Dispatcher | None = None
         self._loop = Loop("pymq-async")
@@ -236,7 +237,7 @@ class EventBus:
         MessageTooLarge, Full (with `.accepted` and `.groups`) when a group's queue stays full, ProviderError.
         """
         cls = type(event)
-        route = self._routes.get(cls if channel is None else (channel, cls)) or self._make_route(cls, channel)
+        route = self.routes.get(cls if channel is None else (channel, cls)) or self._make_route(cls, channel)
         if headers is None and ttl is None and not delay:
             return route.send(event)
         return self._publish_with(route, event, headers, delay, ttl)
@@ -255,8 +256,8 @@ class EventBus:
         if channel is not None and not isinstance(channel, str):
             raise TypeError(f"a channel is a text, not {channel!r}")
         with self._lock:
-            route = Route(cls, channel, self.token, len(self._routes) + 1, self.provider.publish)
-            self._routes[cls if channel is None else (channel, cls)] = route
+            route = Route(cls, channel, self.token, len(self.routes) + 1, self.provider.publish)
+            self.routes[cls if channel is None else (channel, cls)] = route
         return route
 
     def topic(self, name: str, pattern: bool = False) -> Topic:
@@ -383,7 +384,7 @@ class EventBus:
         `dropped`, `expired`: by receiver or queue. `in_flight` and `backlog` (waiting): by queue.
         """
         published: dict[str, int] = {}
-        for route in self._routes.values():
+        for route in self.routes.values():
             name = route.topics[0][2:]
             published[name] = published.get(name, 0) + route.published
         found: dict[str, dict[str, int]] = {"published": published}

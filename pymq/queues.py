@@ -81,7 +81,7 @@ class Queue(Generic[T]):
             provider.send(self._queue, message, timeout=left, maxsize=self.maxsize, delay=delay, ttl=ttl, priority=priority)
 
     def _pack(self, item: T) -> bytes:
-        cls = type(item)
+        cls: Any = type(item)
         if cls not in self._prefixes:
             from pymq import codec
 

@@ -1,0 +1,177 @@
+"""The log of a shared queue: records in segment files that only grow, found by position.
+
+A record is `crc, mark, length, due, expiry, message`, padded to whole words; the crc is over all of it. There are ten levels of
+priority, each with segments of its own. A *position* is one word: `level << 60 | segment << 32 | offset`; its upper half names the
+file. The offset begins behind one word, the number of claims that keep a segment which the head has left.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+import sys
+from os import pread, pwrite
+from time import monotonic_ns
+from typing import TypeAlias
+from zlib import crc32
+
+from pymq.provider._files import Directory, close_file
+from pymq.provider._state import START
+
+SEGMENT_BYTES = 4 << 20
+OFFSET = 0xFFFFFFFF
+NS = 1_000_000_000
+
+_RECORD = struct.Struct("=IIQQQ")
+HEADER = _RECORD.size
+_unpack, _pack = _RECORD.unpack_from, _RECORD.pack
+_MARK = 0x71796D70
+_MARKED = _MARK.to_bytes(4, sys.byteorder)
+_CHUNK = 1 << 16
+_LENGTHS = 0xFFFFFFFF  # what crc32 takes as a start, whatever a damaged record says
+_MOST_FILES = 4  # that are held open
+Ahead: TypeAlias = "tuple[int, int, int, bytes]"
+"""A record that was read before the lock was taken: where it was the head, in which epoch, its size, its message."""
+
+
+def pack_record(message: bytes, delay: float, ttl: float | None) -> bytes:
+    """A message as it is kept, not padded yet; times begin now."""
+    length = len(message)
+    if not delay and ttl is None:
+        return _pack(crc32(message, length), _MARK, length, 0, 0) + message
+    now = monotonic_ns()
+    due = now + int(delay * NS) if delay > 0 else 0
+    expiry = 0 if ttl is None else now + int(ttl * NS)
+    return _pack(_checksum(message, due, expiry), _MARK, length, due, expiry) + message
+
+
+def _checksum(message: bytes, due: int, expiry: int) -> int:
+    """Over the whole record: what is 0 in most of them costs them nothing."""
+    start = len(message) & _LENGTHS
+    return crc32(message, crc32(b"%d %d" % (due, expiry), start) if due or expiry else start)
+
+
+class Log:
+    """The segment files. `files` are those that are open, by the upper half of their positions."""
+
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory
+        self.files: dict[int, int] = {}
+        self._chunk = 0, 0, b""
+        self._guess = 256
+
+    def write(self, tail: int, size: int, record: bytes) -> int:
+        """Write a record, of that size when padded, behind the tail; its position: in a new segment where this one is full."""
+        offset = tail & OFFSET
+        file = self.files.get(tail >> 32)
+        if file is None or offset + size > SEGMENT_BYTES:
+            tail, file = self._place(tail, size)
+            offset = tail & OFFSET
+        if pwrite(file, record, offset) != len(record):
+            os.ftruncate(file, offset)  # what was written of it stays behind the tail: give its pages back
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return tail
+
+    def _place(self, tail: int, size: int) -> tuple[int, int]:
+        offset = tail & OFFSET
+        if offset + size > SEGMENT_BYTES and offset > START:
+            os.ftruncate(self._file(tail >> 32), offset)
+            tail = next_segment(tail)
+        return tail, self._file(tail >> 32, os.O_CREAT)
+
+    def load(self, head: int, tail: int, epoch: int) -> None:
+        """Read a chunk from the head on: under the lock, so all of it is committed, and nothing of it changes in this epoch."""
+        self._chunk = epoch, head, pread(self._file(head >> 32), min(tail - head, _CHUNK), head & OFFSET)
+
+    def ahead(self, head: int, epoch: int) -> Ahead | None:
+        """The plain record at the head, if it is in the chunk. Needs no lock: a third of a get is done before it is taken.
+
+        Whoever uses it compares head and epoch under the lock. None for whatever is not usual.
+        """
+        loaded, start, data = self._chunk
+        at = head - start
+        if loaded != epoch or not 0 <= at <= len(data) - HEADER:
+            return None
+        crc, mark, length, due, expiry = _unpack(data, at)
+        end = at + HEADER + length
+        message = data[at + HEADER : end]
+        if due or expiry or mark != _MARK or end > len(data) or crc != crc32(message, length):
+            return None
+        return head, epoch, (HEADER + length + 7) & ~7, message
+
+    def read(self, position: int) -> tuple[int, bytes, int, int] | None:
+        """The size, message, due and expiry of the record there; None at the end of a segment, ValueError for a bad one."""
+        file = self._file(position >> 32)
+        data = pread(file, self._guess, position & OFFSET)
+        if len(data) < HEADER:
+            if not data:
+                return None
+            raise ValueError(f"the record at {position:x} is cut short")
+        crc, mark, length, due, expiry = _unpack(data)
+        end = HEADER + length
+        if end > len(data):
+            data += pread(file, min(end - len(data), os.fstat(file).st_size), (position & OFFSET) + len(data))
+            self._guess = min(1 << end.bit_length(), _CHUNK)
+        message = data[HEADER:end]
+        if mark != _MARK or len(message) != length or crc != _checksum(message, due, expiry):
+            raise ValueError(f"the record at {position:x} is damaged")
+        return (end + 7) & ~7, message, due, expiry
+
+    def after_damage(self, position: int, end: int) -> int:
+        """Where the next good record is: the end where there is none (the next segment, while this is not the last)."""
+        file, same = self._file(position >> 32), position >> 32 == end >> 32
+        last = end & OFFSET if same else os.fstat(file).st_size
+        for at in range((position & OFFSET) + 8, last, 8):
+            if pread(file, 4, at + 4) == _MARKED and self._is_good(position & ~OFFSET | at):
+                return position & ~OFFSET | at
+        return end if same else next_segment(position)
+
+    def _is_good(self, position: int) -> bool:
+        try:
+            return self.read(position) is not None
+        except ValueError:
+            return False
+
+    def keep(self, segment: int, claims: int) -> None:
+        """The segment is needed by that many claims: with none it is removed."""
+        if claims:
+            pwrite(self._file(segment), claims.to_bytes(8, sys.byteorder), 0)
+            return
+        self._forget(segment)
+        self._directory.unlink(_segment_name(segment))
+
+    def drop_claim(self, segment: int) -> None:
+        """One claim fewer needs the segment."""
+        self.keep(segment, int.from_bytes(pread(self._file(segment), 8, 0), sys.byteorder) - 1)
+
+    def segments(self) -> list[int]:
+        """Those that exist."""
+        return [int(name[4:], 16) for name in self._directory.names() if name.startswith("log.")]
+
+    def close(self) -> None:
+        """Let go of the files."""
+        for segment in list(self.files):
+            self._forget(segment)
+
+    def _file(self, segment: int, flags: int = 0) -> int:
+        file = self.files.get(segment)
+        if file is None:
+            if len(self.files) == _MOST_FILES:
+                self._forget(next(iter(self.files)))
+            file = self.files[segment] = self._directory.open(_segment_name(segment), os.O_RDWR | flags)
+        return file
+
+    def _forget(self, segment: int) -> None:
+        file = self.files.pop(segment, None)
+        if file is not None:
+            close_file(file)
+
+
+def next_segment(position: int) -> int:
+    """Where the segment after that of the position begins."""
+    return ((position >> 32) + 1 << 32) | START
+
+
+def _segment_name(segment: int) -> str:
+    return f"log.{segment:08x}"
