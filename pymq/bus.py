@@ -138,10 +138,12 @@ class EventBus:
         from pymq import core
 
         core.name_events()
-        provider = self.config.create()
-        provider.open()
-        self._provider = provider
-        return provider
+        with self._lock:
+            if isinstance(self._provider, _Closed):
+                provider = self.config.create()
+                provider.open()
+                self._provider = provider
+            return self._provider
 
     def __enter__(self) -> EventBus:
         self.start()

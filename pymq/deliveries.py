@@ -13,6 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from queue import Full
 from typing import Any, NamedTuple
 
 from pymq import message as frames
@@ -98,8 +99,13 @@ class Leased:
         self._provider.extend(self.receipt, 30.0)  # not ours any more: then the copy is somebody else's to make
         expires = copy.options.get("expires")
         ttl = None if expires is None else max(0.0, expires - self._provider.clock() - delay)
-        self._provider.send(queue, copy.pack(), delay=delay, ttl=ttl, priority=copy.options.get("priority", 0))
-        self._provider.ack(self.receipt)
+        try:
+            how = {"delay": delay, "ttl": ttl, "priority": copy.options.get("priority", 0)}
+            self._provider.send(queue, copy.pack(), timeout=0, **how)
+        except Full:  # to wait for room could be for ever: those who make it may all be waiting here
+            log.warning("%r is full: a failed message waits as it is, without what was noted of its failure", queue)
+            return self._provider.nack(self.receipt, max(delay, 1.0))
+        return self._provider.ack(self.receipt)
 
 
 def _unpack(data: bytes) -> Frame:

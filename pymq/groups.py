@@ -132,9 +132,9 @@ class Member(Work):
                         self._handle(message, receipt)
             except QueueNotFound:
                 return log.warning("the group %r was deleted; %s stops", self.group.name, self.name)
-            except PymqError as error:
+            except Exception as error:
                 if not self._stopping:
-                    log.error("group %r: %s; trying again", self.group.name, error)
+                    log.error("group %r: %s; trying again", self.group.name, error, exc_info=not isinstance(error, PymqError))
                     time.sleep(0.1)
         return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import queue
 import time
 from collections.abc import Callable, Iterator
@@ -10,13 +11,14 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pymq import message as frames
 from pymq.deliveries import DEAD_HEADERS, Leased, Policy
-from pymq.exceptions import CodecError, QueueNotFound, Reject, Retry
+from pymq.exceptions import CodecError, LeaseLost, QueueNotFound, Reject, Retry
 from pymq.message import Frame, Prefix
 from pymq.provider.base import Provider
 
 if TYPE_CHECKING:
     from pymq.bus import EventBus
 
+log = logging.getLogger("pymq")
 T = TypeVar("T")
 Empty = queue.Empty
 Full = queue.Full
@@ -244,7 +246,14 @@ class Delivery(Generic[T]):
             return
         if error is None:
             self.ack()
-        elif isinstance(error, Retry):
+            return
+        try:
+            self._fail(error)
+        except LeaseLost as lost:
+            log.warning("%s: the item was given to somebody else before the block failed", lost)
+
+    def _fail(self, error: BaseException) -> None:
+        if isinstance(error, Retry):
             self._leased.retry(error)
         elif isinstance(error, Reject):
             self._leased.bury(error)

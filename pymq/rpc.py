@@ -287,7 +287,7 @@ class Caller:
         """
         provider = self._bus.provider
         deadline = NEVER if stub.timeout is None else provider.clock() + stub.timeout
-        queue = self._idle.pop() if self._idle else self._new_queue()
+        queue = self._borrow()
         try:
             pending = self._request(provider, queue, stub, _DEADLINE.pack(deadline) + data)
             if not pending and not stub.multi:
@@ -298,7 +298,11 @@ class Caller:
         finally:
             self._idle.append(queue)
 
-    def _new_queue(self) -> ReplyQueue:
+    def _borrow(self) -> ReplyQueue:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            pass
         queue = ReplyQueue(f"reply/{self._bus.token:016x}/{next(self._numbers)}")
         self._bus.provider.declare(queue.name, temporary=True)
         return queue

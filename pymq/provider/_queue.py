@@ -39,6 +39,7 @@ from pymq.provider.base import Delivery
 __all__ = ["LeaseReceipt", "SharedQueue"]
 
 _LOOK_NS = 10_000_000  # how often a receiver that never sleeps looks for deaths
+_TRIES, _LOOKS = 4, 100
 _SPIN_NS = 100_000  # how long a receiver looks again before it sleeps: about as long as a wake-up takes
 _SHORT_NS = 200_000  # a sleep of less would have been spared by looking again
 
@@ -51,18 +52,14 @@ class _Guard(Lock):
         self.path = path
 
     def __enter__(self) -> None:
-        self.check()
+        if self.fd < 0:
+            raise _closed()
         Lock.__enter__(self)
 
     def __exit__(self, *error: object) -> None:
         Lock.__exit__(self)
         if isinstance(error[1], Exception):
             raise self.explained(error[1])
-
-    def check(self) -> None:
-        """Raises ProviderError where it was closed."""
-        if self.fd < 0:
-            raise ProviderError("the queue was closed")
 
     def explained(self, error: Exception) -> Exception:
         """What users are told about what failed while the lock was held."""
@@ -74,6 +71,10 @@ class _Guard(Lock):
             result = ProviderError(f"the queue's files are damaged, or it was closed ({error!r}); delete the queue")
         result.__cause__ = error
         return result
+
+
+def _closed() -> ProviderError:
+    return ProviderError("the queue was closed")
 
 
 class SharedQueue:
@@ -144,15 +145,16 @@ class SharedQueue:
         record = pack_record(message, delay, ttl)
         lock = self._lock
         with lock.mutex:  # `with lock` written out, here, in _take and in ack: it would be a quarter of a put
-            lock.check()
+            if lock.fd < 0:
+                raise _closed()
             try:
                 self._acquire()
                 done = self._store.append(record, priority, maxsize)
             except Exception as error:
                 raise lock.explained(error)
             finally:
-                self._words[BUSY] = 0
                 flock(lock.fd, LOCK_UN)
+                self._words[BUSY] = 0
         if not done:
             self._wait_for_room(record, priority, maxsize, timeout)
 
@@ -185,13 +187,15 @@ class SharedQueue:
         while looks:
             found = self._take(limit, lease)
             looks = not found and self._store.has_something()  # there is more behind what was skipped
-        self._lock.check()
+        if self._closed:
+            raise _closed()
         return found
 
     def _take(self, limit: int, lease: float | None) -> list[Delivery]:
         lock, store = self._lock, self._store
         with lock.mutex:
-            lock.check()
+            if lock.fd < 0:
+                raise _closed()
             ahead = store.look_ahead()
             try:
                 self._acquire()
@@ -199,34 +203,39 @@ class SharedQueue:
             except Exception as error:
                 raise lock.explained(error)
             finally:
-                self._words[BUSY] = 0
                 flock(lock.fd, LOCK_UN)
+                self._words[BUSY] = 0
 
     def ack(self, receipt: LeaseReceipt) -> None:
         """The message is forgotten. Raises LeaseLost, and changes nothing, when the lease had ended."""
         lock = self._lock
         with lock.mutex:
-            lock.check()
+            if lock.fd < 0:
+                raise _closed()
             try:
                 self._acquire()
                 self._store.ack(receipt)
             except Exception as error:
                 raise lock.explained(error)
             finally:
-                self._words[BUSY] = 0
                 flock(lock.fd, LOCK_UN)
+                self._words[BUSY] = 0
 
     def _acquire(self) -> None:
         """Take the lock of the file. Looks at a word until its holder is done: a refused flock costs an exception (2 us)."""
         words, lock = self._words, self._lock
-        if words[BUSY]:
-            for _ in range(100):
-                if not words[BUSY]:
-                    break
-        try:
-            flock(lock.fd, EXCLUSIVE_NOW)
-        except BlockingIOError:
-            lock.wait()
+        for _ in range(_TRIES):
+            if words[BUSY]:
+                for _ in range(_LOOKS):
+                    if not words[BUSY]:
+                        break
+            try:
+                flock(lock.fd, EXCLUSIVE_NOW)
+                words[BUSY] = 1
+                return
+            except BlockingIOError:
+                pass
+        lock.wait()
         words[BUSY] = 1
 
     def nack(self, receipt: LeaseReceipt, delay: float = 0) -> None:
