@@ -21,15 +21,17 @@ import logging
 import os
 import secrets
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
+from queue import Full
 from typing import Any, TypeVar, overload
 
 from pymq import message as frames
 from pymq.deliveries import Leases
-from pymq.dispatch import Dispatcher, Loop, Task
-from pymq.exceptions import CodecError, NotInitialized
+from pymq.dispatch import Dispatcher, Loop, Schedule, Task
+from pymq.exceptions import CodecError, NotInitialized, ProviderError, PublishFull
 from pymq.groups import Group, Member, Options
 from pymq.handlers import Shape, Target, channels_of, describe
 from pymq.provider import Config
@@ -66,7 +68,10 @@ class Route:
 
         def send(event: Any) -> int | None:
             """The hot path: the variables of a closure cost less than attributes."""
-            return publish(topics, pack(number_next()) + packed + encode(event))
+            try:
+                return publish(topics, pack(number_next()) + packed + encode(event))
+            except PublishFull as full:
+                raise _as_users_name_groups(full) from None
 
         self.send = send
 
@@ -106,6 +111,7 @@ class EventBus:
         self._members: list[Member] = []
         self._dispatcher: Dispatcher | None = None
         self._loop = Loop("pymq-async")
+        self._schedule = Schedule(self._hand_over)
         self.leases = Leases(lambda: self.provider)
         self.subscriptions = Subscriptions(self)
         self.remotes = Remotes(self)
@@ -161,17 +167,18 @@ class EventBus:
             if isinstance(provider, _Closed):
                 self._ended.set()
                 return
-            dispatcher, members, loop = self._dispatcher, self._members, self._loop
-        abandoned = []
+            dispatcher, members, loop, schedule = self._dispatcher, self._members, self._loop, self._schedule
+        abandoned, deadline = [], time.monotonic() + timeout
         for member in members:
             member.stop()
+        schedule.close()
         if dispatcher is not None:
-            abandoned += dispatcher.close(provider.wake, timeout)
-        provider.wake()
+            abandoned += dispatcher.close(deadline)
         for member in members:
-            abandoned += member.join(timeout)
-        self.subscriptions.end()
+            abandoned += member.join(deadline)
+        abandoned += self.subscriptions.finish(deadline)
         abandoned += loop.close(min(timeout, 0.5))
+        self.subscriptions.end()
         self.leases.close()
         provider.close()
         with self._lock:
@@ -192,16 +199,27 @@ class EventBus:
                 provider = self.provider
                 provider.declare(self.inbox, temporary=True)
                 self._dispatcher = Dispatcher(
-                    "pymq", lambda: provider.receive(self.inbox, None), self.subscriptions.tasks, self._look_up
+                    "pymq",
+                    lambda busy: provider.receive(self.inbox, None, busy=busy),
+                    provider.wake,
+                    self.subscriptions.tasks,
+                    self._look_up,
                 )
                 self._dispatcher.start()
         return self.inbox
 
     def later(self, seconds: float, task: Task, message: bytes) -> None:
         """Hand a delayed event to its subscription when it is due; gone with this process."""
-        timer = threading.Timer(seconds, task.run, (message,))
-        timer.daemon = True
-        timer.start()
+        self._schedule.add(seconds, task, message)
+
+    def _hand_over(self, task: Task, message: bytes) -> None:
+        """To the reader of the inbox, which is what keeps a subscription serial; an empty message makes it look."""
+        assert self._dispatcher is not None
+        self._dispatcher.add(task, message)
+        try:
+            self._provider.send(self.inbox, b"", timeout=0)
+        except (Full, ProviderError):
+            pass  # it has something to read, or is being closed
 
     def step_aside(self) -> None:
         """A handler is about to wait for this bus's own inbox: let another thread read it."""
@@ -252,7 +270,10 @@ class EventBus:
         options = {"headers": headers, "due": now + delay if delay else None, "expires": None if ttl is None else now + delay + ttl}
         packed = frames.pack_options({name: value for name, value in options.items() if value is not None})
         message = frames.pack_sequence(next(route.sequence)) + route.flagged_prefix + packed + route.encode(event)
-        return self._provider.publish(route.topics, message, delay=delay, ttl=ttl)
+        try:
+            return self._provider.publish(route.topics, message, delay=delay, ttl=None if ttl is None else delay + ttl)
+        except PublishFull as full:
+            raise _as_users_name_groups(full) from None
 
     def _make_route(self, cls: type, channel: str | None) -> Route:
         if channel is not None and not isinstance(channel, str):
@@ -304,9 +325,9 @@ class EventBus:
             self.subscriptions.add(target, options.workers)
             return
         member = Member(self, self.group(group), target, options)
-        with self._lock:
+        with self._lock:  # a member that cannot start is none
+            member.start()
             self._members = [*self._members, member]
-        member.start()
 
     def unsubscribe(
         self, callback: Callable[..., Any], channel: str | None = None, pattern: bool = False, group: str | None = None
@@ -316,13 +337,11 @@ class EventBus:
         Raises ValueError where it was not subscribed.
         """
         found = self.subscriptions.remove(callback, channel, pattern) if group is None else False
-        members = [m for m in self._members if group in (None, m.group.name) and m.target.is_of(callback, channel, pattern)]
         with self._lock:
+            members = [m for m in self._members if group in (None, m.group.name) and m.target.is_of(callback, channel, pattern)]
             self._members = [m for m in self._members if m not in members]
         for member in members:
-            member.stop()
-        if members:
-            self.provider.wake()
+            member.leave()
         if not found and not members:
             raise ValueError(f"{describe(callback)} is not subscribed{f' to {channel!r}' if channel else ''}")
 
@@ -483,6 +502,11 @@ def decorator(apply: Callable[..., Any], target: Any, options: dict[str, Any]) -
         return function
 
     return decorate
+
+
+def _as_users_name_groups(full: PublishFull) -> PublishFull:
+    """The provider knows queues only, and a group has one for each channel and pattern."""
+    return PublishFull(full.accepted, list(dict.fromkeys(map(Group.name_in, full.groups))))
 
 
 def _check_seconds(**durations: float | None) -> None:

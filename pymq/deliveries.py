@@ -98,7 +98,7 @@ class Leased:
         """First the copy, then the ack: a crash in between repeats the message, it never loses it."""
         self._provider.extend(self.receipt, 30.0)  # not ours any more: then the copy is somebody else's to make
         expires = copy.options.get("expires")
-        ttl = None if expires is None else max(0.0, expires - self._provider.clock() - delay)
+        ttl = None if expires is None else max(0.0, expires - self._provider.clock())
         try:
             how = {"delay": delay, "ttl": ttl, "priority": copy.options.get("priority", 0)}
             self._provider.send(queue, copy.pack(), timeout=0, **how)

@@ -9,6 +9,8 @@ time limit, so that an idle bus makes no system call.
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import logging
 import threading
 import time
@@ -49,7 +51,7 @@ class Serial:
 
     def __init__(self) -> None:
         self.owner: object | None = None
-        self.backlog: deque[bytes] = deque()
+        self.backlog: deque[tuple[Task, bytes]] = deque()
         self.bytes = 0
         self.dropped = 0
 
@@ -66,17 +68,22 @@ class Reader:
 
 
 class Dispatcher:
-    """Receives from one inbox and runs the tasks that each message is for: `tasks` by its prefix, or what `look_up` finds."""
+    """Receives from one inbox and runs the tasks that each message is for: `tasks` by its prefix, or what `look_up` finds.
+
+    `receive(busy)` says whether a handler runs beside the reader: whoever looks for a free server then looks elsewhere.
+    """
 
     def __init__(
         self,
         name: str,
-        receive: Callable[[], Sequence[Delivery]],
+        receive: Callable[[bool], Sequence[Delivery]],
+        wake: Callable[[], None],
         tasks: Mapping[bytes, Sequence[Task]],
         look_up: Callable[[bytes], Sequence[Task]],
     ) -> None:
         self._name = name
         self._receive = receive
+        self._wake = wake
         self._tasks = tasks
         self._look_up = look_up
         self._lock = threading.Lock()
@@ -108,9 +115,9 @@ class Dispatcher:
 
     def _read(self, reader: Reader) -> None:
         self._run_all(reader)  # what the reader before had received
-        while self._reader is reader and not self._closing:
+        while self._is_read_by(reader) and not self._closing:
             try:
-                batch = self._receive()
+                batch = self._receive(bool(self._replaced))
             except Exception:
                 if self._closing:
                     return
@@ -119,6 +126,13 @@ class Dispatcher:
                 continue
             self._work.extend([message for message, _ in batch])
             self._run_all(reader)
+
+    def _is_read_by(self, reader: Reader) -> bool:
+        """A takeover that comes to nothing puts the old reader back under the lock; who had left by then would leave the bus deaf."""
+        if self._reader is reader:
+            return True
+        with self._lock:
+            return self._reader is reader
 
     def _run_all(self, reader: Reader) -> None:
         """Run what has been received, for as long as this thread is the reader.
@@ -168,11 +182,11 @@ class Dispatcher:
                 serial.dropped += 1
                 return True
             serial.bytes += len(message)
-            serial.backlog.append(message)
+            serial.backlog.append((task, message))
             return True
 
     def _finish(self, reader: Reader, task: Task) -> None:
-        """Replaced while `task` ran: run what has come for it since, then let go of it."""
+        """Replaced while `task` ran: run what has come for it since, and for those that are serial with it, then let go of it."""
         serial = task.serial
         while True:
             with self._lock:
@@ -181,12 +195,15 @@ class Dispatcher:
                 if not serial.backlog or self._abandoning:
                     serial.owner = None
                     self._replaced.discard(reader)
-                    return
-                message = serial.backlog.popleft()
+                    break
+                task, message = serial.backlog.popleft()
                 serial.bytes -= len(message)
+            reader.task = task
             reader.running = message
             task.run(message)
             reader.running = None
+        if not self._replaced:
+            self._wake()  # the reader says again whether it is busy
 
     # ------------------------------------------------------------------ the standby
 
@@ -239,13 +256,17 @@ class Dispatcher:
         reader.thread = threading.get_ident()
         self._read(reader)
 
+    def add(self, task: Task, message: bytes) -> None:
+        """Work for the reader, who looks at it when the next message comes."""
+        self._work.append((task, message))
+
     # ------------------------------------------------------------------ the end
 
-    def close(self, wake: Callable[[], None], timeout: float) -> list[str]:
-        """Stop receiving; handle what was received, for up to `timeout` seconds; say what was abandoned."""
+    def close(self, deadline: float) -> list[str]:
+        """Stop receiving; handle what was received, until the deadline; say what was abandoned."""
         self._closing = True
         self._alarm.set()
-        join(self._threads, wake, time.monotonic() + timeout)
+        join(self._threads, self._wake, deadline)
         self._abandoning = True
         readers = {*self._replaced, self._reader} - {None}
         stuck = [r.task.name for r in readers if r and r.running is not None and r.task and r.thread != threading.get_ident()]
@@ -258,12 +279,54 @@ def join(threads: Sequence[threading.Thread], wake: Callable[[], None], deadline
 
     A wake-up ends only the receives that are blocked at that moment, and a thread may be about to begin one.
     """
-    left = [thread for thread in threads if thread is not threading.current_thread()]
-    while left and time.monotonic() < deadline:
+    while left := [thread for thread in threads if thread.is_alive() and thread is not threading.current_thread()]:
         wake()
+        if time.monotonic() >= deadline:
+            return False
         left[0].join(min(0.05, max(0.0, deadline - time.monotonic())))
-        left = [thread for thread in left if thread.is_alive()]
-    return not left
+    return True
+
+
+class Schedule:
+    """Messages that are not due yet: one thread hands each over at its time, and sleeps without end while there is none."""
+
+    def __init__(self, hand_over: Callable[[Task, bytes], None]) -> None:
+        self._hand_over = hand_over
+        self._changed = threading.Condition()
+        self._waiting: list[tuple[float, int, Task, bytes]] = []
+        self._number = itertools.count()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def add(self, seconds: float, task: Task, message: bytes) -> None:
+        """Hand it over in so many seconds."""
+        with self._changed:
+            heapq.heappush(self._waiting, (time.monotonic() + seconds, next(self._number), task, message))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="pymq-schedule", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+
+    def _run(self) -> None:
+        while (due := self._next()) is not None:
+            self._hand_over(*due)
+
+    def _next(self) -> tuple[Task, bytes] | None:
+        with self._changed:
+            while not self._closed:
+                left = self._waiting[0][0] - time.monotonic() if self._waiting else threading.TIMEOUT_MAX
+                if left <= 0:
+                    return heapq.heappop(self._waiting)[2:]
+                self._changed.wait(min(left, threading.TIMEOUT_MAX))
+        return None
+
+    def close(self) -> None:
+        """Forget what is not due yet."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(1)
 
 
 class Loop:

@@ -71,6 +71,11 @@ class Group:
         """The provider's name of the group's queue for that channel or pattern."""
         return f"group/{self.name}\0{'~' if pattern else '='}{channel}"
 
+    @staticmethod
+    def name_in(queue: str) -> str:
+        """The group's name, from what `queue_of` made of it."""
+        return queue.removeprefix("group/").partition("\0")[0]
+
     def _queues(self) -> list[str]:
         return list(self._bus.provider.queues(f"group/{self.name}\0"))
 
@@ -97,6 +102,7 @@ class Member(Work):
         self._lease = lease
         self._queue = group.queue_of(target.channel, target.pattern)
         self._stopping = False
+        self._handling: set[threading.Thread] = set()
         self._threads = [threading.Thread(target=self._consume, name=f"pymq-{group.name}", daemon=True) for _ in range(workers)]
 
     def start(self) -> None:
@@ -116,9 +122,16 @@ class Member(Work):
         """Take nothing more; `Provider.wake` ends the waiting."""
         self._stopping = True
 
-    def join(self, timeout: float) -> list[str]:
+    def leave(self) -> None:
+        """Take nothing more: on return no event can come to it but those that it handles now."""
+        self.stop()
+        while waiting := [thread for thread in self._threads if thread.is_alive() and thread not in self._handling]:
+            self.bus.provider.wake()
+            waiting[0].join(0.01)
+
+    def join(self, deadline: float) -> list[str]:
         """Wait for the handlers that run; say which still do."""
-        if join(self._threads, self.bus.provider.wake, time.monotonic() + timeout):
+        if join(self._threads, self.bus.provider.wake, deadline):
             return []
         return [f"the handler {self.name} of group {self.group.name!r}, which still runs"]
 
@@ -141,17 +154,19 @@ class Member(Work):
     def _handle(self, message: bytes, receipt: Receipt) -> None:
         """Run the handler for one event and settle it by what came of it."""
         leased = Leased(self.bus.provider, message, receipt, self._policy)
+        self._handling.add(threading.current_thread())
         try:
             self._run(leased)
         except LeaseLost:
             log.warning("%s took longer than its lease; the event was given to another member", self.name)
         finally:
+            self._handling.discard(threading.current_thread())
             self.bus.leases.release(receipt)
 
     def _run(self, leased: Leased) -> None:
         try:
             if leased.exhausted:
-                raise Reject(f"its handler died in {leased.attempt - 1} attempts")
+                raise Reject(f"{leased.attempt - 1} deliveries ended without an ack")
             self._call(leased)
         except Retry as again:
             self.retried += 1

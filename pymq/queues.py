@@ -48,7 +48,7 @@ class Queue(Generic[T]):
         self._type = type
         self._queue = f"queue/{name}"
         self._closed = False
-        self._prefixes: dict[Any, tuple[bytes, Any]] = {}
+        self._prefixes: dict[Any, tuple[bytes, Callable[[Any], bytes]]] = {}
         self._plain: dict[bytes, tuple[Callable[[bytes], Any], int]] = {}
         self._sequence = itertools.count(_numbers() << 40)
         codec.name_type(type)
@@ -67,31 +67,34 @@ class Queue(Generic[T]):
         """Append an item; it is kept, whatever happens to this process, when this returns.
 
         Where `maxsize` items wait already, waits up to `timeout` seconds (None: without end; not at all unless `block`), then raises
-        Full. `delay`: nobody gets it before so many seconds; `ttl`: it is dropped after so many; `priority`: higher ones first,
+        Full. `delay`: nobody gets it before so many seconds; `ttl`: it is dropped so many after that; `priority`: higher ones first,
         where the provider has levels. Raises CodecError for an item that cannot travel, MessageTooLarge, ProviderError, ValueError.
         """
         provider = self._provider()
-        left = _timeout(block, timeout)
+        left = None if block and timeout is None else _timeout(block, timeout)
         message = self._pack(item)
         if delay or ttl is not None or priority:
             _check_options(provider, delay, ttl, priority)
             message = _with_options(message, provider, delay, ttl, priority)
+        lives = None if ttl is None else delay + ttl
         try:
-            provider.send(self._queue, message, timeout=left, maxsize=self.maxsize, delay=delay, ttl=ttl, priority=priority)
+            provider.send(self._queue, message, timeout=left, maxsize=self.maxsize, delay=delay, ttl=lives, priority=priority)
         except QueueNotFound:  # freed meanwhile: the put makes it anew
             provider.declare(self._queue)
-            provider.send(self._queue, message, timeout=left, maxsize=self.maxsize, delay=delay, ttl=ttl, priority=priority)
+            provider.send(self._queue, message, timeout=left, maxsize=self.maxsize, delay=delay, ttl=lives, priority=priority)
 
     def _pack(self, item: T) -> bytes:
-        cls: Any = type(item)
-        if cls not in self._prefixes:
-            from pymq import codec
+        found = self._prefixes.get(type(item))
+        prefix, encode = self._prefix(type(item)) if found is None else found
+        return frames.pack_sequence(next(self._sequence)) + prefix + encode(item)
 
-            encoder = codec.encoder_for(cls)
-            prefix = Prefix(frames.ITEM, encoder.form, 0, self._bus.token, self.name, encoder.type_name, ())
-            self._prefixes[cls] = frames.pack_prefix(prefix), encoder.encode
-        prefix_bytes, encode = self._prefixes[cls]
-        return frames.pack_sequence(next(self._sequence)) + prefix_bytes + encode(item)
+    def _prefix(self, cls: Any) -> tuple[bytes, Callable[[Any], bytes]]:
+        from pymq import codec
+
+        encoder = codec.encoder_for(cls)
+        prefix = Prefix(frames.ITEM, encoder.form, 0, self._bus.token, self.name, encoder.type_name, ())
+        found = self._prefixes[cls] = frames.pack_prefix(prefix), encoder.encode
+        return found
 
     def put_nowait(self, item: T, **options: Any) -> None:
         """`put`, or Full at once."""
@@ -103,13 +106,10 @@ class Queue(Generic[T]):
         Waits up to `timeout` seconds (None: without end; not at all unless `block`), then raises Empty. Raises QueueNotFound when
         the queue is freed meanwhile; CodecError for an item that is not of the queue's type, which then is in `dead`.
         """
-        message, _ = self._receive(_timeout(block, timeout), None)
+        message, _ = self._receive(None if block and timeout is None else _timeout(block, timeout), None)
         try:
-            try:
-                decode, start = self._plain[frames.prefix_of(message)]
-            except KeyError:
-                return self._decode(message)
-            return decode(message[start:])
+            item: T = self._decode(message)
+            return item
         except CodecError as error:
             self._provider().declare(f"queue-dead/{self.name}")
             self._provider().send(f"queue-dead/{self.name}", _dead(message, f"queue/{self.name}", error))
@@ -134,7 +134,7 @@ class Queue(Generic[T]):
             assert receipt is not None
             leased = Leased(self._provider(), message, receipt, policy)
             if leased.exhausted:
-                leased.bury(Reject(f"its receivers died in {leased.attempt - 1} attempts"))
+                leased.bury(Reject(f"{leased.attempt - 1} deliveries ended without an ack"))
                 continue
             try:
                 return Delivery(self._bus, leased, self._decode(message), lease)
@@ -165,14 +165,18 @@ class Queue(Generic[T]):
         return found[0]
 
     def _decode(self, message: bytes) -> Any:
+        packed = frames.prefix_of(message)
+        found = self._plain.get(packed)
+        if found is not None:
+            decode, start = found
+            return decode(message[start:])
         from pymq import codec
 
         frame = frames.unpack(message)
         decode = codec.decoder_for(frame.prefix.form, frame.prefix.type_name, self._type)
-        if not frame.prefix.flags & frames.OPTIONS:  # the usual ones: their payload begins behind the prefix
+        if not frame.prefix.flags & frames.OPTIONS:  # the payload of the usual ones begins behind the prefix
             if len(self._plain) >= MOST_PREFIXES:
                 self._plain.clear()
-            packed = frames.prefix_of(message)
             self._plain[packed] = decode, frames.START.size + len(packed)
         return decode(frame.payload)
 

@@ -148,7 +148,10 @@ class _Requests:
 
         def execute(message: bytes) -> None:
             assert remote is not None
-            remote.execute(message, start, reply_to)
+            try:
+                remote.execute(message, start, reply_to)
+            except Exception as error:  # cut short, or the bus was shut down by the call itself
+                log.warning("a call of %r was skipped: %s", prefix.channel, error)
 
         def refuse(message: bytes) -> None:
             (sequence,) = _SEQUENCE.unpack_from(message)
@@ -243,7 +246,7 @@ class Remotes:
         prefix = Prefix(frames.FAILURE, codec.TAGGED, 0, self._bus.token, "", "", ())
         try:
             self._send(queue, frames.pack_prefix(prefix) + _SEQUENCE.pack(request) + details)
-        except PymqError as failure:
+        except (PymqError, Full) as failure:
             log.warning("a failure could not be reported to its caller: %s", failure)
 
     def _send(self, queue: str, rest: bytes) -> None:
@@ -289,7 +292,7 @@ class Caller:
         deadline = NEVER if stub.timeout is None else provider.clock() + stub.timeout
         queue = self._borrow()
         try:
-            pending = self._request(provider, queue, stub, _DEADLINE.pack(deadline) + data)
+            pending = self._request(provider, queue, stub, _DEADLINE.pack(deadline) + data, deadline)
             if not pending and not stub.multi:
                 raise NoSuchRemoteError(f"nobody serves {stub.name!r}")
             if self._bus.inbox in pending.values():
@@ -307,19 +310,34 @@ class Caller:
         self._bus.provider.declare(queue.name, temporary=True)
         return queue
 
-    def _request(self, provider: Provider, queue: ReplyQueue, stub: StubMethod[..., Any], data: bytes) -> dict[int, str]:
-        """Send; who was asked, by the request's sequence. A server that died in between is passed over."""
-        prefix = queue.prefixes.get(stub.name) or self._prefix(queue, stub.name)
+    def _request(
+        self, provider: Provider, queue: ReplyQueue, stub: StubMethod[..., Any], data: bytes, deadline: float
+    ) -> dict[int, str]:
+        """Send; who was asked, by the request's sequence. A server that died in between is passed over, a full one asked last."""
+        rest = (queue.prefixes.get(stub.name) or self._prefix(queue, stub.name)) + data
         asked: dict[int, str] = {}
+        full: list[str] = []
         for server in provider.consumers(stub.topic):
             sequence = next(queue.sequence)
             try:
-                provider.send(server, frames.pack_sequence(sequence) + prefix + data, timeout=stub.timeout)
+                provider.send(server, frames.pack_sequence(sequence) + rest, timeout=0)
             except QueueNotFound:
+                continue
+            except Full:
+                full.append(server)
                 continue
             asked[sequence] = server
             if not stub.multi:
-                break
+                return asked
+        for server in full if stub.multi else full[:1]:
+            sequence = next(queue.sequence)
+            try:
+                provider.send(server, frames.pack_sequence(sequence) + rest, timeout=_left(provider, deadline))
+            except QueueNotFound:
+                continue
+            except Full:
+                pass  # the deadline has passed: it counts as one that did not answer
+            asked[sequence] = server
         return asked
 
     def _prefix(self, queue: ReplyQueue, name: str) -> bytes:
@@ -329,7 +347,8 @@ class Caller:
 
     def _gather(self, queue: ReplyQueue, stub: StubMethod[..., Any], pending: dict[int, str], deadline: float) -> dict[int, Any]:
         """The results as they come, until the deadline or until those that are missing have died."""
-        provider, left = self._bus.provider, stub.timeout
+        provider = self._bus.provider
+        left = _left(provider, deadline)
         results: dict[int, Any] = dict.fromkeys(pending)
         while pending:
             batch = provider.receive(queue.name, left, watch=list(pending.values()))
@@ -340,7 +359,7 @@ class Caller:
                     results[request] = stub.finish(message, start)
             if not pending:
                 break
-            left = None if deadline == NEVER else max(0.0, deadline - provider.clock())
+            left = _left(provider, deadline)
             if left == 0 and not batch:
                 return results | dict.fromkeys(pending, RpcTimeout(f"no reply from {stub.name!r} within {stub.timeout} s"))
             if not batch:
@@ -357,6 +376,10 @@ class Caller:
                 del pending[request]
             except Full:
                 pass  # it lives
+
+
+def _left(provider: Provider, deadline: float) -> float | None:
+    return None if deadline == NEVER else max(0.0, deadline - provider.clock())
 
 
 class StubMethod(Generic[P, R]):

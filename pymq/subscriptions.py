@@ -10,7 +10,8 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from pymq import message as frames
-from pymq.dispatch import MAX_BACKLOG, Serial, Task
+from pymq.dispatch import MAX_BACKLOG, Serial, Task, join
+from pymq.exceptions import CodecError, NotInitialized
 from pymq.handlers import Target, describe
 from pymq.message import Message, Prefix
 from pymq.topics import matcher
@@ -176,21 +177,34 @@ class Pooled(Subscription):
     def __init__(self, bus: EventBus, target: Target, workers: int) -> None:
         super().__init__(bus, target)
         self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._workers = workers
-        for _ in range(workers):
-            threading.Thread(target=self._work, name=f"pymq-{self.name}", daemon=True).start()
+        self._mutex = threading.Lock()
+        self._bytes = 0
+        self.threads = [threading.Thread(target=self._work, name=f"pymq-{self.name}", daemon=True) for _ in range(workers)]
+        for thread in self.threads:
+            thread.start()
 
     def run(self, message: bytes) -> None:
+        with self._mutex:
+            if self._bytes + len(message) > MAX_BACKLOG and self._bytes:
+                self.serial.dropped += 1
+                return
+            self._bytes += len(message)
         self._queue.put(message)
 
     def _work(self) -> None:
         while (message := self._queue.get()) is not None:
+            with self._mutex:
+                self._bytes -= len(message)
             super().run(message)
+
+    def stop(self) -> None:
+        """The threads end when they have handled what has come."""
+        for _ in self.threads:
+            self._queue.put(None)
 
     def end(self) -> None:
         super().end()
-        for _ in range(self._workers):
-            self._queue.put(None)
+        self.stop()
 
 
 class Subscriptions:
@@ -198,7 +212,7 @@ class Subscriptions:
 
     def __init__(self, bus: EventBus) -> None:
         self._bus = bus
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._all: list[Subscription] = []
         self.tasks: dict[bytes, tuple[Task, ...]] = {}
 
@@ -220,25 +234,40 @@ class Subscriptions:
         with self._lock:
             self._all = [*self._all, subscription]
             self.tasks.clear()
-        self._bus.provider.bind(inbox, "e/" + target.channel, exact=not target.pattern)
+        try:
+            self._bus.provider.bind(inbox, "e/" + target.channel, exact=not target.pattern)
+        except BaseException:
+            self._forget([subscription])
+            raise
+
+    def finish(self, deadline: float) -> list[str]:
+        """Let the handlers that have threads of their own handle what has come, until the deadline; say which still run."""
+        pooled = [s for s in self._all if isinstance(s, Pooled)]
+        for subscription in pooled:
+            subscription.stop()
+        return [f"the handler {s.name}, which still runs" for s in pooled if not join(s.threads, lambda: None, deadline)]
 
     def end(self) -> None:
         """No handler is called any more: the bus ends."""
-        for subscription in self._all:
-            subscription.end()
+        self._forget(self._all)
 
     def remove(self, callback: Callable[..., Any], channel: str | None, pattern: bool) -> bool:
         """Unsubscribe; whether there was anything."""
         with self._lock:
             gone = [s for s in self._all if s.target.is_of(callback, channel, pattern)]
-            self._all = [s for s in self._all if s not in gone]
-            self.tasks.clear()
+            self._forget(gone)
             still = {(s.channel, s.pattern) for s in self._all}
             for subscription in gone:
-                subscription.end()
                 if (subscription.channel, subscription.pattern) not in still:
                     self._bus.provider.unbind(self._bus.inbox, "e/" + subscription.channel, exact=not subscription.pattern)
         return bool(gone)
+
+    def _forget(self, gone: list[Subscription]) -> None:
+        with self._lock:
+            self._all = [s for s in self._all if s not in gone]
+            self.tasks.clear()
+        for subscription in gone:
+            subscription.end()
 
     def look_up(self, packed: bytes, prefix: Prefix) -> tuple[Task, ...]:
         """The subscriptions that a message with this prefix is for, each once; kept until the subscriptions change."""
@@ -254,7 +283,10 @@ class Subscriptions:
         if prefix.flags & frames.OPTIONS:
             return _Due(self._bus, subscription)
         if type(subscription) is Subscription and not subscription.shape.wants_message:
-            return _Plain(subscription, packed, prefix)
+            try:
+                return _Plain(subscription, packed, prefix)
+            except CodecError:
+                pass  # of a form that only a newer pymq reads: the subscription reports each
         return subscription
 
 
@@ -268,8 +300,11 @@ class _Due:
         self.serial = task.serial
 
     def run(self, message: bytes) -> None:
-        due = frames.unpack(message).options.get("due")
-        left = 0.0 if due is None else due - self._bus.provider.clock()
+        try:
+            due = frames.unpack(message).options.get("due")
+            left = 0.0 if due is None else due - self._bus.provider.clock()
+        except (CodecError, TypeError, NotInitialized):
+            left = 0.0  # the task finds out and reports it
         if left > 0:
             self._bus.later(left, self._task, message)
         else:

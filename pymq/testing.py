@@ -751,6 +751,14 @@ class ProviderSuite:
         for _ in range(4):
             assert list(provider.consumers(topic)) == inboxes[::-1]
 
+    def test_the_consumer_that_is_not_busy_comes_first(self) -> None:
+        owners, topic = [self._open() for _ in range(3)], self._name()
+        inboxes = [self._inbox(owner) for owner in owners]
+        for owner, inbox, busy in zip(owners, inboxes, (True, True, False), strict=True):
+            owner.bind(inbox, topic, exact=True)
+            self._task(owner.receive, inbox, None, busy=busy)
+        self._until(lambda: all(owners[0].consumers(topic)[0] == inboxes[2] for _ in range(6)))
+
     def test_equal_consumers_take_turns(self) -> None:
         provider, topic = self._open(), self._name()
         inboxes = [self._inbox(self._open()) for _ in range(3)]

@@ -5,6 +5,7 @@ A provider is added in one line of PLACES.
 
 from __future__ import annotations
 
+import signal
 import sys
 import tempfile
 import threading
@@ -20,6 +21,9 @@ from harness import LocalPeer, ProcessPeer, eventually
 from programs.participant import verbs
 
 import pymq
+
+# A shell ignores it for what runs in its background, and every program that the tests start would, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Place:

@@ -109,6 +109,11 @@ class Directory:
         """What is in here, sorted."""
         return sorted(os.listdir(self.fd))
 
+    def clear(self) -> None:
+        """Remove all that is in here."""
+        for name in self.names():
+            self.unlink(name)
+
     def close(self) -> None:
         """Let go of the descriptor."""
         close_file(self.fd)

@@ -128,7 +128,7 @@ class Inbox:
         except OSError:
             pass  # this user has too many large pipes: a small one only means an earlier use of the log
 
-    def receive(self, timeout: float | None, spin: float, watch: Sequence[int]) -> list[Delivery]:
+    def receive(self, timeout: float | None, spin: float, watch: Sequence[int], busy: bool = False) -> list[Delivery]:
         """All that has come; [] after the timeout, when woken, and when the reader of one of the write ends `watch` has died."""
         found = [] if self._is_drained and timeout != 0 else self.take()
         if found or timeout == 0:
@@ -142,7 +142,7 @@ class Inbox:
             found = self._spin(min(end, now + spin))
         dead = False
         while not (found or self._woken or dead or time.monotonic() >= end):
-            dead = self._sleep(end, watch)
+            dead = self._sleep(end, watch, busy)
             found = self.take()
         self._woken = False
         return found
@@ -193,12 +193,12 @@ class Inbox:
             found = self.take()
         return found
 
-    def _sleep(self, end: float, watch: Sequence[int]) -> bool:
+    def _sleep(self, end: float, watch: Sequence[int], busy: bool) -> bool:
         """Until something comes, the end, or a death (True)."""
         poll, head = self._poll, self.head
         for writer in watch:
             poll.register(writer, 0)
-        head[WAITING] = 1
+        head[WAITING] = not busy
         try:
             ready = poll.poll(None if end == math.inf else max(0, (end - time.monotonic()) * 1000))
         finally:

@@ -18,6 +18,7 @@ class Inbox:
         self.owner = owner
         self.changed = threading.Condition(lock)
         self.behind = False
+        self.is_idle = False
         self.dropped = 0
         self._limit = limit
         self._messages: list[bytes] = []
@@ -76,6 +77,7 @@ class SharedQueue:
 
     def __init__(self, name: str, lock: threading.RLock, limit: int) -> None:
         self.changed = threading.Condition(lock)
+        self.is_idle = False
         self.hidden: dict[Item, float] = {}
         self._ready: list[tuple[tuple[int, int], Item]] = []
         self._timers: list[tuple[float, int, Item]] = []  # void where `hidden` has another time

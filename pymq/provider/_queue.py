@@ -1,13 +1,16 @@
-"""A queue shared by processes: files in one directory, one lock, and a commit point for every change.
+"""A queue shared by processes: files in one directory, two locks, and a commit point for every change.
 
-Everything is read and written under one `flock`, so there are no questions of memory order; what is left is a process that dies
-(kill -9) between two of its stores. `_state` has the mapped words, `_segments` the log, `_claims` what has left it under a lease or
-is delayed, `_store` what is done with them under the lock; this file has the lock, the waiting and the deaths of others.
+Each lock is a `flock`: the senders' guards the tails of the log, the receivers' (on the state itself) the heads and the claims, so that
+a put and a get never wait for each other (one lock for both cost a third of the throughput, and all of it where its holder lost the
+processor). Whoever goes to sleep, for a message or for room, takes both, the senders' first: then nothing can slip in between the
+last look and the registration. What is left is a process that dies (kill -9) between two of its stores.
+
+`_state` has the mapped words, `_segments` the log, `_claims` what has left it under a lease or is delayed, `_store` what is done with
+them under the locks; this file has the locks, the waiting and the deaths of others.
 """
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import queue
@@ -16,18 +19,20 @@ from collections.abc import Callable, Sequence
 from fcntl import LOCK_UN, flock
 from time import monotonic_ns
 
-from pymq.exceptions import ProviderError, PymqError, QueueNotFound
+from pymq.exceptions import ProviderError, QueueNotFound
 from pymq.provider._claims import NEVER, LeaseReceipt
-from pymq.provider._files import EXCLUSIVE_NOW, Bell, Bells, Directory, Lock, close_file, is_dead, translated
-from pymq.provider._segments import NS, pack_record
+from pymq.provider._files import Bell, Bells, Directory, close_file, is_dead
+from pymq.provider._guard import Guard, closed
+from pymq.provider._segments import NS, Ahead, pack_record
 from pymq.provider._state import (
-    BUSY,
     FORMAT,
     IS_DELETED,
     LEVELS_COUNT,
     OWNERS,
     RECEIVERS,
+    RECEIVING,
     SENDERS,
+    SENDING,
     STATUS,
     State,
     format_state,
@@ -39,42 +44,8 @@ from pymq.provider.base import Delivery
 __all__ = ["LeaseReceipt", "SharedQueue"]
 
 _LOOK_NS = 10_000_000  # how often a receiver that never sleeps looks for deaths
-_TRIES, _LOOKS = 4, 100
 _SPIN_NS = 100_000  # how long a receiver looks again before it sleeps: about as long as a wake-up takes
 _SHORT_NS = 200_000  # a sleep of less would have been spared by looking again
-
-
-class _Guard(Lock):
-    """The queue's lock; what fails while it is held, because of a full disk or damaged files, becomes a ProviderError."""
-
-    def __init__(self, fd: int, path: str) -> None:
-        super().__init__(fd)
-        self.path = path
-
-    def __enter__(self) -> None:
-        if self.fd < 0:
-            raise _closed()
-        Lock.__enter__(self)
-
-    def __exit__(self, *error: object) -> None:
-        Lock.__exit__(self)
-        if isinstance(error[1], Exception):
-            raise self.explained(error[1])
-
-    def explained(self, error: Exception) -> Exception:
-        """What users are told about what failed while the lock was held."""
-        if isinstance(error, PymqError):
-            return error
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE):
-            result = translated(error, self.path)
-        else:
-            result = ProviderError(f"the queue's files are damaged, or it was closed ({error!r}); delete the queue")
-        result.__cause__ = error
-        return result
-
-
-def _closed() -> ProviderError:
-    return ProviderError("the queue was closed")
 
 
 class SharedQueue:
@@ -101,21 +72,25 @@ class SharedQueue:
         self._store = Store(name, state, directory, bells, member, max_bytes)
 
     def _open(self, directory: Directory, create: bool) -> State | None:
-        fd = directory.open("state", os.O_RDWR | (os.O_CREAT if create else 0))
-        self._lock = _Guard(fd, directory.path)
+        flags = os.O_RDWR | (os.O_CREAT if create else 0)
+        self._lock = Guard(directory.open("state", flags), directory.path, RECEIVING)
         try:
             with self._lock:
-                state = self._map(directory, fd, create)
+                state = self._map(directory, create)
+                if state is not None:
+                    self._sending = Guard(directory.open("lock", flags), directory.path, SENDING)
+                    return state
         except BaseException:
-            close_file(fd)
+            self._lock.close()
             raise
-        if state is None:
-            close_file(fd)
-        return state
+        self._lock.close()
+        return None
 
-    def _map(self, directory: Directory, fd: int, create: bool) -> State | None:
+    def _map(self, directory: Directory, create: bool) -> State | None:
         """The state; None where it is deleted. It is mapped by its name: a look at the name afterwards tells whether it was this."""
+        fd = self._lock.fd
         if create and not read_format(fd):
+            close_file(directory.open("lock", os.O_RDWR | os.O_CREAT))
             format_state(fd)
         found = read_format(fd)
         if not found:
@@ -124,10 +99,14 @@ class SharedQueue:
             raise ProviderError(f"queue {self.name!r} is of another version of pymq ({found:x}); delete it first")
         try:
             state = State(directory, fd)
-            same = os.path.samestat(os.stat("state", dir_fd=directory.fd), os.fstat(fd))
+            if not os.path.samestat(os.stat("state", dir_fd=directory.fd), os.fstat(fd)):
+                return None
         except FileNotFoundError:
             return None
-        return state if same and state.words[STATUS] != IS_DELETED else None
+        if state.words[STATUS] == IS_DELETED:  # and whoever did that died before all was gone
+            directory.clear()
+            return None
+        return state
 
     def send(
         self,
@@ -143,18 +122,20 @@ class SharedQueue:
         if not 0 <= priority < LEVELS_COUNT:
             raise ValueError(f"priority must be 0 to {LEVELS_COUNT - 1}, not {priority}")
         record = pack_record(message, delay, ttl)
-        lock = self._lock
+        store, lock = self._store, self._sending
         with lock.mutex:  # `with lock` written out, here, in _take and in ack: it would be a quarter of a put
             if lock.fd < 0:
-                raise _closed()
+                raise closed()
             try:
-                self._acquire()
-                done = self._store.append(record, priority, maxsize)
+                lock.acquire(self._words)
+                done = store.surely_has_room(len(record), maxsize)
+                if done:
+                    store.append(record, priority)
             except Exception as error:
                 raise lock.explained(error)
             finally:
                 flock(lock.fd, LOCK_UN)
-                self._words[BUSY] = 0
+                self._words[SENDING] = 0
         if not done:
             self._wait_for_room(record, priority, maxsize, timeout)
 
@@ -183,60 +164,43 @@ class SharedQueue:
     def _take_any(self, limit: int, lease: float | None) -> list[Delivery]:
         """What there is; where a look finds nothing, it ends without the lock."""
         found: list[Delivery] = []
-        looks = self._words[STATUS] or self._store.has_something()
+        ahead = self._store.look_ahead()
+        looks = ahead is not None or self._words[STATUS] or self._store.has_something()
         while looks:
-            found = self._take(limit, lease)
+            found = self._take(limit, lease, ahead)
             looks = not found and self._store.has_something()  # there is more behind what was skipped
         if self._closed:
-            raise _closed()
+            raise closed()
         return found
 
-    def _take(self, limit: int, lease: float | None) -> list[Delivery]:
+    def _take(self, limit: int, lease: float | None, ahead: Ahead | None) -> list[Delivery]:
         lock, store = self._lock, self._store
         with lock.mutex:
             if lock.fd < 0:
-                raise _closed()
-            ahead = store.look_ahead()
+                raise closed()
             try:
-                self._acquire()
+                lock.acquire(self._words)
                 return store.take(limit, lease, ahead)
             except Exception as error:
                 raise lock.explained(error)
             finally:
                 flock(lock.fd, LOCK_UN)
-                self._words[BUSY] = 0
+                self._words[RECEIVING] = 0
 
     def ack(self, receipt: LeaseReceipt) -> None:
         """The message is forgotten. Raises LeaseLost, and changes nothing, when the lease had ended."""
         lock = self._lock
         with lock.mutex:
             if lock.fd < 0:
-                raise _closed()
+                raise closed()
             try:
-                self._acquire()
+                lock.acquire(self._words)
                 self._store.ack(receipt)
             except Exception as error:
                 raise lock.explained(error)
             finally:
                 flock(lock.fd, LOCK_UN)
-                self._words[BUSY] = 0
-
-    def _acquire(self) -> None:
-        """Take the lock of the file. Looks at a word until its holder is done: a refused flock costs an exception (2 us)."""
-        words, lock = self._words, self._lock
-        for _ in range(_TRIES):
-            if words[BUSY]:
-                for _ in range(_LOOKS):
-                    if not words[BUSY]:
-                        break
-            try:
-                flock(lock.fd, EXCLUSIVE_NOW)
-                words[BUSY] = 1
-                return
-            except BlockingIOError:
-                pass
-        lock.wait()
-        words[BUSY] = 1
+                self._words[RECEIVING] = 0
 
     def nack(self, receipt: LeaseReceipt, delay: float = 0) -> None:
         """The message is to be delivered again after `delay`. Raises LeaseLost as `ack` does."""
@@ -268,7 +232,7 @@ class SharedQueue:
 
     def mark_deleted(self) -> None:
         """Every call from now on, also one that waits, raises QueueNotFound; the files are unlinked."""
-        with self._lock:
+        with self._sending, self._lock:
             self._store.delete()
 
     def close(self) -> None:
@@ -282,10 +246,10 @@ class SharedQueue:
                     self._store.release([self._member])
         except ProviderError:
             pass  # damaged, or held by a stopped process: what is leased comes back by this process's end
-        with self._lock.mutex:  # the mapping stays for a thread that is about to look at it
-            self._store.log.close()
-            close_file(self._lock.fd)
-            self._lock.fd = -1
+        with self._sending.mutex, self._lock.mutex:  # the mapping stays for a thread that is about to look at it
+            self._store.close()
+            self._sending.close()
+            self._lock.close()
 
     # Waiting
 
@@ -293,41 +257,57 @@ class SharedQueue:
         self, timeout: float | None, limit: int, lease: float | None, watch_fds: Sequence[int], stopped: Callable[[], bool]
     ) -> list[Delivery]:
         deadline = math.inf if timeout is None else time.monotonic() + timeout
-        store, slept = self._store, math.inf
+        found: list[Delivery] = []
         bell = self._bells.borrow()
-        ended = False
         try:
-            while not self._closed:
-                with self._lock:
-                    found = [] if stopped() else store.take(limit, lease)
-                    if found or ended or stopped():
-                        store.state.leave(RECEIVERS, bell.number)
-                        self._spins = self._spins or (bool(found) and slept < _SHORT_NS)
-                        return found
-                    if store.has_something():
-                        continue
-                    due = store.arm(bell.number)
-                    owners = store.others()
-                asleep = monotonic_ns()
-                rung = self._sleep(bell, min(deadline, due / NS if due < NEVER else math.inf), owners, watch_fds)
-                slept = monotonic_ns() - asleep
-                ended = time.monotonic() >= deadline or (not rung and any(map(is_dead, watch_fds)))
-            return []
+            while not (found or stopped()):
+                armed = self._arm(bell)
+                if armed is not None:
+                    begun = monotonic_ns()
+                    rung = self._sleep(bell, deadline, armed, watch_fds)
+                    if not rung and (time.monotonic() >= deadline or any(map(is_dead, watch_fds))):
+                        return self._take_any(limit, lease)
+                    slept = monotonic_ns() - begun
+                found = self._take_any(limit, lease)
+                if found and armed is not None:
+                    self._spins = slept < _SHORT_NS or self._store.has_something()
+            return found
+        finally:
+            self._disarm(bell)
+
+    def _arm(self, bell: Bell) -> tuple[float, list[int]] | None:
+        """Register for being rung; when to look again and whose death to watch. None where there is something already."""
+        store = self._store
+        with self._sending, self._lock:
+            store.enter()
+            if store.has_something():
+                return None
+            due = store.arm(bell.number)
+            return (due / NS if due < NEVER else math.inf), store.others()
+
+    def _disarm(self, bell: Bell) -> None:
+        try:
+            if bell.number in self._store.state.table(RECEIVERS):  # without a look at the lock: only this thread adds it
+                with self._sending, self._lock:
+                    self._store.state.leave(RECEIVERS, bell.number)
         finally:
             self._bells.give_back(bell)
 
     def _spin(self) -> bool:
         """Look again for a while, but not next time where this was in vain: a wake-up costs both sides more than a put does."""
         end = monotonic_ns() + _SPIN_NS
-        while monotonic_ns() < end:
+        while True:
+            os.sched_yield()
             if self._store.has_something():
                 return True
-            os.sched_yield()
-        self._spins = False
-        return False
+            if monotonic_ns() > end:
+                self._spins = False
+                return False
 
-    def _sleep(self, bell: Bell, until: float, owners: list[int], watch_fds: Sequence[int]) -> bool:
-        """Until rung (True), until that time, or until an owner of leases or a watched reader dies (False)."""
+    def _sleep(self, bell: Bell, deadline: float, armed: tuple[float, list[int]], watch_fds: Sequence[int]) -> bool:
+        """Until rung (True), until the deadline, or until something is due or an owner or a watched reader dies (False)."""
+        due, owners = armed
+        until = min(deadline, due)
         writers = [self._bells.writer(owner) for owner in owners]
         rung = None not in writers and bell.sleep(
             None if until == math.inf else until - time.monotonic(), (*watch_fds, *(fd for fd in writers if fd is not None))
@@ -339,25 +319,32 @@ class SharedQueue:
 
     def _wait_for_room(self, record: bytes, level: int, maxsize: int, timeout: float | None) -> None:
         deadline = math.inf if timeout is None else time.monotonic() + timeout
-        store, bell = self._store, self._bells.borrow()
-        done = late = False
+        if self._append(record, level, maxsize, None):
+            return
+        bell = self._bells.borrow()
         try:
-            while not self._closed:
-                late = time.monotonic() >= deadline
-                with self._lock:
-                    done = store.append(record, level, maxsize)
-                    if done or late:
-                        store.state.leave(SENDERS, bell.number)
-                        break
-                    store.enrol(SENDERS, bell.number)
+            while not self._append(record, level, maxsize, bell.number):
+                if time.monotonic() >= deadline:
+                    self._forget_sender(bell.number)
+                    raise queue.Full(f"queue {self.name!r} is full")
                 bell.sleep(None if timeout is None else deadline - time.monotonic())
                 bell.silence()
         finally:
             self._bells.give_back(bell)
-        if late and not done:
-            raise queue.Full(f"queue {self.name!r} is full")
-        if not done:
-            raise ProviderError(f"queue {self.name!r} was closed")
+
+    def _append(self, record: bytes, level: int, maxsize: int, bell: int | None) -> bool:
+        """With an exact look at the room; where there is none, that bell is rung when there may be."""
+        with self._sending, self._lock:
+            done = self._store.has_room(len(record), maxsize)
+            if done:
+                self._store.append(record, level)
+            elif bell is not None:
+                self._store.enrol(SENDERS, bell)
+        return done
+
+    def _forget_sender(self, bell: int) -> None:
+        with self._sending, self._lock:
+            self._store.state.leave(SENDERS, bell)
 
     # Deaths
 

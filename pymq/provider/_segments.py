@@ -1,8 +1,8 @@
 """The log of a shared queue: records in segment files that only grow, found by position.
 
 A record is `crc, mark, length, due, expiry, message`, padded to whole words; the crc is over all of it. There are ten levels of
-priority, each with segments of its own. A *position* is one word: `level << 60 | segment << 32 | offset`; its upper half names the
-file. The offset begins behind one word, the number of claims that keep a segment which the head has left.
+priority, each with segments of its own. A *position* is one word: `level << 60 | segment << SHIFT | offset`; the upper bits name
+the file. The offset begins behind one word, the number of claims that keep a segment which the head has left.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from time import monotonic_ns
 from typing import TypeAlias
 from zlib import crc32
 
+from pymq.exceptions import MessageTooLarge
 from pymq.provider._files import Directory, close_file
 from pymq.provider._state import START
 
-SEGMENT_BYTES = 4 << 20
-OFFSET = 0xFFFFFFFF
+SEGMENT_BYTES = 256 << 10  # what is consumed is given back by whole segments; a new one costs 20 us
+SHIFT = 28
+OFFSET = (1 << SHIFT) - 1
+LEVEL_SHIFT = 60 - SHIFT  # of the level, in the number of a segment
 NS = 1_000_000_000
 
 _RECORD = struct.Struct("=IIQQQ")
@@ -31,8 +34,8 @@ _MARKED = _MARK.to_bytes(4, sys.byteorder)
 _CHUNK = 1 << 16
 _LENGTHS = 0xFFFFFFFF  # what crc32 takes as a start, whatever a damaged record says
 _MOST_FILES = 4  # that are held open
-Ahead: TypeAlias = "tuple[int, int, int, bytes]"
-"""A record that was read before the lock was taken: where it was the head, in which epoch, its size, its message."""
+Ahead: TypeAlias = "tuple[int, int, bytes]"
+"""A record that was read before the lock was taken: where, its size, its message."""
 
 
 def pack_record(message: bytes, delay: float, ttl: float | None) -> bytes:
@@ -58,13 +61,13 @@ class Log:
     def __init__(self, directory: Directory) -> None:
         self._directory = directory
         self.files: dict[int, int] = {}
-        self._chunk = 0, 0, b""
+        self._chunk = 0, b""
         self._guess = 256
 
     def write(self, tail: int, size: int, record: bytes) -> int:
         """Write a record, of that size when padded, behind the tail; its position: in a new segment where this one is full."""
         offset = tail & OFFSET
-        file = self.files.get(tail >> 32)
+        file = self.files.get(tail >> SHIFT)
         if file is None or offset + size > SEGMENT_BYTES:
             tail, file = self._place(tail, size)
             offset = tail & OFFSET
@@ -74,35 +77,37 @@ class Log:
         return tail
 
     def _place(self, tail: int, size: int) -> tuple[int, int]:
+        if size > OFFSET - START:
+            raise MessageTooLarge(f"a message of {size} bytes: a shared queue takes less than {1 << SHIFT - 20} MiB")
         offset = tail & OFFSET
         if offset + size > SEGMENT_BYTES and offset > START:
-            os.ftruncate(self._file(tail >> 32), offset)
+            os.ftruncate(self._file(tail >> SHIFT), offset)
             tail = next_segment(tail)
-        return tail, self._file(tail >> 32, os.O_CREAT)
+        return tail, self._file(tail >> SHIFT, os.O_CREAT)
 
-    def load(self, head: int, tail: int, epoch: int) -> None:
-        """Read a chunk from the head on: under the lock, so all of it is committed, and nothing of it changes in this epoch."""
-        self._chunk = epoch, head, pread(self._file(head >> 32), min(tail - head, _CHUNK), head & OFFSET)
+    def load(self, head: int, tail: int) -> None:
+        """Read a chunk from the head on: all of it is committed, and never changes."""
+        self._chunk = head, pread(self._file(head >> SHIFT), min(tail - head, _CHUNK), head & OFFSET)
 
-    def ahead(self, head: int, epoch: int) -> Ahead | None:
+    def ahead(self, head: int) -> Ahead | None:
         """The plain record at the head, if it is in the chunk. Needs no lock: a third of a get is done before it is taken.
 
-        Whoever uses it compares head and epoch under the lock. None for whatever is not usual.
+        Whoever uses it compares the head under the lock. None for whatever is not usual.
         """
-        loaded, start, data = self._chunk
+        start, data = self._chunk
         at = head - start
-        if loaded != epoch or not 0 <= at <= len(data) - HEADER:
+        if not 0 <= at <= len(data) - HEADER:
             return None
         crc, mark, length, due, expiry = _unpack(data, at)
         end = at + HEADER + length
         message = data[at + HEADER : end]
         if due or expiry or mark != _MARK or end > len(data) or crc != crc32(message, length):
             return None
-        return head, epoch, (HEADER + length + 7) & ~7, message
+        return head, (HEADER + length + 7) & ~7, message
 
     def read(self, position: int) -> tuple[int, bytes, int, int] | None:
         """The size, message, due and expiry of the record there; None at the end of a segment, ValueError for a bad one."""
-        file = self._file(position >> 32)
+        file = self._file(position >> SHIFT)
         data = pread(file, self._guess, position & OFFSET)
         if len(data) < HEADER:
             if not data:
@@ -120,7 +125,7 @@ class Log:
 
     def after_damage(self, position: int, end: int) -> int:
         """Where the next good record is: the end where there is none (the next segment, while this is not the last)."""
-        file, same = self._file(position >> 32), position >> 32 == end >> 32
+        file, same = self._file(position >> SHIFT), position >> SHIFT == end >> SHIFT
         last = end & OFFSET if same else os.fstat(file).st_size
         for at in range((position & OFFSET) + 8, last, 8):
             if pread(file, 4, at + 4) == _MARKED and self._is_good(position & ~OFFSET | at):
@@ -170,7 +175,7 @@ class Log:
 
 def next_segment(position: int) -> int:
     """Where the segment after that of the position begins."""
-    return ((position >> 32) + 1 << 32) | START
+    return ((position >> SHIFT) + 1 << SHIFT) | START
 
 
 def _segment_name(segment: int) -> str:

@@ -2,14 +2,16 @@
 
 A file of native words, allocated before it is touched (a full file system is an error, never a SIGBUS):
 
-    0 format   STATUS: dirty, deleted   counters   MASK: levels above 0 that may hold something   BUSY: the lock is taken (a hint)
-    LEVELS     per level: which of two copies is valid, copy, copy; a copy is `head, tail, count, bytes`
+    0 format   STATUS: dirty, deleted   counters   MASK: levels above 0 that may hold something   SENDING, RECEIVING: is a lock taken?
+    LEVELS     per level, for senders, `changes, copy, copy`; a copy is `tail, count, bytes` of all that was ever put;
+               eight words further the same for receivers: `head, count, bytes` of all that was ever taken
     RECEIVERS, SENDERS, OWNERS   tables: how many, then that many numbers of bells
     SLOTS      the claims, eight words each (see `_claims`)
 
-Whoever changes a level writes the copy that is not valid, then flips: one store is the commit, and a process that is killed before
-it has changed nothing. What follows from the slots (their heap, free list and sums) is derived again where the status says that
-its last writer died in between.
+`changes & 1` says which copy is valid. Whoever changes an end of a level writes the other copy, then counts: one store is the
+commit, and a process that is killed before it has changed nothing. So each end needs the lock of its own side only; whoever looks at
+the other side's takes what did not change while it was read. What follows from the slots (their heap, free list and sums) is derived
+again where the status says that its last writer died in between.
 """
 
 from __future__ import annotations
@@ -23,22 +25,19 @@ from pymq.provider._files import Directory, map_file
 
 LEVELS_COUNT = 10
 FORMAT = int.from_bytes(b"pymq-q\0\1", "little")
-STATUS, NEXT, HEAPED, LEASED, HELD, FREE, USED, ALLOCATED, ARMED, EXPIRED, CORRUPT, MASK, BUSY = range(1, 14)
+STATUS, NEXT, HEAPED, LEASED, HELD, FREE, USED, ALLOCATED, ARMED, EXPIRED, CORRUPT, MASK, SENDING, RECEIVING = range(1, 15)
 DIRTY, IS_DELETED = 1, 2
 LEVELS = 32
-FIRST_COPY = 8 * LEVELS + 32
 RECEIVERS, SENDERS, OWNERS, SLOTS = 512, 1024, 1536, 2048
 TABLE_SIZE = 511
 SLOT_WORDS = 8
 MOST_SLOTS = 1 << 20  # the file is that large but for its holes: it is mapped once, and allocated as it is used
-COUNT = 0xFFFFFFFF
-EPOCH = 1 << 32  # in the upper half of a level's count: how often it has gone back to the start of its segment
-WORD = (1 << 64) - 1
+TAIL, HEAD = 0, 8
 START = 8  # the offset of a segment's first record
 
 _FIRST_SLOTS = 64
-_LEVEL = struct.Struct("=4Q")
-unpack_level, pack_level = _LEVEL.unpack_from, _LEVEL.pack_into
+_END = struct.Struct("=3Q")
+unpack_end, pack_end = _END.unpack_from, _END.pack_into
 
 
 class State:
@@ -49,33 +48,48 @@ class State:
         self.bytes = map_file(directory, "state", os.O_RDWR)
         self.words = self.bytes.cast("Q")
 
-    def level(self, level: int) -> tuple[int, int, int, int]:
-        """Head, tail, count and bytes of a level."""
-        at = LEVELS + 16 * level
-        copy: tuple[int, int, int, int] = unpack_level(self.bytes, 8 * at + (64 if self.words[at] & 1 else 32))
-        return copy
+    def end(self, level: int, end: int) -> tuple[int, int, int]:
+        """The TAIL or HEAD of a level: its position, how many messages and how many bytes it ever passed. Needs no lock."""
+        words, at = self.words, LEVELS + 16 * level + end
+        while True:
+            changes = words[at]
+            copy: tuple[int, int, int] = unpack_end(self.bytes, 8 * at + (32 if changes & 1 else 8))
+            if words[at] == changes:
+                return copy
 
-    def set_level(self, level: int, head: int, tail: int, count: int, used: int) -> None:
-        """Commit: the second store is the moment."""
-        at = LEVELS + 16 * level
-        side = self.words[at] & 1
-        pack_level(self.bytes, 8 * at + 64 - 32 * side, head, tail, count, used)
-        self.words[at] = 1 - side
+    def set_end(self, level: int, end: int, position: int, count: int, size: int) -> None:
+        """Commit: the second store is the moment. With the lock of that side held."""
+        at = LEVELS + 16 * level + end
+        changes = self.words[at]
+        pack_end(self.bytes, 8 * at + (8 if changes & 1 else 32), position, count, size)
+        self.words[at] = changes + 1
 
     def head(self, level: int) -> int:
-        """The position of a level's oldest message."""
-        at = LEVELS + 16 * level
-        return self.words[at + 4 + 4 * (self.words[at] & 1)]
+        """The position of a level's oldest message. Without the receivers' lock only a hint."""
+        words, at = self.words, LEVELS + 16 * level + HEAD
+        return words[at + (4 if words[at] & 1 else 1)]
+
+    def first_bytes(self) -> int:
+        """How many bytes are in the log of level 0. A hint, in a third of the time of `inside`."""
+        words = self.words
+        put = words[LEVELS + TAIL + (6 if words[LEVELS + TAIL] & 1 else 3)]
+        return put - words[LEVELS + HEAD + (6 if words[LEVELS + HEAD] & 1 else 3)]
+
+    def inside(self, level: int) -> tuple[int, int]:
+        """How many messages and bytes are in the log of a level."""
+        (_, taken, taken_bytes), (_, put, put_bytes) = self.end(level, HEAD), self.end(level, TAIL)
+        return max(0, put - taken), max(0, put_bytes - taken_bytes)
 
     def is_empty(self) -> bool:
-        """Whether nothing is in the log of any level. Without the lock only a hint."""
-        words = self.words
-        at = LEVELS + 4 + 4 * (words[LEVELS] & 1)
-        return words[at] >= words[at + 1] and not (words[MASK] and any(map(self._has_any, self.busy_levels())))
+        """Whether nothing is in the log of any level."""
+        return not self._has_any(0) and not (self.words[MASK] and any(map(self._has_any, self.busy_levels())))
 
     def _has_any(self, level: int) -> bool:
-        head, tail, *_ = self.level(level)
-        return head < tail
+        return self.end(level, HEAD)[0] < self.end(level, TAIL)[0]
+
+    def drop_idle_levels(self) -> None:
+        """Forget which levels held something, but for those that do. With both locks held."""
+        self.words[MASK] = sum(1 << level for level in self.busy_levels() if level and self._has_any(level))
 
     def busy_levels(self) -> list[int]:
         """The levels that may hold something, the highest first."""
@@ -120,8 +134,8 @@ def format_state(fd: int) -> None:
     _write_word(fd, ALLOCATED, _FIRST_SLOTS)
     _write_word(fd, NEXT, time.monotonic_ns())
     for level in range(LEVELS_COUNT):
-        start = level << 60 | START
-        os.pwrite(fd, _LEVEL.pack(start, start, 0, 0), 8 * (LEVELS + 16 * level) + 32)
+        for end in (TAIL, HEAD):
+            os.pwrite(fd, _END.pack(level << 60 | START, 0, 0), 8 * (LEVELS + 16 * level + end + 1))
     _write_word(fd, 0, FORMAT)
 
 

@@ -13,14 +13,13 @@ from time import monotonic_ns
 from pymq.exceptions import LeaseLost, ProviderError, QueueNotFound
 from pymq.provider._claims import ATTEMPT, DUE, OWNER, POSITION, Claims, LeaseReceipt
 from pymq.provider._files import Bells, Directory
-from pymq.provider._segments import NS, OFFSET, Ahead, Log, next_segment
+from pymq.provider._segments import LEVEL_SHIFT, NS, SHIFT, Ahead, Log, next_segment
 from pymq.provider._state import (
     ARMED,
     CORRUPT,
-    COUNT,
     DIRTY,
-    EPOCH,
     EXPIRED,
+    HEAD,
     HEAPED,
     HELD,
     IS_DELETED,
@@ -29,10 +28,9 @@ from pymq.provider._state import (
     OWNERS,
     RECEIVERS,
     SENDERS,
-    START,
     STATUS,
     TABLE_SIZE,
-    WORD,
+    TAIL,
     State,
 )
 from pymq.provider.base import Delivery
@@ -41,13 +39,14 @@ MOST_SKIPPED = 1000  # expired or delayed records in one hold of the lock: about
 
 
 class Store:
-    """The files of one shared queue. Every method is called with the lock held, but for `has_something`."""
+    """The files of one shared queue. A method that needs another lock than the receivers' says so."""
 
     def __init__(self, name: str, state: State, directory: Directory, bells: Bells, member: int, max_bytes: int) -> None:
         self.name = name
         self.state = state
         self.claims = Claims(state)
         self.log = Log(directory)
+        self.tail_log = Log(directory)  # the senders' own: a thread of each side may use them at once
         self._words = state.words
         self._directory = directory
         self._bells = bells
@@ -57,40 +56,39 @@ class Store:
 
     # Putting in
 
-    def append(self, record: bytes, level: int, maxsize: int) -> bool:
-        """Write a record and commit it; False where there is no room."""
+    def surely_has_room(self, size: int, maxsize: int) -> bool:
+        """Whether one more fits in any case: a cheap look. No lock."""
+        words = self._words
+        if words[STATUS] == IS_DELETED:
+            raise self._deleted()
+        return not (maxsize or words[MASK]) and self.state.first_bytes() + words[HELD] + size <= self._max_bytes
+
+    def has_room(self, size: int, maxsize: int) -> bool:
+        """Whether one more fits. Both locks."""
+        self.enter()
+        waiting = self.waiting()
+        return not waiting or (not 0 < maxsize <= waiting and self.total_bytes() + size <= self._max_bytes)
+
+    def append(self, record: bytes, level: int) -> None:
+        """Write a record and commit it. The senders' lock."""
         words, state = self._words, self.state
-        if words[STATUS]:
-            self.enter()
-        head, tail, count, used = state.level(level)
+        tail, count, used = state.end(level, TAIL)
         size = (len(record) + 7) & ~7
-        if (maxsize or words[MASK] or used + words[HELD] + size > self._max_bytes) and not self._has_room(size, maxsize):
-            return False
-        if head == tail and not words[HEAPED]:  # back to the start of the file: its pages are warm
-            head = tail = (tail & ~OFFSET) | START
-            count = (count & ~COUNT) + EPOCH & WORD
-        tail = self.log.write(tail, size, record)
+        tail = self.tail_log.write(tail, size, record)
         if words[RECEIVERS]:
             self.ring(RECEIVERS)
         if level:
             words[MASK] |= 1 << level
-        state.set_level(level, head, tail + size, count + 1, used + size)
-        return True
-
-    def _has_room(self, size: int, maxsize: int) -> bool:
-        waiting = self.waiting()
-        if not waiting:
-            return True
-        return not (0 < maxsize <= waiting) and self.total_bytes() + size <= self._max_bytes
+        state.set_end(level, TAIL, tail + size, count + 1, used + size)
 
     def waiting(self) -> int:
         """How many messages bear no lease; one that has ended counts as such when it is taken again."""
-        counts = sum(self.state.level(level)[2] & COUNT for level in self.state.busy_levels())
+        counts = sum(self.state.inside(level)[0] for level in self.state.busy_levels())
         return counts + self._words[HEAPED] - self._words[LEASED]
 
     def total_bytes(self) -> int:
         """How many bytes are in the queue, leased ones included."""
-        return sum(self.state.level(level)[3] for level in self.state.busy_levels()) + self._words[HELD]
+        return sum(self.state.inside(level)[1] for level in self.state.busy_levels()) + self._words[HELD]
 
     def counters(self) -> dict[str, int]:
         """What is in the queue, and what was dropped so far."""
@@ -113,9 +111,8 @@ class Store:
             return True  # damaged, or between two stores of somebody's
 
     def look_ahead(self) -> Ahead | None:
-        """What `take` will probably return; needs no lock."""
-        head, _, count, _ = self.state.level(0)
-        return self.log.ahead(head, count & ~COUNT)
+        """What `take` will probably return. No lock."""
+        return self.log.ahead(self.state.head(0))
 
     def take(self, limit: int, lease: float | None, ahead: Ahead | None = None) -> list[Delivery]:
         """Up to `limit` messages: those that are due again, then those of the highest level that has any."""
@@ -143,25 +140,23 @@ class Store:
     def _take_ahead(self, ahead: Ahead | None, due: int) -> Delivery | None:
         """Take the record that was read ahead, if it is still the head: the usual case, without the loop of the others."""
         words = self._words
-        head, tail, count, used = self.state.level(0)
-        if head >= tail:
-            return None
-        epoch = count & ~COUNT
-        if ahead is None or ahead[0] != head or ahead[1] != epoch:
-            ahead = self.log.ahead(head, epoch)
+        head, count, used = self.state.end(0, HEAD)
+        if ahead is None or ahead[0] != head:
+            tail = self.state.end(0, TAIL)[0]
+            if head >= tail:
+                return None
+            self.log.load(head, tail)
+            ahead = self.log.ahead(head)
             if ahead is None:
-                self.log.load(head, tail, epoch)
-                ahead = self.log.ahead(head, epoch)
-                if ahead is None:
-                    return None
-        _, _, size, message = ahead
+                return None
+        _, size, message = ahead
         receipt = None
         if due:
             receipt = self._claim(head, size, due)
             self._rearm(due)
         if words[SENDERS]:
             self.ring(SENDERS)
-        self.state.set_level(0, head + size, tail, count - 1, used - size)
+        self.state.set_end(0, HEAD, head + size, count + 1, used + size)
         words[STATUS] = 0
         return message, receipt
 
@@ -204,7 +199,7 @@ class Store:
 
     def _take_head(self, level: int, found: list[Delivery], limit: int, due: int, now: int) -> None:
         """Move the head over up to `limit` messages, and over what has expired, is damaged or is not due yet."""
-        head, tail, count, used = self.state.level(level)
+        (head, count, used), (tail, put, put_bytes) = self.state.end(level, HEAD), self.state.end(level, TAIL)
         first = head
         for _ in range(limit + MOST_SKIPPED):
             if head >= tail or len(found) >= limit:
@@ -214,21 +209,19 @@ class Store:
             except ValueError:
                 self._words[CORRUPT] += 1
                 head = self.log.after_damage(head, tail)
-                count -= count & COUNT > 0
+                count = min(count + 1, put)
                 continue
             if record is None:
                 head = self._behind_the_end(head, tail)
                 continue
             self._take_record(head, record, found, due, now)
             head += record[0]
-            count -= 1
-            used -= record[0]
-        if head == first:
-            return
+            count += 1
+            used += record[0]
         if head == tail:
-            count &= ~COUNT
-            used = 0  # also where damage has hidden how many there were
-        self._move_head(level, first, (head, tail, count, used))
+            count, used = put, put_bytes  # also where damage has hidden how many there were
+        if head > first:
+            self._move_head(level, first, head, count, used)
 
     def _take_record(self, position: int, record: tuple[int, bytes, int, int], found: list[Delivery], due: int, now: int) -> None:
         size, message, visible, expiry = record
@@ -242,26 +235,24 @@ class Store:
 
     def _behind_the_end(self, head: int, tail: int) -> int:
         """The start of the next segment; the tail, where this is the last and ends too early."""
-        if head >> 32 == tail >> 32:
+        if head >> SHIFT == tail >> SHIFT:
             self._words[CORRUPT] += 1
             return tail
         return next_segment(head)
 
-    def _move_head(self, level: int, first: int, to: tuple[int, int, int, int]) -> None:
-        words, (head, tail, *_) = self._words, to
+    def _move_head(self, level: int, first: int, head: int, count: int, used: int) -> None:
+        words = self._words
         if words[SENDERS]:
             self.ring(SENDERS)
         if words[STATUS]:
             self._rearm(self.claims.next_due())
-        if head >> 32 != first >> 32:
+        if head >> SHIFT != first >> SHIFT:
             words[STATUS] = DIRTY
-        self.state.set_level(level, *to)
+        self.state.set_end(level, HEAD, head, count, used)
         if words[STATUS]:
-            for segment in range(first >> 32, head >> 32):
+            for segment in range(first >> SHIFT, head >> SHIFT):
                 self._keep(segment)
             words[STATUS] = 0
-        if level and head == tail:
-            words[MASK] &= ~(1 << level)
 
     # Settling
 
@@ -299,8 +290,8 @@ class Store:
         """End a claim; the last one of a segment that the head has left takes the segment with it."""
         position = self._words[slot + POSITION]
         self.claims.remove(slot)
-        if position >> 32 != self.state.head(position >> 60) >> 32:
-            self.log.drop_claim(position >> 32)
+        if position >> SHIFT != self.state.head(position >> 60) >> SHIFT:
+            self.log.drop_claim(position >> SHIFT)
         if self._words[SENDERS]:
             self.ring(SENDERS)
 
@@ -310,36 +301,40 @@ class Store:
         """What every operation begins with, where the status is not 0."""
         status = self._words[STATUS]
         if status == IS_DELETED:
-            raise QueueNotFound(f"queue {self.name!r} was deleted")
+            raise self._deleted()
         if status:
             self._recover()
+
+    def _deleted(self) -> QueueNotFound:
+        return QueueNotFound(f"queue {self.name!r} was deleted")
 
     def _recover(self) -> None:
         """After a death in the middle of a change: derive again what follows from the slots and the heads."""
         self._words[STATUS] = DIRTY
         self.claims.rebuild()
         for segment in self.log.segments():
-            head, tail, *_ = self.state.level(segment >> 28)
-            if segment < head >> 32:
+            if segment < self.state.head(segment >> LEVEL_SHIFT) >> SHIFT:
                 self._keep(segment)
-            elif segment > tail >> 32:
-                self.log.keep(segment, 0)
         self._words[STATUS] = 0
 
     def _keep(self, segment: int) -> None:
         """The head has left the segment: keep it for the claims that lie in it, or remove it."""
         words = self._words
-        self.log.keep(segment, sum(words[slot + POSITION] >> 32 == segment for slot in self.claims.all()))
+        self.log.keep(segment, sum(words[slot + POSITION] >> SHIFT == segment for slot in self.claims.all()))
 
     def delete(self) -> None:
-        """Every later call raises QueueNotFound; the files are unlinked. Idempotent."""
+        """Every later call raises QueueNotFound; the files are unlinked. Idempotent. Both locks."""
         if self._words[STATUS] == IS_DELETED:
             return  # the names may be those of a successor by now
         self._words[STATUS] = IS_DELETED
         self.ring(RECEIVERS)
         self.ring(SENDERS)
-        for name in self._directory.names():
-            self._directory.unlink(name)
+        self._directory.clear()
+
+    def close(self) -> None:
+        """Let go of the log's files. Both locks."""
+        self.log.close()
+        self.tail_log.close()
 
     # Owners of leases, and sleepers
 
@@ -367,14 +362,15 @@ class Store:
         self._recover()
 
     def arm(self, number: int) -> int:
-        """Register the bell of a receiver that goes to sleep; when it must look again."""
+        """Register the bell of a receiver that goes to sleep; when it must look again. Both locks."""
+        self.state.drop_idle_levels()
         words, due = self._words, self.claims.next_due()
         self.enrol(RECEIVERS, number)
         words[ARMED] = due if words[RECEIVERS] == 1 else max(due, words[ARMED])
         return due
 
     def enrol(self, table: int, number: int) -> None:
-        """Where the table is full, wake all in it: the living come back, the dead do not."""
+        """Register a bell. Where the table is full, wake all in it: the living come back, the dead do not. Both locks."""
         if not self.state.join(table, number):
             self.ring(table)
             self.state.join(table, number)
@@ -385,7 +381,9 @@ class Store:
             self.ring(RECEIVERS)
 
     def ring(self, table: int) -> None:
-        """Wake all who sleep; the table is emptied last, so that a death in between leaves the rest to the next one."""
+        """Wake all who sleep; the table is emptied last, so that a death in between leaves the rest to the next one. Any lock: it is
+        filled under both only.
+        """
         for number in self.state.table(table):
             self._bells.ring(number)
         self._words[table] = 0

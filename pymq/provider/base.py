@@ -127,13 +127,15 @@ class Provider(ABC):
         limit: int = 1,
         lease: float | None = 30.0,
         watch: Sequence[str] = (),
+        busy: bool = False,
     ) -> list[Delivery]:
         """The oldest messages: all that have come to a temporary queue, up to `limit` of a shared one.
 
         Those of a shared queue are invisible to others until they are settled, until `lease` seconds have passed or until this
         process dies; then they come again with `attempt` + 1. With `lease=None` they are removed and have no receipt.
         Returns [] after `timeout` (None: without end; blocking costs no system call until something happens), after `wake`,
-        or when a process that owns one of the temporary queues in `watch` has died. Raises QueueNotFound where the queue
+        or when a process that owns one of the temporary queues in `watch` has died. `busy` says that the receiver of a temporary
+        queue is still at work on something else: `consumers` prefers others. Raises QueueNotFound where the queue
         does not exist or is deleted meanwhile.
         """
 
@@ -165,7 +167,8 @@ class Provider(ABC):
     def consumers(self, topic: str) -> Sequence[str]:
         """The live temporary queues that are bound to exactly this topic, in the order in which to prefer them.
 
-        Those with the least waiting come first; equals change places from call to call, so that taking the first spreads the work.
+        Those with the least waiting come first, and of these the ones that are blocked in `receive` and not busy; equals change
+        places from call to call, so that taking the first spreads the work.
         """
 
     @abstractmethod

@@ -330,6 +330,13 @@ class ShmProvider(Provider):
         if size > self.max_message_bytes:
             raise self._too_large(message)
         try:
+            shared = self._queues.get(queue)
+            if shared is not None and not delay:
+                try:
+                    shared[0].send(message, timeout=timeout, maxsize=maxsize, ttl=ttl, priority=priority)
+                    return
+                except QueueNotFound:
+                    self._queues.pop(queue, None)  # deleted; there may be a new one of that name
             outlet = None if queue in self._queues else self._outlet(queue)
             if outlet is not None:
                 self._send_to_inbox(outlet, message, timeout)
@@ -533,6 +540,7 @@ class ShmProvider(Provider):
         limit: int = 1,
         lease: float | None = 30.0,
         watch: Sequence[str] = (),
+        busy: bool = False,
     ) -> list[Delivery]:
         self._inside.append(None)
         try:
@@ -543,7 +551,7 @@ class ShmProvider(Provider):
             fds = [outlet.fifo for outlet in alive]
             inbox = self._inboxes.get(queue)
             if inbox is not None:
-                found = inbox.receive(timeout, self._config.spin, fds)
+                found = inbox.receive(timeout, self._config.spin, fds, busy)
             else:
                 found = self._receive_shared(queue, timeout, limit, lease, fds)
             if not found:

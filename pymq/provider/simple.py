@@ -194,7 +194,14 @@ class SimpleProvider(Provider):
         return bytes(message)
 
     def receive(
-        self, queue: str, timeout: float | None = 0, *, limit: int = 1, lease: float | None = 30.0, watch: Sequence[str] = ()
+        self,
+        queue: str,
+        timeout: float | None = 0,
+        *,
+        limit: int = 1,
+        lease: float | None = 30.0,
+        watch: Sequence[str] = (),
+        busy: bool = False,
     ) -> list[Delivery]:
         deadline = math.inf if timeout is None else monotonic() + timeout
         with self._broker.lock:
@@ -203,8 +210,13 @@ class SimpleProvider(Provider):
                 found = self._broker.find(queue)
                 taken = found.take(limit, lease, self)
                 self._broker.room.notify_all()
-                if taken or not self._broker.queues.keys() >= set(watch) or not _wait(found.changed, deadline, found.due()):
+                if taken or not self._broker.queues.keys() >= set(watch):
                     return taken
+                found.is_idle = not busy
+                in_time = _wait(found.changed, deadline, found.due())
+                found.is_idle = False
+                if not in_time:
+                    return []
             return []
 
     def wake(self) -> None:
@@ -247,7 +259,7 @@ class SimpleProvider(Provider):
             queues = self._broker.queues
             bound = [name for name in self._broker.bindings.bound(topic) if isinstance(queues[name], Inbox)]
             turn = next(self._turns) % max(1, len(bound))
-            return sorted(bound[turn:] + bound[:turn], key=lambda name: queues[name].size())
+            return sorted(bound[turn:] + bound[:turn], key=lambda name: (queues[name].size(), not queues[name].is_idle))
 
     def bind(self, queue: str, pattern: str, *, exact: bool) -> None:
         if not exact:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pymq.exceptions import LeaseLost
-from pymq.provider import _queue
+from pymq.provider import _claims, _segments, _state
 from pymq.provider._files import Bells, Directory, Lock
 from pymq.provider._queue import SharedQueue
 
@@ -35,7 +35,7 @@ class Peer:
         self.directory = Directory("jobs", root)
         self.queue = SharedQueue("jobs", self.directory, self.bells, self.bells.borrow().number, 32 << 20, True)
 
-    def take(self, timeout: float, lease: float | None = 0.5, limit: int = 1) -> list[tuple[bytes, _queue.LeaseReceipt]]:
+    def take(self, timeout: float, lease: float | None = 0.5, limit: int = 1) -> list[tuple[bytes, _claims.LeaseReceipt]]:
         return self.queue.receive(timeout, limit=limit, lease=lease, stopped=lambda: False)  # type: ignore[return-value]
 
     def close(self) -> None:
@@ -74,7 +74,7 @@ def read_diaries(home: str, kind: str) -> list[str]:
 
 def put_for_ever(home: str, seed: int, small_segments: int) -> None:
     """Confirms each put in its diary."""
-    _queue.SEGMENT_BYTES = 3000 if small_segments else _queue.SEGMENT_BYTES
+    _segments.SEGMENT_BYTES = 3000 if small_segments else _segments.SEGMENT_BYTES
     rng, peer, diary = random.Random(seed), Peer(home), Diary(home, "confirmed")
     for number in range(1 << 40):
         name = f"{seed}-{number}"
@@ -85,7 +85,7 @@ def put_for_ever(home: str, seed: int, small_segments: int) -> None:
 
 def take_for_ever(home: str, seed: int, small_segments: int) -> None:
     """Notes each delivery before it settles it."""
-    _queue.SEGMENT_BYTES = 3000 if small_segments else _queue.SEGMENT_BYTES
+    _segments.SEGMENT_BYTES = 3000 if small_segments else _segments.SEGMENT_BYTES
     rng, peer, received = random.Random(seed), Peer(home), Diary(home, "received")
     while True:
         for message, receipt in peer.take(1.0, limit=rng.choice([1, 1, 3])):
@@ -146,7 +146,8 @@ def check(home: str) -> None:
     counters = found.counters()
     assert (counters["corrupt"], counters["bytes"]) == (0, 0)
     assert found.is_idle_and_empty()
-    assert len([name for name in peer.directory.names() if name.startswith("log.")]) <= 2  # one of each level in use
+    for segment in found._store.log.segments():  # those in use, or made by a sender that died before it wrote: the next one uses it
+        assert segment - (found._store.state.head(segment >> _segments.LEVEL_SHIFT) >> _segments.SHIFT) in {0, 1}
     peer.close()
 
 
@@ -211,14 +212,15 @@ class Failing:
 
 def die_in_step(home: str, operation: int, step: int) -> None:
     """Do one operation with the n-th step as the last; exit 0 when it needs fewer."""
-    _queue.SEGMENT_BYTES = 300
+    _segments.SEGMENT_BYTES = 300
     peer, confirmed, received = Peer(home), Diary(home, "confirmed"), Diary(home, "received")
     receipts = [receipt for _, receipt in peer.take(0, 100, limit=2)] if operation >= 4 else []
     failing = Failing(step, peer.queue._words)
-    for holder in (peer.queue, peer.queue._state, peer.queue._claims):
+    store = peer.queue._store
+    for holder in (peer.queue, store, store.state, store.claims):
         holder._words = holder.words = failing  # type: ignore[union-attr,attr-defined]
-    _queue.pwrite = failing.around(_queue.pwrite)  # type: ignore[assignment]
-    _queue._pack_level = failing.around(_queue._pack_level)  # type: ignore[assignment]
+    _segments.pwrite = failing.around(_segments.pwrite)  # type: ignore[assignment]
+    _state.pack_end = failing.around(_state.pack_end)  # type: ignore[assignment]
     Directory.unlink = failing.around(Directory.unlink)  # type: ignore[method-assign,assignment]
     if operation == 0:
         peer.queue.send(b"new x")
@@ -234,7 +236,7 @@ def die_in_step(home: str, operation: int, step: int) -> None:
     elif operation == 5:
         peer.queue.ack(receipts[0])
     elif operation == 6:
-        peer.queue._release([peer.queue._member])
+        store.release([peer.queue._member])
     os._exit(0)
 
 
@@ -260,7 +262,7 @@ def test_kill_at_every_step(home: str, operation: int) -> None:
         assert found.counters()["bytes"] == 0, step
         assert found.counters()["corrupt"] == 0, step
         assert found.is_idle_and_empty()
-        assert len(found._log.segments()) <= 2, (step, found._log.segments())
+        assert len(found._store.log.segments()) <= 2, (step, found._store.log.segments())
         peer.close()
         if os.WIFEXITED(status):
             assert os.WEXITSTATUS(status) == 0
@@ -278,13 +280,13 @@ def test_a_sender_that_dies_leaves_nobody_asleep_before_its_message(home: str) -
     peer = Peer(home)
     for step in range(1, 100):
         receiver = begin(take_one, home)
-        wait_for(lambda: peer.queue._words[_queue._RECEIVERS] == 1)
+        wait_for(lambda: peer.queue._words[_state.RECEIVERS] == 1)
         status = join(begin(die_in_step, home, 0, step))
         wait_for(lambda: peer.queue.size() == 0)
         os.kill(receiver, signal.SIGKILL)
         join(receiver)
-        while peer.queue._words[_queue._RECEIVERS]:
-            peer.queue._ring(_queue._RECEIVERS)
+        while peer.queue._words[_state.RECEIVERS]:
+            peer.queue._store.ring(_state.RECEIVERS)
         if os.WIFEXITED(status):
             assert step > 3
             return

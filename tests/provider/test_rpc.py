@@ -359,6 +359,19 @@ def test_calls_spread(peers, bus):
     assert min(asked(servers, 60)) >= 5
 
 
+def test_a_server_that_has_been_busy_for_a_while_does_not_get_the_calls(peers, bus):
+    """Then another of its threads waits for messages, and it must not look idle for that."""
+    busy, free = peers(2)
+    busy.expose(shop.hang_on_one, "work")
+    held = in_thread(bus.stub("work", timeout=GUARD), 1)
+    assert busy.hear() == "begun"
+    free.expose(shop.hang_on_one, "work")
+    time.sleep(0.1)
+    assert [bus.stub("work", timeout=GUARD)(number) for number in range(2, 10)] == list(range(2, 10))
+    busy.release()
+    assert held.result(GUARD) == 1
+
+
 def test_a_busy_server_does_not_get_the_call(peers, bus):
     servers = peers(2)
     for server in servers:

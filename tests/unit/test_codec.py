@@ -429,9 +429,7 @@ class TestNotOfTheDeclaredType:
         with pytest.raises(CodecError, match=r"Reading\.a: 'x' is str, not int"):
             encoder_for(Reading).encode(Reading("x", "", 0.0, ""))
 
-    @pytest.mark.parametrize(
-        "data", [b'{"a":true,"b":"","c":1.0,"d":""}', b'{"a":1,"b":"","c":"1","d":""}', b'{"a":1}', b"[]", b""]
-    )
+    @pytest.mark.parametrize("data", [b'{"a":true,"b":"","c":1.0,"d":""}', b'{"a":1,"b":"","c":"1","d":""}', b'{"a":1}', b"[]", b""])
     def test_is_refused_by_the_receiver(self, data: bytes) -> None:
         with pytest.raises(CodecError):
             decoder_for(TYPED, topic_of(Reading), Reading)(data)
@@ -843,9 +841,7 @@ _FORBIDDEN = {"open", "import", "exec", "compile", "os", "subprocess", "socket",
 scalars = st.one_of(
     *(st.none(), st.booleans(), st.integers(), st.floats(), st.text(st.characters(exclude_categories=[])), st.binary()),
     *(st.decimals(), st.uuids(), st.dates(), st.times(), st.timedeltas(), st.datetimes(), st.sampled_from(Color)),
-    st.datetimes(
-        timezones=st.sampled_from([timezone.utc, ZoneInfo("UTC"), ZoneInfo("Asia/Kolkata"), ZoneInfo("America/St_Johns")])
-    ),
+    st.datetimes(timezones=st.sampled_from([timezone.utc, ZoneInfo("UTC"), ZoneInfo("Asia/Kolkata"), ZoneInfo("America/St_Johns")])),
 )
 keys = st.one_of(st.text(max_size=3), st.just("~"), st.integers(), st.booleans(), st.none(), st.tuples(st.integers()))
 values = st.recursive(

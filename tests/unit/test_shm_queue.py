@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from pymq.exceptions import LeaseLost, ProviderError, QueueNotFound
-from pymq.provider import _queue
+from pymq.exceptions import LeaseLost, MessageTooLarge, ProviderError, QueueNotFound
+from pymq.provider import _claims, _queue, _segments, _state, _store
 from pymq.provider._files import Bell, Bells, Directory, Lock, open_file
 from pymq.provider._queue import SharedQueue
 
@@ -258,7 +258,7 @@ def test_a_redelivery_expires_too(peer: Peer) -> None:
 
 
 def test_thousands_of_expired_are_passed_over(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_queue, "_MOST_SKIPPED", 10)
+    monkeypatch.setattr(_store, "MOST_SKIPPED", 10)
     for _ in range(95):
         peer.queue.send(b"0", ttl=0)
     peer.queue.send(b"1")
@@ -301,7 +301,7 @@ def test_simultaneously_due_cost_no_scan_each(peer: Peer) -> None:
         def __setitem__(self, place: Any, value: int) -> None:
             self.words[place] = value
 
-    peer.queue._claims._words = Counting(peer.queue._words)
+    peer.queue._store.claims._words = Counting(peer.queue._words)
     for receipt in receipts[: count // 2 : 100]:
         peer.queue.nack(receipt)
         peer.queue.ack(peer.one()[1])
@@ -314,7 +314,7 @@ def test_the_heap_keeps_its_order(peer: Peer) -> None:
 
     rng = random.Random(7)
     peer.queue.send(b"")
-    claims = peer.queue._claims
+    claims = peer.queue._store.claims
     owned: dict[int, int] = {}
     for number in range(3000):
         choice = rng.random()
@@ -331,7 +331,7 @@ def test_the_heap_keeps_its_order(peer: Peer) -> None:
             claims.move(slot, owned[slot])
         if number % 10 == 0:
             assert sorted(claims.all()) == sorted(owned)
-            assert claims.next_due() == min(owned.values(), default=_queue._NEVER)
+            assert claims.next_due() == min(owned.values(), default=_claims.NEVER)
     while owned:
         top = claims.top()
         assert owned.pop(top) == min([claims.next_due(), *owned.values()])
@@ -342,19 +342,19 @@ def test_the_heap_keeps_its_order(peer: Peer) -> None:
 
 
 def test_segments_come_and_go(home: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_queue, "SEGMENT_BYTES", 1000)
+    monkeypatch.setattr(_segments, "SEGMENT_BYTES", 1000)
     with Peer(home) as peer, Peer(home) as other:
         sent = [b"%d" % number * (number % 40) for number in range(200)] + [b"x" * 5000, b"end"]
         for message in sent:
             peer.queue.send(message)
-        assert len(peer.queue._log.segments()) > 10
+        assert len(peer.queue._store.log.segments()) > 10
         assert [other.one(lease=None)[0] for _ in sent] == sent
-        assert len(peer.queue._log.segments()) == 1
-        assert len(other.queue._log.files) <= 4
+        assert len(peer.queue._store.log.segments()) == 1
+        assert len(other.queue._store.log.files) <= 4
 
 
 def test_a_straggler_keeps_only_its_own_segment(home: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_queue, "SEGMENT_BYTES", 1000)
+    monkeypatch.setattr(_segments, "SEGMENT_BYTES", 1000)
     with Peer(home) as peer, Peer(home) as other:
         for number in range(300):
             peer.queue.send(b"%d" % number * 10)
@@ -365,22 +365,30 @@ def test_a_straggler_keeps_only_its_own_segment(home: str, monkeypatch: pytest.M
                 held.append((message, receipt))
             else:
                 other.queue.ack(receipt)
-        assert len(peer.queue._log.segments()) <= 4
-        peer.queue._words[_queue._STATUS] = _queue._DIRTY
+        assert len(peer.queue._store.log.segments()) <= 4
+        peer.queue._words[_state.STATUS] = _state.DIRTY
         assert peer.queue.counters()["leased"] == 3
         other.queue.nack(held[1][1])
         assert peer.messages() == [held[1][0]]
         for _, receipt in (held[0], held[2]):
             other.queue.ack(receipt)
-        assert len(peer.queue._log.segments()) == 1
+        assert len(peer.queue._store.log.segments()) == 1
         assert peer.queue.counters()["bytes"] == 0
 
 
-def test_an_empty_queue_returns_to_its_start(peer: Peer, other: Peer) -> None:
-    for number in range(100):
+def test_what_was_consumed_is_given_back(peer: Peer, other: Peer) -> None:
+    for number in range(1000):
         peer.queue.send(b"%d" % number * 1000)
         assert other.messages() == [b"%d" % number * 1000]
-    assert os.stat("log.00000000", dir_fd=peer.directory.fd).st_size < 4000
+    assert sum(os.stat(name, dir_fd=peer.directory.fd).st_blocks for name in peer.directory.names() if name != "state") <= 512
+
+
+def test_a_put_and_a_get_do_not_wait_for_each_other(peer: Peer, other: Peer) -> None:
+    peer.queue.send(b"1")
+    with other.queue._lock:
+        peer.queue.send(b"2")
+    with other.queue._sending:
+        assert peer.messages() == [b"1", b"2"]
 
 
 def test_what_was_read_ahead_is_not_taken_for_a_successor(peer: Peer, other: Peer) -> None:
@@ -392,6 +400,11 @@ def test_what_was_read_ahead_is_not_taken_for_a_successor(peer: Peer, other: Pee
     for message in (b"4", b"5", b"6"):
         other.queue.send(message)
     assert [peer.one(lease=None)[0] for _ in range(3)] == [b"4", b"5", b"6"]
+
+
+def test_a_message_beyond_the_largest_offset_is_refused(peer: Peer) -> None:
+    with pytest.raises(MessageTooLarge, match="less than 256 MiB"):
+        peer.queue._store.tail_log.write(_state.START, 1 << _segments.SHIFT, b"")
 
 
 # room
@@ -407,13 +420,13 @@ def test_full(peer: Peer, other: Peer) -> None:
     other.one()  # the leased do not count
     peer.queue.send(b"3", maxsize=2, timeout=0)
     peer.queue.send(b"4", maxsize=0, timeout=0)
-    assert peer.queue._words[_queue._SENDERS] == 0
+    assert peer.queue._words[_state.SENDERS] == 0
 
 
 def test_a_sender_waits_for_room(peer: Peer, other: Peer) -> None:
     peer.queue.send(b"1")
     thread, results = in_thread(lambda: peer.queue.send(b"2", maxsize=1))
-    waiting(peer, _queue._SENDERS)
+    waiting(peer, _state.SENDERS)
     assert other.messages(limit=1) == [b"1"]
     finish(thread)
     assert results == [None]
@@ -426,7 +439,7 @@ def test_bytes_are_bounded(home: str) -> None:
         with pytest.raises(queue.Full):
             peer.queue.send(b"y", timeout=0)
         thread, results = in_thread(lambda: peer.queue.send(b"y"))
-        waiting(peer, _queue._SENDERS)
+        waiting(peer, _state.SENDERS)
         assert len(peer.messages(limit=1)[0]) == 5000
         finish(thread)
         assert results == [None]
@@ -438,7 +451,7 @@ def test_leased_bytes_count_until_acked(home: str) -> None:
         _, receipt = peer.one()
         peer.queue.send(b"y" * 100, timeout=0)
         thread, results = in_thread(lambda: peer.queue.send(b"z" * 500))
-        waiting(peer, _queue._SENDERS)
+        waiting(peer, _state.SENDERS)
         peer.queue.ack(receipt)
         finish(thread)
         assert results == [None]
@@ -449,7 +462,7 @@ def test_leased_bytes_count_until_acked(home: str) -> None:
 
 def test_a_blocked_receiver_is_woken(peer: Peer, other: Peer) -> None:
     thread, results = in_thread(lambda: peer.messages(None))
-    waiting(peer, _queue._RECEIVERS)
+    waiting(peer, _state.RECEIVERS)
     other.queue.send(b"1")
     finish(thread)
     assert results == [[b"1"]]
@@ -459,17 +472,17 @@ def test_a_timeout_leaves_no_trace(peer: Peer) -> None:
     begun = time.monotonic()
     assert peer.take(0.05) == []
     assert time.monotonic() - begun >= 0.05
-    assert peer.queue._words[_queue._RECEIVERS] == 0
+    assert peer.queue._words[_state.RECEIVERS] == 0
 
 
 def test_wake_ends_a_receive(peer: Peer) -> None:
     thread, results = in_thread(lambda: peer.take(None))
-    waiting(peer, _queue._RECEIVERS)
+    waiting(peer, _state.RECEIVERS)
     peer.stopped = True
     peer.bells.ring_own()
     finish(thread)
     assert results == [[]]
-    assert peer.queue._words[_queue._RECEIVERS] == 0
+    assert peer.queue._words[_state.RECEIVERS] == 0
 
 
 def test_an_earlier_deadline_rearms_sleepers(peer: Peer, other: Peer) -> None:
@@ -478,7 +491,7 @@ def test_an_earlier_deadline_rearms_sleepers(peer: Peer, other: Peer) -> None:
     other.one(lease=1000)
     _, receipt = other.one(lease=1000)
     thread, results = in_thread(lambda: peer.take(None, lease=30))
-    waiting(peer, _queue._RECEIVERS)
+    waiting(peer, _state.RECEIVERS)
     other.queue.extend(receipt, 0.05)
     finish(thread)
     [[(message, again)]] = results
@@ -489,18 +502,18 @@ def test_close_gives_back_what_is_leased(home: str, peer: Peer) -> None:
     peer.queue.send(b"1")
     thread, results = in_thread(lambda: peer.take(None, lease=30))
     with Peer(home) as other:
-        waiting(peer, _queue._RECEIVERS, 0)
+        waiting(peer, _state.RECEIVERS, 0)
         finish(thread)
         peer.queue.nack(results[0][0][1])
         other.one()
         thread, results = in_thread(lambda: peer.take(None, lease=30))
-        waiting(peer, _queue._RECEIVERS)
+        waiting(peer, _state.RECEIVERS)
     finish(thread)
     assert results[0][0][1].attempt == 3
 
 
 def test_more_sleepers_than_places(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_queue, "_TABLE_SIZE", 2)
+    monkeypatch.setattr(_state, "TABLE_SIZE", 2)
     threads = [in_thread(lambda: peer.messages(None, 1)) for _ in range(4)]
     time.sleep(0.05)
     for _ in threads:
@@ -510,10 +523,38 @@ def test_more_sleepers_than_places(peer: Peer, monkeypatch: pytest.MonkeyPatch) 
         assert results == [[b"1"]]
 
 
+def test_a_receiver_spins_only_while_that_helps(peer: Peer, other: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def woken() -> bool:
+        thread, results = in_thread(lambda: peer.messages(None))
+        waiting(peer, _state.RECEIVERS)
+        other.queue.send(b"1")
+        finish(thread)
+        assert results == [[b"1"]]
+        return peer.queue._spins
+
+    monkeypatch.setattr(_queue, "_SHORT_NS", 0)
+    assert not woken()
+    monkeypatch.setattr(_queue, "_SHORT_NS", 1 << 62)
+    assert woken()
+    monkeypatch.setattr(_queue, "_SPIN_NS", 1 << 62)
+    thread, results = in_thread(lambda: peer.messages(None))
+    other.queue.send(b"2")
+    finish(thread)
+    assert results == [[b"2"]]
+    monkeypatch.setattr(_queue, "_SPIN_NS", 0)
+    assert peer.take(0.001) == []
+    assert not peer.queue._spins
+
+
+def test_a_look_at_an_empty_queue_takes_no_lock(peer: Peer, other: Peer) -> None:
+    with other.queue._lock:
+        assert peer.take() == []
+
+
 def test_deleted(peer: Peer, other: Peer) -> None:
     peer.queue.send(b"1")
     full = in_thread(lambda: other.queue.send(b"2", maxsize=1))
-    waiting(peer, _queue._SENDERS)
+    waiting(peer, _state.SENDERS)
     peer.queue.mark_deleted()
     assert peer.directory.names() == []
     finish(full[0])
@@ -525,7 +566,7 @@ def test_deleted(peer: Peer, other: Peer) -> None:
 
 def test_deletion_ends_a_blocked_receive(peer: Peer, other: Peer) -> None:
     thread, results = in_thread(lambda: peer.take(None))
-    waiting(peer, _queue._RECEIVERS)
+    waiting(peer, _state.RECEIVERS)
     other.queue.mark_deleted()
     finish(thread)
     assert isinstance(results[0], QueueNotFound)
@@ -537,6 +578,31 @@ def test_a_deleted_queue_can_be_made_anew(home: str, peer: Peer) -> None:
     with Peer(home) as again:
         again.queue.send(b"2")
         assert again.messages() == [b"2"]
+
+
+def test_a_receipt_of_a_deleted_queue_settles_nothing_of_its_successor(home: str, peer: Peer) -> None:
+    peer.queue.send(b"1")
+    _, old = peer.one()
+    peer.queue.mark_deleted()
+    with Peer(home) as again:
+        again.queue._store._member = peer.member.number  # as in one provider, which has one number for all its queues
+        again.queue.send(b"2")
+        _, receipt = again.one()
+        assert receipt.slot == old.slot
+        for settle in (again.queue.ack, again.queue.nack, lambda late: again.queue.extend(late, 9)):
+            with pytest.raises(LeaseLost):
+                settle(old)
+        assert again.queue.counters()["leased"] == 1
+        again.queue.ack(receipt)
+
+
+def test_a_deletion_that_was_interrupted_is_finished(home: str, peer: Peer) -> None:
+    peer.queue.send(b"1")
+    peer.queue._words[_state.STATUS] = _state.IS_DELETED
+    with pytest.raises(QueueNotFound):
+        Peer(home, create=False)
+    with Peer(home) as again:
+        assert again.take() == []
 
 
 def test_opening_what_is_being_deleted_makes_another(home: str, peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -553,7 +619,7 @@ def test_opening_what_is_being_deleted_makes_another(home: str, peer: Peer, monk
 
     monkeypatch.setattr(Directory, "open", delete_when_opened)
     with Peer(home) as late:
-        assert len(opened) == 2
+        assert len(opened) == 3  # the deleted one, and the new one for its lock and for its mapping
         late.queue.send(b"1")
         peer.queue.mark_deleted()
         assert late.messages() == [b"1"]
@@ -621,12 +687,12 @@ def test_a_killed_owner_gives_back_at_once(home: str, peer: Peer, start: Callabl
     process = start(hold, home, 1000.0, ready)
     assert ready.wait(GUARD)
     thread, results = in_thread(lambda: peer.take(None, lease=30))
-    waiting(peer, _queue._RECEIVERS)
+    waiting(peer, _state.RECEIVERS)
     process.kill()
     finish(thread)
     [[(message, receipt)]] = results
     assert (message, receipt.attempt) == (b"1", 2)
-    assert peer.queue._state.table(_queue._OWNERS) == [peer.member.number]
+    assert peer.queue._store.state.table(_state.OWNERS) == [peer.member.number]
 
 
 @pytest.mark.parametrize("timeout", [0, 10.0])
@@ -638,6 +704,29 @@ def test_a_death_while_nobody_waited_is_found(home: str, peer: Peer, start: Call
     process.kill()
     process.join()
     assert peer.messages(timeout) == [b"1"]
+
+
+def lock_and_fork(home: str, ready: Any) -> None:
+    with Peer(home) as peer, peer.queue._lock:
+        if os.fork() == 0:
+            time.sleep(1000)
+        ready.put(os.getpid())
+        time.sleep(1000)
+
+
+def test_a_forked_child_does_not_keep_its_dead_parents_lock(home: str, peer: Peer, start: Callable[..., Any]) -> None:
+    ready = spawn.Queue()
+    process = start(lock_and_fork, home, ready)
+    ready.get(timeout=GUARD)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    process.kill()
+    process.join()
+    try:
+        peer.queue.send(b"1")
+        assert peer.messages() == [b"1"]
+    finally:
+        for child in children:
+            os.kill(int(child), signal.SIGKILL)
 
 
 def test_a_stopped_owner_gives_back_when_its_lease_ends(home: str, peer: Peer, start: Callable[..., Any]) -> None:
@@ -659,7 +748,7 @@ def test_the_death_of_a_watched_process_ends_a_receive(peer: Peer, home: str) ->
     writer = peer.bells.writer(bell.number)
     assert writer is not None
     thread, results = in_thread(lambda: peer.take(None, watch=(writer,)))
-    waiting(peer, _queue._RECEIVERS)
+    waiting(peer, _state.RECEIVERS)
     os.close(bell.fd)
     finish(thread)
     assert results == [[]]
@@ -679,30 +768,29 @@ def overwrite(peer: Peer, name: str, place: int, content: bytes) -> None:
         file.write(content)
 
 
-def test_a_flipped_byte_of_the_log_loses_at_most_its_message(peer: Peer, other: Peer) -> None:
+def test_a_flipped_byte_of_the_log_loses_at_most_its_message(home: str) -> None:
     sent = [b"first", b"second message", b"third"]
-    size = 0
-    place = _queue._START
-    while not size or place < size:
-        for message in sent:
-            peer.queue.send(message)
-        original = head_of(peer, "log.00000000")
-        size = len(original)
-        overwrite(peer, "log.00000000", place, bytes([original[place] ^ 0x41]))
-        found = other.messages(limit=3)
-        other.queue.counters()
-        assert [message for message in sent if message in found] == found
-        assert len(found) >= 2
-        assert other.take() == []
-        assert other.queue.size() == 0
-        place += 1
-    assert other.queue.counters()["corrupt"] > 0
+    size = _state.START + sum(_segments.HEADER + len(message) for message in sent)
+    for place in range(_state.START, size):
+        with Peer(home, name=f"q{place}") as peer:
+            for message in sent:
+                peer.queue.send(message)
+            original = head_of(peer, "log.00000000")
+            overwrite(peer, "log.00000000", place, bytes([original[place] ^ 0x41]))
+            found = peer.messages(limit=3)
+            assert [message for message in sent if message in found] == found
+            assert len(found) >= 2
+            assert peer.take() == []
+            assert peer.queue.size() == 0
+            assert len(found) == 3 or peer.queue.counters()["corrupt"] == 1
+            peer.queue.send(b"next")
+            assert peer.messages() == [b"next"]
 
 
 def test_a_damaged_claim_is_dropped_and_counted(peer: Peer) -> None:
     peer.queue.send(b"message")
     _, receipt = peer.one()
-    overwrite(peer, "log.00000000", _queue._START + _queue._HEADER, b"M")
+    overwrite(peer, "log.00000000", _state.START + _segments.HEADER, b"M")
     peer.queue.nack(receipt)
     assert peer.take() == []
     assert peer.queue.counters()["corrupt"] == 1
@@ -712,8 +800,8 @@ def test_a_damaged_claim_is_dropped_and_counted(peer: Peer) -> None:
 def test_a_flipped_byte_of_the_state_is_an_error_or_nothing(home: str) -> None:
     """Three messages, one of them leased, one delayed: whatever byte is wrong, no foreign error and no wrong payload."""
     sent = {b"first", b"second message", b"third", b"fourth"}
-    level, slot = range(_queue._LEVELS, _queue._LEVELS + 12), range(_queue._SLOTS, _queue._SLOTS + 16)
-    tables = [table + place for table in (_queue._RECEIVERS, _queue._SENDERS, _queue._OWNERS) for place in range(2)]
+    level, slot = range(_state.LEVELS, _state.LEVELS + 12), range(_state.SLOTS, _state.SLOTS + 16)
+    tables = [table + place for table in (_state.RECEIVERS, _state.SENDERS, _state.OWNERS) for place in range(2)]
     used = [8 * word + byte for word in (*range(16), *level, *slot, *tables) for byte in (0, 2, 7)]
     for number, place in enumerate(used):
         with Peer(home, name=f"q{number}") as peer:
@@ -733,7 +821,7 @@ def test_a_flipped_byte_of_the_state_is_an_error_or_nothing(home: str) -> None:
                 except (ProviderError, queue.Full):
                     continue
                 assert not isinstance(result, list) or set(result) <= sent
-            peer.queue._words[_queue._STATUS] = 0
+            peer.queue._words[_state.STATUS] = 0
             overwrite(peer, "state", 0, original[:8192])
 
 

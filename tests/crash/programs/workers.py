@@ -1,13 +1,14 @@
 """A nursery: one warm interpreter that forks participants on request, since starting Python takes longer than they live.
 
-Its end of a pipe gets (role, arguments) and answers with the pid; ("ended", ()) is answered with {pid: status} of those that
-ended. Roles are the functions of this module whose names it is given. They write what happened into diaries: a line that was
+Its end of a pipe gets (role, arguments) and answers with the pid; ("ended", (timeout,)) is answered with {pid: status} of
+those that ended. Roles are the functions of this module whose names it is given. They write what happened into diaries: a line that was
 written is a fact, whatever happens to its process next.
 """
 
 from __future__ import annotations
 
 import fcntl
+import gc
 import logging
 import os
 import queue
@@ -30,15 +31,16 @@ from pymq.deliveries import Leased
 from pymq.provider import _inbox
 from pymq.provider._inbox import Outlet
 from pymq.provider._queue import SharedQueue
+from pymq.provider._store import Store
 from pymq.provider.shm import ShmConfig
 
 PLACES: dict[str, list[Callable[..., Any]]] = {
-    "put": [SharedQueue._append],
-    "claim": [SharedQueue._take],
+    "put": [Store.append],
+    "claim": [Store.take],
     "ack": [SharedQueue.ack],
     "overflow": [SharedQueue._wait_for_room, Outlet._append],
     "retry": [Leased._move],
-    "recover": [SharedQueue._release, SharedQueue._recover],
+    "recover": [Store.release, Store._recover],
 }
 
 
@@ -109,6 +111,7 @@ class Part:
         self.seed = seed
         self.rng = random.Random(seed)
         self.diary = Diary(home)
+        self.pause = 0.001 if place is None else 0.0  # those that live long leave the processors to the others
         logging.getLogger("pymq").addHandler(Errors(self.diary))
         logging.getLogger("pymq").propagate = False
         if place is not None:
@@ -131,14 +134,15 @@ def produce(home: str, seed: int, place: str | None = None) -> None:
         try:
             if number % 2:
                 jobs.put(name, timeout=1)
-                part.diary.note("confirmed", name.split()[0])
+                part.diary.note("confirmed", name.split(maxsplit=1)[0])
             else:
-                part.diary.note("accepted", name.split()[0], part.bus.publish(name, "tasks"))
+                part.diary.note("accepted", name.split(maxsplit=1)[0], part.bus.publish(name, "tasks"))
         except queue.Full:
             pass
         except pymq.ProviderError as error:
             if "lock was held" not in str(error):  # by a process that is stopped
                 raise
+        time.sleep(part.pause)
 
 
 def member(home: str, seed: int, place: str | None = None, lease: float = 3600.0) -> None:
@@ -168,16 +172,18 @@ def take(home: str, seed: int, place: str | None = None, lease: float = 3600.0) 
 
 
 def _handle(part: Part, name: str, attempt: int) -> None:
-    part.diary.note("handled", name.split()[0], attempt)
+    part.diary.note("handled", name.split(maxsplit=1)[0], attempt)
+    time.sleep(part.pause)
     if part.rng.random() < 0.1:
         raise ArithmeticError
+    part.diary.note("finished", name.split(maxsplit=1)[0])
 
 
 def listen(home: str, seed: int) -> None:
     """A plain subscriber, whose FIFO is as small as can be so that senders turn to its log."""
     _inbox._PIPE_BYTES = 4096
     part = Part(home, seed)
-    part.bus.subscribe(lambda name: part.diary.note("heard", name.split()[0]), "tasks")
+    part.bus.subscribe(lambda name: part.diary.note("heard", name.split(maxsplit=1)[0]), "tasks")
     part.diary.note("ready", "listener")
     signal.pause()
 
@@ -208,12 +214,12 @@ def work(home: str, seed: int, seconds: float) -> None:
 
 
 def hold(home: str, seed: int) -> None:
-    """A member whose handler waits for the gate, a lock that the test holds."""
+    """A member whose handler waits for its turn's gate, a lock that the test holds."""
     part = Part(home, seed)
 
     def handle(name: str, message: pymq.Message) -> None:
         part.diary.note("begun", name, message.attempt, os.getpid())
-        with open(f"{home}/gate") as gate:
+        with open(f"{home}/gate-{name.partition('-')[0]}") as gate:
             fcntl.flock(gate, fcntl.LOCK_SH)
         part.diary.note("ended", name)
 
@@ -233,6 +239,7 @@ def fail(home: str, seed: int, retries: int) -> None:
         part.diary.note("digested", name)
 
     part.bus.subscribe(handle, "work", group="workers", retries=retries, backoff=0.01)
+    part.diary.note("ready", "member")
     signal.pause()
 
 
@@ -246,10 +253,12 @@ def requeue(home: str, seed: int) -> None:
 
 def main(connection: Connection) -> None:
     children: set[int] = set()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+    gc.freeze()
     try:
         while True:
             role, arguments = connection.recv()
-            connection.send(ended(children) if role == "ended" else begin(children, role, arguments))
+            connection.send(ended(children, *arguments) if role == "ended" else begin(children, role, arguments))
     except EOFError:
         for child in children:
             os.kill(child, signal.SIGKILL)
@@ -269,7 +278,8 @@ def begin(children: set[int], role: str, arguments: tuple[Any, ...]) -> int:
         os._exit(1)
 
 
-def ended(children: set[int]) -> dict[int, int]:
+def ended(children: set[int], timeout: float) -> dict[int, int]:
+    signal.sigtimedwait({signal.SIGCHLD}, timeout)
     statuses = {}
     for child in list(children):
         pid, status = os.waitpid(child, os.WNOHANG)

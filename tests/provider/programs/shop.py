@@ -357,3 +357,17 @@ def unexpose(me: Participant, name: str) -> None:
 
 def bind(me: Participant, group: str, channel: str) -> None:
     me.bus.group(group).bind(channel)
+
+
+def stats(me: Participant) -> dict[str, dict[str, int]]:
+    return me.bus.stats()
+
+
+def hang_on_one(me: Participant) -> Callable[..., Any]:
+    def hang_on_one(number: int) -> int:
+        if number == 1:
+            me.say("begun")
+            me.gate.wait()
+        return number
+
+    return hang_on_one

@@ -1,0 +1,155 @@
+"""What programs import: the names, what importing costs, and what type checkers see."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from harness import ROOT, run_program
+
+import pymq
+from pymq.provider.simple import SimpleEventBus
+
+EXPORTS = [
+    "CodecError",
+    "ConnectionLost",
+    "Empty",
+    "EventBus",
+    "Full",
+    "LeaseLost",
+    "Message",
+    "MessageTooLarge",
+    "NoSuchRemoteError",
+    "NotInitialized",
+    "ProviderError",
+    "PymqError",
+    "Queue",
+    "QueueNotFound",
+    "Reject",
+    "RemoteInvocationError",
+    "Retry",
+    "RpcException",
+    "RpcRequest",
+    "RpcResponse",
+    "RpcTimeout",
+    "ServerDied",
+    "StubMethod",
+    "Topic",
+    "event",
+    "expose",
+    "group",
+    "init",
+    "publish",
+    "queue",
+    "remote",
+    "shutdown",
+    "start",
+    "stats",
+    "stub",
+    "subscribe",
+    "subscriber",
+    "topic",
+    "unexpose",
+    "unsubscribe",
+    "wait",
+]
+
+
+def test_the_exports_are_these():
+    assert pymq.__all__ == EXPORTS
+    assert all(hasattr(pymq, name) for name in EXPORTS)
+
+
+def test_importing_loads_the_standard_library_only(tmp_path: Path):
+    program = tmp_path / "imports.py"
+    program.write_text(
+        "import sys\n"
+        "before = set(sys.modules)\n"
+        "import pymq\n"
+        "loaded = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
+        "print(sorted(loaded - sys.stdlib_module_names - {'pymq'}))\n"
+    )
+    assert run_program(program) == ["[]"]
+
+
+def test_a_bus_by_its_old_name():
+    with pymq.init(SimpleEventBus) as bus:
+        assert isinstance(bus, SimpleEventBus)
+        assert pymq.publish(1, "nobody") == 0
+
+
+TYPED = """
+from dataclasses import dataclass
+from typing import Any
+import pymq
+
+@dataclass
+class Job:
+    number: int
+
+@pymq.event("billed")
+@dataclass
+class Billed:
+    total: float
+
+@pymq.remote("product_remote")
+def product(a: int, b: int = 2) -> int:
+    return a * b
+
+@pymq.subscriber
+def on_billed(event: Billed) -> None: ...
+
+@pymq.subscriber("sensors/*", pattern=True)
+def on_reading(value: float, message: pymq.Message) -> None: ...
+
+reveal_type(product)
+reveal_type(on_billed)
+reveal_type(Billed(1.5).total)
+reveal_type(pymq.stub(product))
+reveal_type(pymq.stub(product, timeout=2)(3, b=4))
+reveal_type(pymq.stub("product_remote")(3))
+reveal_type(pymq.queue("jobs", type=Job))
+reveal_type(pymq.queue("jobs", type=Job).get())
+reveal_type(pymq.queue("jobs"))
+with pymq.queue("jobs", type=Job).take(timeout=1) as job:
+    reveal_type(job.value)
+reveal_type(pymq.publish(Job(1)))
+pymq.stub(product)("three")
+pymq.queue("jobs", type=Job).put("four")
+"""
+
+REVEALED = [
+    "def (a: int, b: int =) -> int",
+    "def (event: program.Billed)",
+    "float",
+    "pymq.rpc.StubMethod[[a: int, b: int =], int]",
+    "int",
+    "Any",
+    "pymq.queues.Queue[program.Job]",
+    "program.Job",
+    "pymq.queues.Queue[Any]",
+    "program.Job",
+    "int | None",
+]
+
+
+def test_what_type_checkers_see(tmp_path: Path):
+    pytest.importorskip("mypy")
+    (tmp_path / "program.py").write_text(TYPED)
+    checked = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--follow-imports=silent", "program.py"],
+        check=False,
+        cwd=tmp_path,
+        env={"MYPYPATH": str(ROOT), "PATH": ""},
+        capture_output=True,
+        text=True,
+    )
+    notes = [line.partition('Revealed type is "')[2][:-1] for line in checked.stdout.splitlines() if "Revealed" in line]
+    plain = [note.replace("builtins.", "").replace("typing.", "").replace("Union[int, None]", "int | None") for note in notes]
+    assert plain == REVEALED, checked.stdout + checked.stderr
+    errors = [line for line in checked.stdout.splitlines() if " error: " in line]
+    assert len(errors) == 2, checked.stdout
+    assert '"str"; expected "int"' in errors[0]
+    assert '"str"; expected "Job"' in errors[1]
