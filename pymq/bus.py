@@ -37,7 +37,8 @@ from pymq.handlers import Shape, Target, channels_of, describe
 from pymq.provider import Config
 from pymq.provider.base import Provider
 from pymq.queues import Queue
-from pymq.rpc import Caller, Remotes, StubMethod
+from pymq.remotes import Remotes
+from pymq.rpc import Caller, StubMethod
 from pymq.subscriptions import Subscriptions
 from pymq.topics import topic_of, topics_of
 

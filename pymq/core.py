@@ -13,7 +13,8 @@ from pymq.bus import SHUTDOWN_SECONDS, EventBus, Route, Topic, decorator
 from pymq.exceptions import NotInitialized
 from pymq.handlers import Shape
 from pymq.provider import Config, config_from
-from pymq.rpc import Remotes, StubMethod, remember_name
+from pymq.remotes import Remotes, remember_name
+from pymq.rpc import StubMethod
 from pymq.topics import EVENT_NAME
 
 if TYPE_CHECKING:
