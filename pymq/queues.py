@@ -303,17 +303,20 @@ class DeadLetters:
                 provider.nack(receipt)
 
     def requeue(self) -> int:
-        """Give all back to the queues they came from, to be tried again from the start; how many."""
-        provider = self._bus.provider
-        held = self._all(LEASE)
-        for message, receipt in held:
+        """Give all back to the queues they came from, to be tried again from the start; how many: fewer where one of those is full."""
+        provider, done = self._bus.provider, 0
+        for message, receipt in self._all(LEASE):
             frame = frames.unpack(message)
             headers = {name: value for name, value in frame.options["headers"].items() if name not in DEAD_HEADERS}
-            origin = frame.options["origin"]
-            provider.declare(origin)
-            provider.send(origin, frame._replace(options={"headers": headers} if headers else {}).pack())
-            provider.ack(receipt)
-        return len(held)
+            again = frame._replace(options={"headers": headers} if headers else {}).pack()
+            provider.declare(frame.options["origin"])
+            try:
+                provider.send(frame.options["origin"], again, timeout=0)
+                provider.ack(receipt)
+                done += 1
+            except Full:
+                provider.nack(receipt)
+        return done
 
     def purge(self) -> int:
         """Forget all; how many."""
