@@ -36,6 +36,9 @@ __all__ += ["name_type"]
 
 RAW, TYPED, TAGGED = 0, 1, 2
 
+to_json([None])
+"""pydantic-core sets itself up in its first call, under a lock: a process forked while another thread was in there hung for ever."""
+
 Decode = Callable[[bytes], Any]
 
 

@@ -371,9 +371,16 @@ def test_an_expired_item_is_dropped(bus, jobs):
 
 
 def test_an_item_that_expires_while_it_is_waited_for(jobs):
-    jobs.put("never seen", delay=0.1, ttl=0.05)
+    jobs.put("seen", delay=0.1, ttl=10)
+    jobs.put("never seen", delay=0.1, ttl=0)
+    assert jobs.get(timeout=10) == "seen"
     with pytest.raises(queue.Empty):
         jobs.get(timeout=0.3)
+
+
+def test_a_delay_does_not_use_up_the_ttl(jobs):
+    jobs.put("seen", delay=0.3, ttl=0.2)
+    assert jobs.get(timeout=10) == "seen"
 
 
 def test_priority(bus, jobs, place):
