@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -374,14 +375,24 @@ def test_a_program_need_not_shut_down(place, tmp_path):
     assert place.leftovers() == []
 
 
+def end_by(how: signal.Signals, process: subprocess.Popen[str]) -> tuple[str, str]:
+    """What it said. The signal is sent again where CPython missed it: one that comes just before a lock is waited for is seen late."""
+    for _ in range(4):
+        process.send_signal(how)
+        try:
+            return process.communicate(timeout=GUARD / 2)
+        except subprocess.TimeoutExpired:
+            continue
+    raise AssertionError(f"it did not end by {how.name}")
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_wait_and_signals(place, how):
     """No handler is installed: the program ends as any Python program does."""
     with start_program("listening.py") as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        process.send_signal(how)
-        out, err = process.communicate(timeout=GUARD)
+        out, err = end_by(how, process)
     assert err == ""
     assert (out, process.returncode) == (("interrupted\n", 0) if how == signal.SIGINT else ("", -how))
     with pymq.EventBus(place.config):
@@ -395,8 +406,7 @@ def test_a_program_that_only_listens_gets_events(separate, place, bus):
         assert process.stdout.readline() == "ready\n"
         assert bus.publish([1, "two"], "c") == 1
         assert process.stdout.readline() == "got [1, 'two']\n"
-        process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=GUARD) == ("interrupted\n", "")
+        assert end_by(signal.SIGINT, process) == ("interrupted\n", "")
 
 
 def test_no_signal_handler_is_installed(config):
