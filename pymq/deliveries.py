@@ -86,13 +86,8 @@ class Leased:
 
     def bury(self, error: BaseException) -> None:
         """To the dead letters, with headers that say why. Raises LeaseLost."""
-        first = self.frame.options.get("first-failure", time.time())
-        trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-        why = (type(error).__name__, str(error), trace, self.attempt, self.frame.prefix.channel, first)
-        headers = self.frame.options.get("headers", {}) | dict(zip(DEAD_HEADERS, why))
-        options = {"headers": headers, "origin": self.receipt.queue}
         self._provider.declare(self.policy.dead_queue)
-        self._move(self.policy.dead_queue, self.frame._replace(options=options), 0)
+        self._move(self.policy.dead_queue, dead_letter(self.frame, error, self.attempt, self.receipt.queue), 0)
 
     def _move(self, queue: str, copy: Frame, delay: float) -> None:
         """First the copy, then the ack: a crash in between repeats the message, it never loses it."""
@@ -106,6 +101,15 @@ class Leased:
             log.warning("%r is full: a failed message waits as it is, without what was noted of its failure", queue)
             return self._provider.nack(self.receipt, max(delay, 1.0))
         return self._provider.ack(self.receipt)
+
+
+def dead_letter(frame: Frame, error: BaseException, attempts: int, origin: str) -> Frame:
+    """What goes to the dead letters: the message with headers that say why, and the queue that `requeue` gives it back to."""
+    first = frame.options.get("first-failure", time.time())
+    trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    why = (type(error).__name__, str(error), trace, attempts, frame.prefix.channel, first)
+    headers = frame.options.get("headers", {}) | dict(zip(DEAD_HEADERS, why))
+    return frame._replace(options={"headers": headers, "origin": origin})
 
 
 def _unpack(data: bytes) -> Frame:

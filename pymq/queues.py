@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pymq import message as frames
-from pymq.deliveries import DEAD_HEADERS, Leased, Policy
+from pymq.deliveries import DEAD_HEADERS, Leased, Policy, dead_letter
 from pymq.exceptions import CodecError, LeaseLost, QueueNotFound, Reject, Retry
 from pymq.message import Frame, Prefix
 from pymq.provider.base import Provider
@@ -112,7 +112,7 @@ class Queue(Generic[T]):
             return item
         except CodecError as error:
             self._provider().declare(f"queue-dead/{self.name}")
-            self._provider().send(f"queue-dead/{self.name}", _dead(message, f"queue/{self.name}", error))
+            self._provider().send(f"queue-dead/{self.name}", dead_letter(frames.unpack(message), error, 1, f"queue/{self.name}").pack())
             raise
 
     def get_nowait(self) -> T:
@@ -351,13 +351,6 @@ def _with_options(message: bytes, provider: Provider, delay: float, ttl: float |
         return message
     options = {"priority": priority} | ({} if ttl is None else {"expires": provider.clock() + delay + ttl})
     return frames.unpack(message)._replace(options=options).pack()
-
-
-def _dead(message: bytes, origin: str, error: Exception) -> bytes:
-    frame = frames.unpack(message)
-    why = (type(error).__name__, str(error), "", 1, frame.prefix.channel, time.time())
-    headers = frame.options.get("headers", {}) | dict(zip(DEAD_HEADERS, why))
-    return frame._replace(options={"headers": headers, "origin": origin}).pack()
 
 
 def _readable(frame: Frame) -> Any:
