@@ -105,7 +105,8 @@ class EventBus:
 
     def _reset(self) -> None:
         """Begin as a participant that nobody knows yet."""
-        self._provider: Provider = _Closed()  # type: ignore[assignment]
+        self.provider: Provider = _Closed()  # type: ignore[assignment]
+        """What carries the messages; its methods raise NotInitialized before `start` and after `shutdown`."""
         self.token = secrets.randbits(63)
         self.inbox = f"inbox/{self.token:016x}"
         self.routes.clear()
@@ -121,11 +122,6 @@ class EventBus:
     # ------------------------------------------------------------------ lifecycle
 
     @property
-    def provider(self) -> Provider:
-        """What carries the messages. Raises NotInitialized before `start` and after `shutdown`."""
-        return self._provider if not isinstance(self._provider, _Closed) else self._provider.open_or_raise()
-
-    @property
     def loop(self) -> Loop:
         """Where `async def` handlers run."""
         return self._loop
@@ -133,7 +129,7 @@ class EventBus:
     def start(self) -> None:
         """Open the provider and begin to receive. Idempotent. Raises ProviderError."""
         with self._lock:
-            if not isinstance(self._provider, _Closed):
+            if not isinstance(self.provider, _Closed):
                 return
             self._ended.clear()
             self._open()
@@ -146,11 +142,11 @@ class EventBus:
 
         core.name_events()
         with self._lock:
-            if isinstance(self._provider, _Closed):
+            if isinstance(self.provider, _Closed):
                 provider = self.config.create()
                 provider.open()
-                self._provider = provider
-            return self._provider
+                self.provider = provider
+            return self.provider
 
     def __enter__(self) -> EventBus:
         self.start()
@@ -161,10 +157,8 @@ class EventBus:
 
     def shutdown(self, timeout: float = SHUTDOWN_SECONDS) -> None:
         """Stop receiving and close, within `timeout` seconds whatever handlers do; what is abandoned is logged. Idempotent."""
-        from pymq import core
-
         with self._lock:
-            provider, self._early = self._provider, []
+            provider, self._early = self.provider, []
             if isinstance(provider, _Closed):
                 self._ended.set()
                 return
@@ -181,13 +175,23 @@ class EventBus:
         abandoned += loop.close(min(timeout, 0.5))
         self.subscriptions.end()
         self.leases.close()
-        provider.close()
-        with self._lock:
-            self._reset()
-        self._ended.set()
-        core.forget(self)
+        try:
+            provider.close()
+        finally:
+            self._end(provider)
         if abandoned:
             log.warning("shutdown after %s s abandoned %s", timeout, ", ".join(abandoned))
+
+    def _end(self, provider: Provider) -> None:
+        """Unless another shutdown has ended it meanwhile: then the bus may have been started again."""
+        from pymq import core
+
+        with self._lock:
+            if self.provider is not provider:
+                return
+            self._reset()
+            self._ended.set()
+        core.forget(self)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block until the bus is shut down, or for `timeout` seconds; whether it is."""
@@ -197,8 +201,8 @@ class EventBus:
         """The name of this bus's inbox, which is declared and read from now on."""
         with self._lock:
             if self._dispatcher is None:
+                self.provider.declare(self.inbox, temporary=True)
                 provider = self.provider
-                provider.declare(self.inbox, temporary=True)
                 self._dispatcher = Dispatcher(
                     "pymq",
                     lambda busy: provider.receive(self.inbox, None, busy=busy),
@@ -218,7 +222,7 @@ class EventBus:
         assert self._dispatcher is not None
         self._dispatcher.add(task, message)
         try:
-            self._provider.send(self.inbox, b"", timeout=0)
+            self.provider.send(self.inbox, b"", timeout=0)
         except (Full, ProviderError):
             pass  # it has something to read, or is being closed
 
@@ -272,7 +276,7 @@ class EventBus:
         packed = frames.pack_options({name: value for name, value in options.items() if value is not None})
         message = frames.pack_sequence(next(route.sequence)) + route.flagged_prefix + packed + route.encode(event)
         try:
-            return self._provider.publish(route.topics, message, delay=delay, ttl=None if ttl is None else delay + ttl)
+            return self.provider.publish(route.topics, message, delay=delay, ttl=None if ttl is None else delay + ttl)
         except PublishFull as full:
             raise _as_users_name_groups(full) from None
 
@@ -376,7 +380,7 @@ class EventBus:
 
     def unexpose(self, fn: Callable[..., Any] | str) -> None:
         """Serve no further calls to it. Raises ValueError where it is not exposed, NotInitialized before `start`."""
-        self.provider  # noqa: B018 - raises before init
+        self._raise_unless_started()
         self.remotes.remove(fn)
 
     @overload
@@ -394,7 +398,7 @@ class EventBus:
         live server is called, and the result is a list.
         """
         _check_seconds(timeout=timeout)
-        self.provider  # noqa: B018 - raises before init
+        self._raise_unless_started()
         return StubMethod(self, fn, timeout, multi)
 
     # ------------------------------------------------------------------ numbers
@@ -428,20 +432,24 @@ class EventBus:
     def _when_open(self, apply: Callable[[], None]) -> None:
         """Now, or as soon as the bus starts."""
         with self._lock:
-            if isinstance(self._provider, _Closed) and not self._provider.reopens:
+            if isinstance(self.provider, _Closed) and not self.provider.reopens:
                 self._early.append(apply)
                 return
         apply()
 
+    def _raise_unless_started(self) -> None:
+        if isinstance(self.provider, _Closed):
+            self.provider.open_or_raise()
+
     def _after_fork(self) -> None:
         """In the child: forget the parent's provider, threads and locks; open one of its own when it is first used."""
-        was_open = not isinstance(self._provider, _Closed) or self._provider.reopens
+        was_open = not isinstance(self.provider, _Closed) or self.provider.reopens
         self._lock = threading.RLock()
         self._ended = threading.Event()
         self._early = []
         self._reset()
         if was_open:
-            self._provider = _Closed(self._open)  # type: ignore[assignment]
+            self.provider = _Closed(self._open)  # type: ignore[assignment]
 
 
 class _Closed:

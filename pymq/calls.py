@@ -4,7 +4,7 @@
 
     u16  length of the shape
     JSON [[form, type name] of each argument, names of the last ones: those passed by keyword]
-    u32  the length of each encoded argument
+    u32  the length of each encoded argument but the last
     ...  the encoded arguments
 
 The shape is constant for the types and names of a call, so both ends keep what follows from it: the encoders, or the decoders.
@@ -28,11 +28,13 @@ _encodings: dict[Any, Encoding] = {}
 
 def pack_call(args: Sequence[Any], kwargs: dict[str, Any]) -> bytes:
     """The bytes of a call. Raises CodecError naming what cannot travel."""
-    values = (*args, *kwargs.values())
+    values = (*args, *kwargs.values()) if kwargs else args
     shape = (*map(type, values), *kwargs)
     head, encoders, lengths = _encodings.get(shape) or _learn(shape, values, kwargs)
+    if len(encoders) == 1:
+        return head + encoders[0](values[0])
     parts = [encode(value) for encode, value in zip(encoders, values)]
-    return b"".join((head, lengths.pack(*map(len, parts)), *parts))
+    return b"".join((head, lengths.pack(*map(len, parts[:-1])), *parts))
 
 
 def _learn(shape: Any, values: Sequence[Any], kwargs: dict[str, Any]) -> Encoding:
@@ -42,7 +44,7 @@ def _learn(shape: Any, values: Sequence[Any], kwargs: dict[str, Any]) -> Encodin
     head = json.dumps([[[e.form, e.type_name] for e in encoders], list(kwargs)]).encode()
     if len(head) > 0xFFFF:
         raise CodecError(f"a call with {len(values)} arguments is too long")
-    found = _LENGTH.pack(len(head)) + head, [e.encode for e in encoders], struct.Struct(f"<{len(values)}I")
+    found = _LENGTH.pack(len(head)) + head, [e.encode for e in encoders], _lengths(len(values))
     if len(_encodings) > _KEPT_SHAPES:
         _encodings.clear()
     _encodings[shape] = found
@@ -62,11 +64,14 @@ class CallReader:
             begin = start + 2
             end = begin + data[start] + (data[start + 1] << 8)
             decoders, names, lengths = self._shapes.get(data[begin:end]) or self._learn(data[begin:end])
+            if len(decoders) == 1 and not names:
+                return [decoders[0](data[end:])], {}
             position = end + lengths.size
             values = []
-            for decode, length in zip(decoders, lengths.unpack_from(data, end)):
+            for decode, length in zip(decoders, lengths.unpack_from(data, end)):  # of all but the last
                 values.append(decode(data[position : position + length]))
                 position += length
+            values += [decode(data[position:]) for decode in decoders[-1:]]
         except (struct.error, IndexError) as error:
             raise CodecError("these are not the arguments of a call") from error
         if not names:
@@ -86,5 +91,9 @@ class CallReader:
             raise CodecError("these are not the arguments of a call") from error
         if len(self._shapes) > _KEPT_SHAPES:
             self._shapes.clear()
-        found = self._shapes[head] = decoders, names, struct.Struct(f"<{len(kinds)}I")
+        found = self._shapes[head] = decoders, names, _lengths(len(kinds))
         return found
+
+
+def _lengths(values: int) -> struct.Struct:
+    return struct.Struct(f"<{max(0, values - 1)}I")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import itertools
 import logging
 import struct
 import threading
@@ -66,7 +65,7 @@ class Remote:
             return in_order[place] if place < len(in_order) else every.get(inspect.Parameter.VAR_POSITIONAL, Any)
 
         self._unpack = CallReader(wanted).unpack
-        self._convert = codec.convert
+        self._convert: Callable[[Any, Any], Any] = codec.convert
 
     def execute(self, message: bytes, start: int, reply_to: str) -> None:
         """Execute one request, whose prefix ends at `start`. An expired one is dropped: its caller has given up."""
@@ -97,7 +96,9 @@ class Remote:
 
     def _reply(self, reply_to: str, sequence: int, result: Any) -> None:
         try:
-            self.bus.remotes.reply(reply_to, sequence, self._convert(result, self.returns))
+            if type(result) is not self.returns:
+                result = self._convert(result, self.returns)
+            self.bus.remotes.reply(reply_to, sequence, result)
         except Exception as error:  # the result cannot travel, or is not what the function promises
             self.bus.remotes.fail(reply_to, sequence, error)
 
@@ -133,7 +134,6 @@ class Remotes:
         self._lock = threading.Lock()
         self._remotes: dict[str, Remote] = {}
         self._prefixes: dict[Any, tuple[bytes, Callable[[Any], bytes]]] = {}
-        self._sequence = itertools.count(1)
 
     @staticmethod
     def name_of(fn: Callable[..., Any] | str, channel: str | None = None) -> str:
@@ -189,15 +189,16 @@ class Remotes:
 
     def reply(self, queue: str, request: int, result: Any) -> None:
         """Send a result. Raises CodecError or MessageTooLarge where it cannot travel."""
-        cls = type(result)
-        if cls not in self._prefixes:
-            from pymq import codec
+        prefix, encode = self._prefixes.get(type(result)) or self._prefix(type(result))
+        self._send(queue, SEQUENCE.pack(request) + prefix + encode(result))
 
-            encoder = codec.encoder_for(cls)
-            prefix = Prefix(frames.REPLY, encoder.form, 0, self._bus.token, "", encoder.type_name, ())
-            self._prefixes[cls] = frames.pack_prefix(prefix), encoder.encode
-        prefix_bytes, encode = self._prefixes[cls]
-        self._send(queue, prefix_bytes + SEQUENCE.pack(request) + encode(result))
+    def _prefix(self, cls: type) -> tuple[bytes, Callable[[Any], bytes]]:
+        from pymq import codec
+
+        encoder = codec.encoder_for(cls)
+        prefix = Prefix(frames.REPLY, encoder.form, 0, self._bus.token, "", encoder.type_name, ())
+        found = self._prefixes[cls] = frames.pack_prefix(prefix), encoder.encode
+        return found
 
     def fail(self, queue: str, request: int, error: BaseException) -> None:
         """Send what the function raised: its type's name, text, arguments and traceback."""
@@ -210,13 +211,13 @@ class Remotes:
             details = codec.encode_arguments((type(error).__name__, _text(error), [repr(a) for a in error.args], ascii(trace)), {})
         prefix = Prefix(frames.FAILURE, codec.TAGGED, 0, self._bus.token, "", "", ())
         try:
-            self._send(queue, frames.pack_prefix(prefix) + SEQUENCE.pack(request) + details)
+            self._send(queue, SEQUENCE.pack(request) + frames.pack_prefix(prefix) + details)
         except (PymqError, Full) as failure:
             log.warning("a failure could not be reported to its caller: %s", failure)
 
-    def _send(self, queue: str, rest: bytes) -> None:
+    def _send(self, queue: str, message: bytes) -> None:
         try:
-            self._bus.provider.send(queue, frames.pack_sequence(next(self._sequence)) + rest, timeout=1.0)
+            self._bus.provider.send(queue, message, timeout=1.0)
         except QueueNotFound:
             pass  # the caller is gone
 

@@ -4,15 +4,15 @@ A server binds its inbox to the topic "r/<name>", so `provider.consumers` tells 
 in an inbox dies with its server: nobody executes it later, and its caller sees the death of exactly that process. Each calling
 thread waits on a reply queue of its own and receives from it itself, so that no reply ever waits behind a handler.
 
-Payloads: a request is a deadline (f64, by the provider's clock; infinite for none) and the call's arguments; a reply is the request's
-sequence (u64) and the result; a failure is the request's sequence and (type name, text, arguments, traceback).
+Payloads: a request is a deadline (f64, by the provider's clock; infinite for none) and the call's arguments; a reply is the result; a
+failure is (type name, text, arguments, traceback). Replies and failures bear the sequence of their request.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from queue import Full
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
@@ -139,12 +139,11 @@ class Caller:
         left = _left(provider, deadline)
         results: dict[int, Any] = dict.fromkeys(pending)
         while pending:
-            batch = provider.receive(queue.name, left, watch=list(pending.values()))
+            batch = provider.receive(queue.name, left, watch=[*pending.values()])
             for message, _ in batch:
-                start = frames.START.size + message[8] + (message[9] << 8)
-                (request,) = SEQUENCE.unpack_from(message, start)
+                (request,) = SEQUENCE.unpack_from(message)
                 if pending.pop(request, None) is not None:
-                    results[request] = stub.finish(message, start)
+                    results[request] = stub.finish(message)
             if not pending:
                 break
             left = _left(provider, deadline)
@@ -188,7 +187,7 @@ class StubMethod(Generic[P, R]):
         Raises NoSuchRemoteError, RpcTimeout, ServerDied, RemoteInvocationError with what the remote raised, CodecError for an
         argument that cannot travel.
         """
-        results = self._call(args, kwargs)
+        results = self._bus.caller.call(self, pack_call(args, kwargs))
         if self.multi:
             return results  # type: ignore[return-value]
         if isinstance(results[0], RemoteInvocationError | NoSuchRemoteError):
@@ -197,22 +196,19 @@ class StubMethod(Generic[P, R]):
 
     def rpc(self, *args: P.args, **kwargs: P.kwargs) -> Any:
         """The raw `RpcResponse` (multi: a list of them): a failure is in its result instead of being raised."""
-        responses = [self._response(result) for result in self._call(args, kwargs)]
+        responses = [self._response(result) for result in self._bus.caller.call(self, pack_call(args, kwargs))]
         return responses if self.multi else responses[0]
 
     def _response(self, result: Any) -> RpcResponse:
         failed = isinstance(result, RemoteInvocationError | NoSuchRemoteError)
         return RpcResponse(self.name, result, qualified_name(type(result)), failed)
 
-    def _call(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
-        return self._bus.caller.call(self, pack_call(args, kwargs))
-
-    def finish(self, message: bytes, start: int) -> Any:
-        """The result that a reply carries, or the exception that stands for it; its prefix ends at `start`."""
-        packed = message[10:start]
+    def finish(self, message: bytes) -> Any:
+        """The result that a reply carries, or the exception that stands for it."""
+        packed = frames.prefix_of(message)
         try:
             decode = self._decoders.get(packed) or self._decoder(packed)
-            return decode(message[start + 8 :])
+            return decode(message[frames.START.size + len(packed) :])
         except CodecError as error:
             return RemoteInvocationError(f"the result of {self.name!r} cannot be read: {error}", "CodecError", error.args)
 

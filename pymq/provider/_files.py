@@ -264,6 +264,13 @@ class Bell:
                 self._poll.unregister(writer)
         return any(fd == self.fd for fd, _ in ready)
 
+    def ring(self) -> None:
+        """Wake the thread that sleeps on it, in this process."""
+        try:
+            os.write(self.fd, b"!")
+        except BlockingIOError:
+            pass  # thousands of rings wait already
+
     def silence(self) -> None:
         """Forget the rings so far."""
         try:
@@ -283,7 +290,7 @@ class Bells:
     def __init__(self, directory: Directory, registry: Lock) -> None:
         self.directory = directory
         self._registry = registry
-        self._mutex = threading.Lock()
+        self._mutex = threading.RLock()  # a signal handler may ring in the middle of a ring: at worst a bell is opened twice
         self._idle: list[Bell] = []
         self._all: list[Bell] = []
         self._writers: dict[int, int] = {}
@@ -324,8 +331,9 @@ class Bells:
 
     def ring_own(self) -> None:
         """Wake every thread of this process that sleeps on a bell."""
-        for bell in list(self._all):
-            self.ring(bell.number)
+        with self._mutex:  # else `close` might give the descriptor to somebody else's file in between
+            for bell in self._all:
+                bell.ring()
 
     def writer(self, number: int) -> int | None:
         """A held write end, to watch for the death of the bell's process; None when it is dead."""
@@ -357,12 +365,12 @@ class Bells:
 
     def close(self) -> None:
         """Remove this process's bells and let go of the others'."""
-        for bell in self._all:
-            self.directory.unlink(bell_name(bell.number))
-            close_file(bell.fd)
         with self._mutex:
+            for bell in self._all:
+                self.directory.unlink(bell_name(bell.number))
+                close_file(bell.fd)
             for writer in self._writers.values():
                 close_file(writer)
             self._writers.clear()
-        self._all.clear()
-        self._idle.clear()
+            self._all.clear()
+            self._idle.clear()

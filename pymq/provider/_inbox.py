@@ -1,20 +1,4 @@
-"""Inboxes: a FIFO that one process reads, with a log beside it for what the FIFO has no room for, and an arena for what is large.
-
-A *frame* is `magic, length, crc32` and that many bytes. At most PIPE_BUF bytes go through the FIFO, so the kernel keeps each whole.
-
-**The log.** Order must hold across it, per sender. The word LOGGED in the mapped head is the committed length of the log. A sender
-that sees 0 there writes to the FIFO; one that sees more, or finds the FIFO full, appends to the log under the lock, and where the
-FIFO is empty then, it writes a NUDGE there: the reader comes to look at LOGGED after whatever it reads. The reader notes LOGGED,
-empties the FIFO, reads the log up to what it noted, and again until, under the lock, nothing was added; then it stores 0. Whatever
-a sender wrote to the FIFO before it turned to the log is read first, and while LOGGED is not 0 it writes nothing there.
-
-**Arenas.** A large message is copied into a ring of recycled memory that one sender shares with one inbox, and a REFERENCE (arena,
-position, length) goes through the FIFO or the log. Positions only grow; the reader stores how far it has FREED. With one writer and
-one reader, and references in the order of the ring, there is nothing to lock, and nothing to repair where either dies. An inbox
-removes the arenas of dead senders when it meets a new one.
-
-The committing stores are ordered as they are written on x86; elsewhere by the locks and by the system calls between them.
-"""
+"""The reading end of an inbox; `_frames` says what is in it."""
 
 from __future__ import annotations
 
@@ -22,10 +6,8 @@ import fcntl
 import logging
 import math
 import os
-import secrets
 import select
 import struct
-import termios
 import threading
 import time
 import zlib
@@ -33,63 +15,44 @@ from collections.abc import Sequence
 from functools import partial
 
 from pymq.exceptions import QueueNotFound
-from pymq.provider._files import Bells, Directory, Lock, Owned, close_file, encode_name, make_fifo, map_file, open_writer, write_at
+from pymq.provider._files import Bells, Directory, Lock, Owned, close_file, encode_name, make_fifo, map_file
+from pymq.provider._frames import (
+    BEHIND,
+    DATA,
+    DELETED,
+    DROPPED,
+    FREED,
+    HEAD_BYTES,
+    HEADER,
+    INLINE_BYTES,
+    LARGE,
+    LOCATION,
+    LOGGED,
+    NUDGE,
+    NUDGE_FRAME,
+    PREFIX,
+    REFERENCE,
+    SLEEPERS,
+    WAITING,
+    WAKE,
+    WAKE_FRAME,
+    Arena,
+    aligned,
+    arena_name,
+)
 from pymq.provider.base import Delivery
-
-PIPE_BUF = 4096
-HEADER = struct.Struct("<III")
-INLINE_BYTES = PIPE_BUF - HEADER.size
-"""The largest message that goes through the FIFO itself."""
-
-_PREFIX = b"\xa5pq"
-DATA, LARGE, REFERENCE, NUDGE, WAKE = (int.from_bytes(bytes([*_PREFIX, kind]), "little") for kind in (0, 0x03, 0x0C, 0x30, 0xC0))
-"""Two bits apart from each other, so that no flipped bit makes one into another. LARGE is as DATA, but only fits into the log."""
 
 _CONTROL = (LARGE, REFERENCE, NUDGE, WAKE)
 _PIPE_BYTES = 256 << 10
 _BATCH = 256 << 10
 _LARGE_BATCH = 256 << 10
 """64 KiB copied into memory that was just freed: 3.5 us; into fresh pages, as when eight are held at once: 20."""
-_REFERENCE = struct.Struct("<QQQ")
-_ARENA_BYTES = 4 << 20
-_ARENA_HEAD = 64
-_OWNER, _SENT, _FREED = range(3)
-
-_HEAD_BYTES = 4096
-LOGGED, DROPPED, BEHIND, WAITING, DELETED, _SLEEPERS = range(6)
-_MOST_SLEEPERS = _HEAD_BYTES // 8 - _SLEEPERS - 1
 _KEPT_LOG_BYTES = 1 << 20
 _LARGE_SPIN = 0.0001
 """For how many seconds a reader that has just received a large message yields the processor before it sleeps: in a stream of them
 it would sleep between any two, and waking it costs both sides more than the message does."""
-_PATIENCE = 0.001
-_TURNS = 20
-"""For how many seconds, and how many times at least, a sender yields the processor to a reader that takes nothing out of the full
-arena, before it turns to the log, which costs both of them more."""
 
 logger = logging.getLogger("pymq")
-
-
-pack_header = HEADER.pack
-
-
-def frame(magic: int, body: bytes) -> bytes:
-    return pack_header(magic, len(body), zlib.crc32(body)) + body
-
-
-def frames_of(message: bytes) -> list[bytes]:
-    """What `Outlet.offer` takes: a large one is not copied."""
-    if len(message) <= INLINE_BYTES:
-        return [frame(DATA, message)]
-    return [pack_header(LARGE, len(message), zlib.crc32(message)), message]
-
-
-_NUDGE, _WAKE = frame(NUDGE, b""), frame(WAKE, b"")
-
-
-def bytes_waiting(fifo: int) -> int:
-    """How much is in a FIFO."""
-    return int.from_bytes(fcntl.ioctl(fifo, termios.FIONREAD, b"\0\0\0\0"), "little")
 
 
 class Inbox:
@@ -116,7 +79,8 @@ class Inbox:
         self._was_large = False
         self._reported = 0
         self._arenas: dict[int, Arena] = {}
-        self.head = map_file(directory, f"{self.stem}.head", os.O_RDWR | os.O_CREAT | os.O_EXCL, _HEAD_BYTES).cast("Q")
+        self._watched: list[int] = []
+        self.head = map_file(directory, f"{self.stem}.head", os.O_RDWR | os.O_CREAT | os.O_EXCL, HEAD_BYTES).cast("Q")
         self._log = directory.open(f"{self.stem}.log", os.O_RDWR | os.O_CREAT | os.O_EXCL)
         self._lock = Lock(self._log)
         self._fifo = make_fifo(directory, f"{self.stem}.fifo")
@@ -130,19 +94,20 @@ class Inbox:
 
     def receive(self, timeout: float | None, spin: float, watch: Sequence[int], busy: bool = False) -> list[Delivery]:
         """All that has come; [] after the timeout, when woken, and when the reader of one of the write ends `watch` has died."""
-        found = [] if self._is_drained and timeout != 0 else self.take()
-        if found or timeout == 0:
-            self._woken = False
-            return found
-        now = time.monotonic()
-        end = math.inf if timeout is None else now + timeout
+        if not self._is_drained or timeout == 0:
+            found = self.take()
+            if found or timeout == 0:
+                self._woken = False
+                return found
+        end = math.inf if timeout is None else time.monotonic() + timeout
         if self._was_large:
             spin, self._was_large = max(spin, _LARGE_SPIN), False
-        if spin:
-            found = self._spin(min(end, now + spin))
+        found = self._spin(min(end, time.monotonic() + spin)) if spin else []
+        if watch != self._watched:
+            self._watch(watch)
         dead = False
-        while not (found or self._woken or dead or time.monotonic() >= end):
-            dead = self._sleep(end, watch, busy)
+        while not (found or self._woken or dead or (timeout is not None and time.monotonic() >= end)):
+            dead = self._sleep(end, busy)
             found = self.take()
         self._woken = False
         return found
@@ -152,7 +117,18 @@ class Inbox:
         with self._mutex:
             if self.head[DELETED]:
                 raise QueueNotFound(f"the temporary queue {self.name!r} was deleted")
-            self._read(_LARGE_BATCH)
+            if self._data or self.head[LOGGED] or self._found:
+                self._read(_LARGE_BATCH)
+            else:  # what nearly always happens, in one step
+                self._batch, self._position = _LARGE_BATCH, 0
+                try:
+                    self._data = data = os.read(self._fifo, _BATCH)
+                except BlockingIOError:
+                    data = b""
+                self._is_whole = len(data) < _BATCH
+                self._parse()
+                if self.head[LOGGED]:
+                    self._read(self._batch)
             found, self._found = self._found, []
             # then a poll is all it takes to learn of more: a read that finds nothing costs 2 us, most of it the exception
             self._is_drained = self._is_whole and not self._data and not self.head[LOGGED] and not self._woken
@@ -163,7 +139,7 @@ class Inbox:
         with self._mutex:
             self._load()
             self._read(math.inf)
-        self._signal(_NUDGE)
+        self._signal(NUDGE_FRAME)
 
     def size(self) -> int:
         """How many messages have come."""
@@ -172,7 +148,7 @@ class Inbox:
 
     def wake(self) -> None:
         """A blocked receive returns."""
-        self._signal(_WAKE)
+        self._signal(WAKE_FRAME)
 
     def delete(self) -> None:
         """Receiving raises QueueNotFound from now on. The files are the registry's to remove."""
@@ -193,19 +169,26 @@ class Inbox:
             found = self.take()
         return found
 
-    def _sleep(self, end: float, watch: Sequence[int], busy: bool) -> bool:
+    def _watch(self, writers: Sequence[int]) -> None:
+        """Whose death ends a sleep from now on: most callers watch the same server as before."""
+        for writer in self._watched:
+            self._poll.unregister(writer)
+        self._watched = list(writers)
+        for writer in self._watched:
+            self._poll.register(writer, 0)
+
+    def _sleep(self, end: float, busy: bool) -> bool:
         """Until something comes, the end, or a death (True)."""
-        poll, head = self._poll, self.head
-        for writer in watch:
-            poll.register(writer, 0)
+        head = self.head
         head[WAITING] = not busy
         try:
-            ready = poll.poll(None if end == math.inf else max(0, (end - time.monotonic()) * 1000))
+            ready = self._poll.poll(None if end == math.inf else max(0, (end - time.monotonic()) * 1000))
         finally:
             head[WAITING] = 0
-            for writer in watch:
-                poll.unregister(writer)
-        return any(fd != self._fifo for fd, _ in ready)
+        if len(ready) < 2 and (not ready or ready[0][0] == self._fifo):
+            return False
+        self._watch([])  # a descriptor that was closed and given away again must not stay
+        return True
 
     # The mutex is held
 
@@ -251,8 +234,8 @@ class Inbox:
             if self._done > _KEPT_LOG_BYTES:
                 os.ftruncate(self._log, 0)
             head[LOGGED] = head[BEHIND] = self._done = 0
-            sleepers = head[_SLEEPERS + 1 : _SLEEPERS + 1 + head[_SLEEPERS]].tolist()
-            head[_SLEEPERS] = 0
+            sleepers = head[SLEEPERS + 1 : SLEEPERS + 1 + head[SLEEPERS]].tolist()
+            head[SLEEPERS] = 0
         for number in sleepers:
             self._bells.ring(number)
         self._report_dropped()
@@ -284,7 +267,7 @@ class Inbox:
                 if self._batch <= 0:
                     self._position = position
                     return
-            elif not self._is_whole and end > len(data) and length <= INLINE_BYTES and data.startswith(_PREFIX, position):
+            elif not self._is_whole and end > len(data) and length <= INLINE_BYTES and data.startswith(PREFIX, position):
                 break
             else:
                 self.corrupted += 1
@@ -301,7 +284,7 @@ class Inbox:
         if magic in (NUDGE, WAKE):
             return 0
         try:
-            message = body if magic == LARGE else self._fetch(*_REFERENCE.unpack(body))
+            message = body if magic == LARGE else self._fetch(*LOCATION.unpack(body))
         except (OSError, ValueError, struct.error):  # there is no such arena
             self.corrupted += 1
             return 0
@@ -314,7 +297,7 @@ class Inbox:
         arena = self._arenas.get(token) or self._open_arena(token)
         offset = position % arena.size
         message = bytes(arena.bytes[offset : offset + length])
-        arena.words[_FREED] = position + _aligned(length)
+        arena.words[FREED] = position + aligned(length)
         return message
 
     def _open_arena(self, token: int) -> Arena:
@@ -322,190 +305,12 @@ class Inbox:
             owner, sent, freed, *_ = arena.words
             if freed >= sent and not (owner and self._bells.is_alive(owner)):
                 del self._arenas[other]
-                self._directory.unlink(_arena_name(self.stem, other))
-        arena = self._arenas[token] = Arena(map_file(self._directory, _arena_name(self.stem, token), os.O_RDWR))
+                self._directory.unlink(arena_name(self.stem, other))
+        arena = self._arenas[token] = Arena.open(self._directory, arena_name(self.stem, token))
         return arena
-
-
-class Arena:
-    """A mapped ring, and the words before it: the bell of its owner (0: it is done), how far that has sent, how far it is freed."""
-
-    def __init__(self, view: memoryview) -> None:
-        self.words = view[:_ARENA_HEAD].cast("Q")
-        self.bytes = view[_ARENA_HEAD:]
-        self.size = len(self.bytes)
-
-
-def _arena_name(stem: str, token: int) -> str:
-    return f"{stem}.{token:016x}"
-
-
-def _aligned(size: int) -> int:
-    return -(-size // _ARENA_HEAD) * _ARENA_HEAD
 
 
 def _next_frame(data: bytes, position: int) -> int:
     """Where a frame may begin next; at the end of the data, as far back as a header that is cut there."""
-    found = data.find(_PREFIX, position)
+    found = data.find(PREFIX, position)
     return found if found >= 0 else max(position, len(data) - HEADER.size + 1)
-
-
-class Outlet:
-    """A writing end. From any thread; `send` and `offer` raise BrokenPipeError where the inbox's process is dead."""
-
-    def __init__(self, name: str, directory: Directory, bells: Bells, member: int, *, max_pending: int, own: Inbox | None) -> None:
-        self.name = name
-        self.own = own
-        self._stem = encode_name(name)
-        self._directory = directory
-        self._bells = bells
-        self._member = member
-        self._max_pending = max_pending
-        self._mutex = threading.Lock()
-        self._arena: Arena
-        self._token = self._next = 0
-        self._stuck_at = -1
-        self._largest = _aligned(min(_ARENA_BYTES, max_pending // 4) // 2)
-        writer = open_writer(directory, f"{self._stem}.fifo")
-        if writer is None:
-            raise QueueNotFound(f"there is no queue {name!r}")
-        self.fifo = writer
-        self._fifo_owned = Owned(partial(close_file, writer))
-        try:
-            self.head = map_file(directory, f"{self._stem}.head", os.O_RDWR, _HEAD_BYTES).cast("Q")
-            log = directory.open(f"{self._stem}.log", os.O_RDWR)
-        except FileNotFoundError:
-            raise QueueNotFound(f"there is no queue {name!r}") from None
-        self._log_owned = Owned(partial(close_file, log))
-        self._log = log
-        self._lock = Lock(log)
-
-    def send(self, message: bytes) -> bool:
-        """Deliver it without waiting; False where the inbox is full."""
-        return (len(message) > INLINE_BYTES and self.send_by_arena(message)) or self.offer(frames_of(message))
-
-    def send_by_arena(self, message: bytes) -> bool:
-        """Deliver it through the arena; False where it is too large or there is no room."""
-        size = len(message)
-        with self._mutex:
-            if size > self._largest or (not self._token and not self._make_arena()):
-                return False
-            position = self._find_room(size)
-            if position < 0:
-                return False
-            arena = self._arena
-            offset = position % arena.size
-            arena.bytes[offset : offset + size] = message
-            reference = _REFERENCE.pack(self._token, position, size)
-            framed = pack_header(REFERENCE, len(reference), zlib.crc32(reference)) + reference
-            if (self.head[LOGGED] or not self._write(framed)) and not self.offer([framed]):
-                return False
-            self._next = arena.words[_SENT] = position + _aligned(size)
-            return True
-
-    def offer(self, parts: list[bytes], sleeper: int = 0) -> bool:
-        """Deliver a frame; False where there is no room, and then the bell of that number is rung when there is."""
-        is_small = len(parts) == 1
-        if is_small and not self.head[LOGGED] and self._write(parts[0]):
-            return True
-        while True:
-            with self._lock:
-                if is_small and not self.head[LOGGED] and self._write(parts[0]):
-                    return True
-                if self._append(parts):
-                    return True
-                if self.own is None:
-                    self._enrol(sleeper)
-                    return False
-            self.own.make_room()
-
-    def delete(self) -> None:
-        """What `Inbox.delete` does, from outside."""
-        self.head[DELETED] = 1
-        self._write(_WAKE)
-
-    def forget(self, sleeper: int) -> None:
-        """That bell need not be rung any more."""
-        with self._lock:
-            numbers = self._sleepers()
-            if sleeper in numbers:
-                numbers.remove(sleeper)
-                self._set_sleepers(numbers)
-
-    def drop(self) -> None:
-        """Count a message as lost; until the receiver has caught up, the next ones are not waited for."""
-        with self._lock:
-            self.head[DROPPED] += 1
-            self.head[BEHIND] = 1 if self.head[LOGGED] else 0
-
-    def backlog(self) -> tuple[int, bool]:
-        """How much waits, and whether the receiver is busy: the less, the sooner it gets to a new message."""
-        return bytes_waiting(self.fifo) + self.head[LOGGED], not self.head[WAITING]
-
-    # The lock is held
-
-    def _write(self, small: bytes) -> bool:
-        try:
-            os.write(self.fifo, small)
-        except BlockingIOError:
-            return False
-        return True
-
-    def _append(self, parts: list[bytes]) -> bool:
-        """Into the log, if there is room; one message, however large, always fits into an empty one."""
-        logged = self.head[LOGGED]
-        if logged and logged + sum(map(len, parts)) > self._max_pending:
-            return False
-        self.head[LOGGED] = logged + write_at(self._log, parts, logged)
-        if not bytes_waiting(self.fifo):
-            self._write(_NUDGE)
-        return True
-
-    def _sleepers(self) -> list[int]:
-        return self.head[_SLEEPERS + 1 : _SLEEPERS + 1 + self.head[_SLEEPERS]].tolist()
-
-    def _set_sleepers(self, numbers: list[int]) -> None:
-        for place, number in enumerate(numbers, _SLEEPERS + 1):
-            self.head[place] = number
-        self.head[_SLEEPERS] = len(numbers)
-
-    def _enrol(self, sleeper: int) -> None:
-        numbers = self._sleepers()
-        if sleeper and sleeper not in numbers and len(numbers) < _MOST_SLEEPERS:
-            self._set_sleepers([*numbers, sleeper])
-
-    # The arena; the mutex is held
-
-    def _find_room(self, size: int) -> int:
-        """Where in the arena, or -1; a reader that is at work is given time to make room, until it is found to be stuck."""
-        ring, words = self._arena.size, self._arena.words
-        end, seen, turns = 0.0, -1, 0
-        while True:
-            freed, position = words[_FREED], self._next
-            if position % ring + size > ring:
-                position = -(-position // ring) * ring
-            if position + size - freed <= ring:
-                return position
-            now = time.monotonic()
-            if freed != seen:
-                seen, end, turns = freed, now + _PATIENCE, 0
-            elif now >= end and turns > _TURNS:
-                self._stuck_at = freed
-            if freed == self._stuck_at:
-                return -1
-            turns += 1
-            if self.own is None:
-                os.sched_yield()
-            else:
-                self.own.make_room()
-
-    def _make_arena(self) -> bool:
-        token = secrets.randbits(63) | 1
-        try:
-            view = map_file(self._directory, _arena_name(self._stem, token), os.O_RDWR | os.O_CREAT, _ARENA_HEAD + 2 * self._largest)
-        except OSError:
-            return False  # the file system is full: the log may still have room, or says so
-        self._arena, self._token = Arena(view), token
-        self._arena.words[_OWNER] = self._member
-        self._arena_owned = Owned(partial(self._arena.words.__setitem__, _OWNER, 0))
-        return True

@@ -5,10 +5,61 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
+import os
 import threading
+from collections.abc import Mapping
 from time import monotonic
 
 from pymq.provider.base import Delivery, Provider, Receipt
+
+
+class Changed(threading.Condition):
+    """What threads wait on, and event loops, by the write ends of their pipes."""
+
+    def __init__(self, lock: threading.RLock) -> None:
+        super().__init__(lock)
+        self.pipes: list[int] = []
+
+    def notify_all(self) -> None:
+        super().notify_all()
+        for pipe in self.pipes:
+            try:
+                os.write(pipe, b"!")
+            except BlockingIOError:
+                pass  # it is readable for sure
+
+
+class MemoryReadiness:
+    """A pipe into which every change of a queue writes. Its broker's lock is held by whoever makes one."""
+
+    def __init__(self, queue: Inbox | SharedQueue, queues: Mapping[str, object]) -> None:
+        self._queue = queue
+        self._queues = queues
+        self.fd, self._pipe = os.pipe()
+        os.set_blocking(self.fd, False)
+        os.set_blocking(self._pipe, False)
+        queue.changed.pipes.append(self._pipe)
+
+    def arm(self) -> float | None:
+        queue = self._queue
+        with queue.changed:
+            try:
+                os.read(self.fd, 65536)
+            except BlockingIOError:
+                pass
+            queue.is_idle = True
+            left = queue.due() - monotonic()
+            return 0.0 if queue.holds_ready() else None if left == math.inf else max(0.0, left)
+
+    def watch(self, queue: str) -> bool:
+        """Every queue that goes is told to all, also as a change of this one."""
+        return queue in self._queues
+
+    def close(self) -> None:
+        with self._queue.changed:
+            self._queue.changed.pipes.remove(self._pipe)
+        os.close(self.fd)
+        os.close(self._pipe)
 
 
 class Inbox:
@@ -16,7 +67,7 @@ class Inbox:
 
     def __init__(self, owner: Provider, lock: threading.RLock, limit: int) -> None:
         self.owner = owner
-        self.changed = threading.Condition(lock)
+        self.changed = Changed(lock)
         self.behind = False
         self.is_idle = False
         self.dropped = 0
@@ -41,6 +92,9 @@ class Inbox:
     def due(self) -> float:
         """When something comes up by time alone."""
         return math.inf
+
+    def holds_ready(self) -> bool:
+        return bool(self._messages)
 
     def size(self) -> int:
         return len(self._messages)
@@ -76,7 +130,7 @@ class SharedQueue:
     """Each item is either *ready*, or *hidden* until a time: delayed, or leased (then it has a receipt)."""
 
     def __init__(self, name: str, lock: threading.RLock, limit: int) -> None:
-        self.changed = threading.Condition(lock)
+        self.changed = Changed(lock)
         self.is_idle = False
         self.hidden: dict[Item, float] = {}
         self._ready: list[tuple[tuple[int, int], Item]] = []
@@ -160,6 +214,9 @@ class SharedQueue:
 
     def holds_any(self) -> bool:
         return bool(self._ready or self.hidden)
+
+    def holds_ready(self) -> bool:
+        return bool(self._ready)
 
     def size(self) -> int:
         """How many wait: the delayed count, the leased do not."""

@@ -58,7 +58,7 @@ class SharedQueue:
 
     def __init__(self, name: str, directory: Directory, bells: Bells, member: int, max_bytes: int, create: bool) -> None:
         self.name = name
-        self._bells = bells
+        self.bells = bells
         self._member = member
         self._next_look = 0
         self._spins = False
@@ -228,7 +228,7 @@ class SharedQueue:
             self._store.enter()
             found = self._store.counters()
             waiters = self._store.state.table(RECEIVERS) + self._store.state.table(SENDERS)
-        return not found["waiting"] and not found["leased"] and not any(map(self._bells.is_alive, waiters))
+        return not found["waiting"] and not found["leased"] and not any(map(self.bells.is_alive, waiters))
 
     def mark_deleted(self) -> None:
         """Every call from now on, also one that waits, raises QueueNotFound; the files are unlinked."""
@@ -258,10 +258,10 @@ class SharedQueue:
     ) -> list[Delivery]:
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         found: list[Delivery] = []
-        bell = self._bells.borrow()
+        bell = self.bells.borrow()
         try:
             while not (found or stopped()):
-                armed = self._arm(bell)
+                armed = self.arm(bell)
                 if armed is not None:
                     begun = monotonic_ns()
                     rung = self._sleep(bell, deadline, armed, watch_fds)
@@ -273,9 +273,9 @@ class SharedQueue:
                     self._spins = slept < _SHORT_NS or self._store.has_something()
             return found
         finally:
-            self._disarm(bell)
+            self.disarm(bell)
 
-    def _arm(self, bell: Bell) -> tuple[float, list[int]] | None:
+    def arm(self, bell: Bell) -> tuple[float, list[int]] | None:
         """Register for being rung; when to look again and whose death to watch. None where there is something already."""
         store = self._store
         with self._sending, self._lock:
@@ -285,13 +285,13 @@ class SharedQueue:
             due = store.arm(bell.number)
             return (due / NS if due < NEVER else math.inf), store.others()
 
-    def _disarm(self, bell: Bell) -> None:
+    def disarm(self, bell: Bell) -> None:
         try:
             if bell.number in self._store.state.table(RECEIVERS):  # without a look at the lock: only this thread adds it
                 with self._sending, self._lock:
                     self._store.state.leave(RECEIVERS, bell.number)
         finally:
-            self._bells.give_back(bell)
+            self.bells.give_back(bell)
 
     def _spin(self) -> bool:
         """Look again for a while, but not next time where this was in vain: a wake-up costs both sides more than a put does."""
@@ -308,20 +308,20 @@ class SharedQueue:
         """Until rung (True), until the deadline, or until something is due or an owner or a watched reader dies (False)."""
         due, owners = armed
         until = min(deadline, due)
-        writers = [self._bells.writer(owner) for owner in owners]
+        writers = [self.bells.writer(owner) for owner in owners]
         rung = None not in writers and bell.sleep(
             None if until == math.inf else until - time.monotonic(), (*watch_fds, *(fd for fd in writers if fd is not None))
         )
         bell.silence()
         if not rung and not self._closed:
-            self._bury(owners)
+            self.bury(owners)
         return rung
 
     def _wait_for_room(self, record: bytes, level: int, maxsize: int, timeout: float | None) -> None:
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         if self._append(record, level, maxsize, None):
             return
-        bell = self._bells.borrow()
+        bell = self.bells.borrow()
         try:
             while not self._append(record, level, maxsize, bell.number):
                 if time.monotonic() >= deadline:
@@ -330,7 +330,7 @@ class SharedQueue:
                 bell.sleep(None if timeout is None else deadline - time.monotonic())
                 bell.silence()
         finally:
-            self._bells.give_back(bell)
+            self.bells.give_back(bell)
 
     def _append(self, record: bytes, level: int, maxsize: int, bell: int | None) -> bool:
         """With an exact look at the room; where there is none, that bell is rung when there may be."""
@@ -355,11 +355,11 @@ class SharedQueue:
             self._next_look = now + _LOOK_NS
             with self._lock:
                 owners = self._store.others()
-            self._bury(owners)
+            self.bury(owners)
 
-    def _bury(self, owners: list[int]) -> None:
+    def bury(self, owners: list[int]) -> None:
         """Give back what is leased to those that are dead."""
-        dead = [owner for owner in owners if not self._bells.is_alive(owner)]
+        dead = [owner for owner in owners if not self.bells.is_alive(owner)]
         if dead:
             with self._lock:
                 self._store.enter()

@@ -161,16 +161,18 @@ class Registry:
 
         `is_disposable(encoded name)` tells whether a shared queue holds nothing; one that is bound stays in any case.
         """
-        with self.lock:
-            self.bells.close()
-            self.sweep()
-            if not self.bells.directory.names() and not self.inboxes.names():
-                bound = set(map(encode_name, self.bound_queues()))
-                for stem in set(self.queues.names()) - bound:
-                    if is_disposable(stem):
-                        self.remove_queue(stem)
-                self._dissolve()
-        self._release()
+        try:
+            with self.lock:
+                self.bells.close()
+                self.sweep()
+                if not self.bells.directory.names() and not self.inboxes.names():
+                    bound = set(map(encode_name, self.bound_queues()))
+                    for stem in set(self.queues.names()) - bound:
+                        if is_disposable(stem):
+                            self.remove_queue(stem)
+                    self._dissolve()
+        finally:
+            self._release()
 
     def _dissolve(self) -> None:
         """Remove the namespace, but for queues that stay. `registry` goes last, since its lock keeps newcomers waiting."""

@@ -21,7 +21,7 @@ import struct
 import sys
 import time
 
-from pymq.provider._files import Directory, map_file
+from pymq.provider._files import Directory, map_file, write_at
 
 LEVELS_COUNT = 10
 FORMAT = int.from_bytes(b"pymq-q\0\1", "little")
@@ -135,7 +135,7 @@ def format_state(fd: int) -> None:
     _write_word(fd, NEXT, time.monotonic_ns())
     for level in range(LEVELS_COUNT):
         for end in (TAIL, HEAD):
-            os.pwrite(fd, _END.pack(level << 60 | START, 0, 0), 8 * (LEVELS + 16 * level + end + 1))
+            write_at(fd, [_END.pack(level << 60 | START, 0, 0)], 8 * (LEVELS + 16 * level + end + 1))
     _write_word(fd, 0, FORMAT)
 
 
@@ -145,4 +145,4 @@ def read_format(fd: int) -> int:
 
 
 def _write_word(fd: int, place: int, value: int) -> None:
-    os.pwrite(fd, value.to_bytes(8, sys.byteorder), 8 * place)
+    write_at(fd, [value.to_bytes(8, sys.byteorder)], 8 * place)

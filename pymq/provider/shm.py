@@ -1,6 +1,6 @@
 """The default provider: queues in shared memory, between the processes of one user on one Linux machine. Nothing to install.
 
-`_inbox` has the temporary queues, `_queue` the shared ones, `_registry` the bindings; this file puts the contract over them.
+`_inbox` and `_outlet` have the temporary queues, `_queue` the shared ones, `_registry` the bindings; this file puts the contract over them.
 """
 
 from __future__ import annotations
@@ -24,13 +24,16 @@ from zlib import crc32
 
 from pymq.exceptions import LeaseLost, MessageTooLarge, ProviderError, PublishFull, QueueNotFound
 from pymq.provider import dataclass_from_url
-from pymq.provider.base import Delivery, Features, Provider, Receipt
+from pymq.provider.base import LATER, Delivery, Features, Provider, Readiness, Receipt, WouldWait
 from pymq.topics import matcher
 
 if sys.platform == "linux":  # elsewhere this file can be imported, and `open` says what to use instead
-    from pymq.provider._files import Directory, Owned, decode_name, encode_name, is_dead, translated
-    from pymq.provider._inbox import BEHIND, DATA, DELETED, DROPPED, INLINE_BYTES, LOGGED, Inbox, Outlet, frames_of, pack_header
+    from pymq.provider._files import Directory, Owned, decode_name, encode_name, translated
+    from pymq.provider._frames import BEHIND, DATA, DELETED, DROPPED, INLINE_BYTES, LOGGED, frames_of, pack_header
+    from pymq.provider._inbox import Inbox
+    from pymq.provider._outlet import Outlet
     from pymq.provider._queue import SharedQueue
+    from pymq.provider._readiness import InboxReadiness, QueueReadiness
     from pymq.provider._registry import WORD, Registry
 
 logger = logging.getLogger("pymq")
@@ -129,12 +132,15 @@ class ShmProvider(Provider):
         self._closed = True
         self._end_receives()
         registry = self._registry
-        with registry.lock:
-            self._delete_inboxes(list(self._inboxes))
-        self._table = (0, {})
-        self._outlets.clear()
-        self._queues.clear()
-        registry.leave(self._is_disposable)
+        try:
+            with registry.lock:
+                self._delete_inboxes(list(self._inboxes))
+        finally:  # whatever fails: this process is gone for the others, who sweep up what it leaves
+            self._table = (0, {})
+            self._inboxes.clear()
+            self._outlets.clear()
+            self._queues.clear()
+            registry.leave(self._is_disposable)
 
     def _end_receives(self) -> None:
         deadline = time.monotonic() + _CLOSE_SECONDS
@@ -297,7 +303,7 @@ class ShmProvider(Provider):
             generation, names = self._bound[topic] = self._registry.bound(topic)
         found = []
         for outlet in filter(None, map(self._outlet, names)):
-            if is_dead(outlet.fifo):
+            if outlet.is_dead():
                 self._bury(outlet)
             else:
                 found.append(outlet)
@@ -466,18 +472,27 @@ class ShmProvider(Provider):
         **how: Any,
     ) -> int:
         """To the inboxes that the fast path did not serve, then to the shared queues, then once more to those that were full."""
-        deadline = time.monotonic() + (self._config.publish_timeout if timeout is None else timeout)
+        deadline = time.monotonic() + (self._config.publish_timeout if timeout in (None, LATER) else timeout)
         reached, full = self._offer(late, lambda outlet: outlet.send(message))
         accepted += reached
         reached, full_groups = self._publish_to_shared(groups, message, deadline=0, **how)
         accepted += reached
         waited_for = [outlet for outlet in full if not outlet.head[BEHIND]]
-        hopeless = [outlet for outlet in full if outlet not in waited_for]
-        if waited_for:
-            reached, still_full = self._wait_for_room(waited_for, message, deadline - time.monotonic())
+        for outlet in full:
+            if outlet not in waited_for:
+                self._drop(outlet)
+        finish = functools.partial(self._publish_last, message, accepted, waited_for, full_groups, deadline, **how)
+        if timeout == LATER and (waited_for or full_groups):
+            raise WouldWait(finish)
+        return finish()
+
+    def _publish_last(
+        self, message: bytes, accepted: int, full: list[Outlet], full_groups: list[str], deadline: float, **how: Any
+    ) -> int:
+        if full:
+            reached, full = self._wait_for_room(full, message, deadline - time.monotonic())
             accepted += reached
-            hopeless += still_full
-        for outlet in hopeless:
+        for outlet in full:
             self._drop(outlet)
         reached, full_groups = self._publish_to_shared(full_groups, message, deadline=deadline, **how)
         if full_groups:
@@ -544,9 +559,8 @@ class ShmProvider(Provider):
     ) -> list[Delivery]:
         self._inside.append(None)
         try:
-            watched = [self._outlet(name) for name in watch] if watch else []
-            alive = [outlet for outlet in watched if outlet is not None]
-            if len(alive) < len(watched):
+            alive = [outlet for name in watch if (outlet := self._outlet(name))] if watch else []
+            if len(alive) < len(watch):
                 timeout = 0
             fds = [outlet.fifo for outlet in alive]
             inbox = self._inboxes.get(queue)
@@ -556,7 +570,7 @@ class ShmProvider(Provider):
                 found = self._receive_shared(queue, timeout, limit, lease, fds)
             if not found:
                 for outlet in alive:
-                    if is_dead(outlet.fifo):
+                    if outlet.is_dead():
                         self._bury(outlet)
             return found
         except OSError as error:
@@ -580,6 +594,10 @@ class ShmProvider(Provider):
         for inbox in list(self._inboxes.values()):
             inbox.wake()
         self._registry.bells.ring_own()
+
+    def readiness(self, queue: str) -> Readiness:
+        inbox = self._inboxes.get(queue)
+        return QueueReadiness(self._shared(queue)[0]) if inbox is None else InboxReadiness(inbox, self._outlet)
 
     # Settling
 

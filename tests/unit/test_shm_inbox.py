@@ -24,8 +24,7 @@ from typing import Any
 import pytest
 
 from pymq.exceptions import MessageTooLarge, ProviderError, QueueNotFound
-from pymq.provider import _inbox
-from pymq.provider._inbox import DATA, INLINE_BYTES, LOGGED, NUDGE, REFERENCE, frame
+from pymq.provider._frames import DATA, INLINE_BYTES, LOGGED, NUDGE, REFERENCE, SLEEPERS, WAITING, frame
 from pymq.provider.shm import ShmConfig, ShmProvider
 
 GUARD = 20.0
@@ -212,7 +211,7 @@ def test_a_sender_waits_for_room_and_goes_on(config, opened, peers):
     receiver, (sender,) = opened(), peers(1, ShmConfig(home=config.home, max_pending=100_000, publish_timeout=100 * GUARD))
     subscribe(receiver, "inbox")
     sender.begin(flood, 0, 0, 3000)
-    while not (sleepers := receiver._inboxes["inbox"].head[_inbox._SLEEPERS]):
+    while not (sleepers := receiver._inboxes["inbox"].head[SLEEPERS]):
         time.sleep(0.001)
     assert sleepers == 1
     assert holes(take(receiver, "inbox", 3000), 1, 3000) == []
@@ -407,7 +406,7 @@ def test_an_idle_receiver_makes_no_system_call(opened, peers, tmp_path):
     try:
         if "attached" not in tracer.stderr.readline():
             pytest.skip("needs the right to ptrace")
-        while not waker._outlet("inbox").head[_inbox.WAITING]:
+        while not waker._outlet("inbox").head[WAITING]:
             time.sleep(0.001)
         time.sleep(0.05)
         before = log.read_text()

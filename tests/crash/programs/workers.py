@@ -29,7 +29,7 @@ import pymq
 from pymq import codec  # noqa: F401
 from pymq.deliveries import Leased
 from pymq.provider import _inbox
-from pymq.provider._inbox import Outlet
+from pymq.provider._outlet import Outlet
 from pymq.provider._queue import SharedQueue
 from pymq.provider._store import Store
 from pymq.provider.shm import ShmConfig

@@ -1,0 +1,103 @@
+"""What an event loop waits on at the shm provider: an epoll of what a thread would sleep on, which itself can be waited on."""
+
+from __future__ import annotations
+
+import math
+import select
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from pymq.provider._frames import WAITING
+
+if TYPE_CHECKING:
+    from pymq.provider._inbox import Inbox
+    from pymq.provider._outlet import Outlet
+    from pymq.provider._queue import SharedQueue
+
+
+class _Poller:
+    """One descriptor that stands for several: one to read from, and FIFOs whose readers' deaths are told once each."""
+
+    def __init__(self, source: int) -> None:
+        self._epoll = select.epoll()
+        self._epoll.register(source, select.EPOLLIN)
+        self._source = source
+        self.fd = self._epoll.fileno()
+
+    def watch(self, writer: int) -> None:
+        """Its death makes `fd` readable. Told by the kernel as an error, which needs no asking for."""
+        try:
+            self._epoll.register(writer, select.EPOLLONESHOT)
+        except FileExistsError:
+            pass
+
+    def deaths(self) -> list[int]:
+        """Those that died since the last look."""
+        return [fd for fd, _ in self._epoll.poll(0) if fd != self._source]
+
+    def close(self) -> None:
+        self._epoll.close()
+
+
+class InboxReadiness:
+    """Of a temporary queue: its FIFO, and those of the processes whose death matters."""
+
+    def __init__(self, inbox: Inbox, outlet: Callable[[str], Outlet | None]) -> None:
+        self._inbox = inbox
+        self._outlet = outlet
+        self._poller = _Poller(inbox._fifo)
+        self._watched: dict[int, Outlet] = {}
+        self.fd = self._poller.fd
+
+    def arm(self) -> float | None:
+        if self._watched:
+            for writer in self._poller.deaths():
+                self._watched.pop(writer, None)
+        self._inbox.head[WAITING] = 1
+        return None if self._inbox._is_drained else 0.0
+
+    def watch(self, queue: str) -> bool:
+        outlet = self._outlet(queue)
+        if outlet is None or outlet.is_dead():
+            return False
+        if self._watched.get(outlet.fifo) is not outlet:
+            self._watched[outlet.fifo] = outlet  # held, so that the descriptor stays what it is
+            self._poller.watch(outlet.fifo)
+        return True
+
+    def close(self) -> None:
+        self._poller.close()
+        self._watched.clear()
+
+
+class QueueReadiness:
+    """Of a shared queue: a bell that senders ring, and the owners of leases, whose death makes messages come again."""
+
+    def __init__(self, queue: SharedQueue) -> None:
+        self._queue = queue
+        self._bell = queue.bells.borrow()
+        self._poller = _Poller(self._bell.fd)
+        self.fd = self._poller.fd
+
+    def arm(self) -> float | None:
+        died = self._poller.deaths()
+        self._bell.silence()
+        armed = self._queue.arm(self._bell)
+        if armed is None:
+            return 0.0
+        due, owners = armed
+        writers = [self._queue.bells.writer(owner) for owner in owners]
+        if died or None in writers:
+            self._queue.bury(owners)
+            return 0.0
+        for writer in writers:
+            self._poller.watch(writer)  # type: ignore[arg-type]
+        return None if due == math.inf else max(0.0, due - time.monotonic())
+
+    def watch(self, queue: str) -> bool:
+        raise NotImplementedError("nobody waits for a death and for a shared queue at once")
+
+    def close(self) -> None:
+        self._poller.close()
+        self._queue.disarm(self._bell)
