@@ -10,7 +10,6 @@ import select
 import struct
 import threading
 import time
-import zlib
 from collections.abc import Sequence
 from functools import partial
 
@@ -39,6 +38,7 @@ from pymq.provider._frames import (
     Arena,
     aligned,
     arena_name,
+    checksum,
 )
 from pymq.provider.base import Delivery
 
@@ -251,17 +251,17 @@ class Inbox:
     def _parse(self) -> None:
         """Take the frames out of the data. What is damaged is counted and skipped; a frame cut at the end waits for its rest."""
         data, position = self._data, self._position
-        add, unpack, crc32 = self._found.append, HEADER.unpack_from, zlib.crc32
+        add, unpack = self._found.append, HEADER.unpack_from
         last = len(data) - HEADER.size
         while position <= last:
-            magic, length, crc = unpack(data, position)
+            magic, length, expected = unpack(data, position)
             begin = position + 12
             end = begin + length
             body = data[begin:end]
-            if magic == DATA and crc32(body) == crc and len(body) == length:
+            if magic == DATA and checksum(body) == expected and len(body) == length:
                 add((body, None))
                 position = end
-            elif magic in _CONTROL and crc32(body) == crc and len(body) == length:
+            elif magic in _CONTROL and checksum(body) == expected and len(body) == length:
                 position = end
                 self._batch -= self._control(magic, body)
                 if self._batch <= 0:

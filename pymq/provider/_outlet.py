@@ -7,7 +7,6 @@ import secrets
 import select
 import threading
 import time
-import zlib
 from functools import partial
 
 from pymq.exceptions import QueueNotFound
@@ -33,6 +32,7 @@ from pymq.provider._frames import (
     aligned,
     arena_name,
     bytes_waiting,
+    checksum,
     frames_of,
     pack_header,
 )
@@ -94,7 +94,7 @@ class Outlet:
             offset = position % arena.size
             arena.bytes[offset : offset + size] = message
             reference = LOCATION.pack(self._token, position, size)
-            framed = pack_header(REFERENCE, len(reference), zlib.crc32(reference)) + reference
+            framed = pack_header(REFERENCE, len(reference), checksum(reference)) + reference
             if (self.head[LOGGED] or not self._write(framed)) and not self.offer([framed]):
                 return False
             self._next = arena.words[SENT] = position + aligned(size)

@@ -1,6 +1,6 @@
 """The default provider: queues in shared memory, between the processes of one user on one Linux machine. Nothing to install.
 
-`_inbox` and `_outlet` have the temporary queues, `_queue` the shared ones, `_registry` the bindings; this file puts the contract over them.
+`_inbox` and `_outlet` have the temporary queues, `_queue` the shared ones, `_registry` the bindings; here the contract is put over them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from os import write
 from queue import Full
 from typing import Any, TypeAlias, TypeVar, cast
-from zlib import crc32
 
 from pymq.exceptions import LeaseLost, MessageTooLarge, ProviderError, PublishFull, QueueNotFound
 from pymq.provider import dataclass_from_url
@@ -29,7 +28,7 @@ from pymq.topics import matcher
 
 if sys.platform == "linux":  # elsewhere this file can be imported, and `open` says what to use instead
     from pymq.provider._files import Directory, Owned, decode_name, encode_name, translated
-    from pymq.provider._frames import BEHIND, DATA, DELETED, DROPPED, INLINE_BYTES, LOGGED, frames_of, pack_header
+    from pymq.provider._frames import BEHIND, DATA, DELETED, DROPPED, INLINE_BYTES, LOGGED, checksum, frames_of, pack_header
     from pymq.provider._inbox import Inbox
     from pymq.provider._outlet import Outlet
     from pymq.provider._queue import SharedQueue
@@ -329,7 +328,7 @@ class ShmProvider(Provider):
         known = self._outlets.get(queue)
         if known is not None and size <= INLINE_BYTES and not known.head[LOGGED] and not known.head[DELETED]:
             try:
-                write(known.fifo, pack_header(DATA, size, crc32(message)) + message)
+                write(known.fifo, pack_header(DATA, size, checksum(message)) + message)
                 return
             except OSError:
                 pass  # full or dead: what follows finds out
@@ -428,7 +427,7 @@ class ShmProvider(Provider):
         size = len(message)
         accepted, late = 0, []
         if size <= INLINE_BYTES:
-            framed = pack_header(DATA, size, crc32(message)) + message
+            framed = pack_header(DATA, size, checksum(message)) + message
             for outlet in outlets:
                 if outlet.head[LOGGED]:
                     late.append(outlet)
