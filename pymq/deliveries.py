@@ -17,7 +17,7 @@ from queue import Full
 from typing import Any, NamedTuple
 
 from pymq import message as frames
-from pymq.exceptions import CodecError, LeaseLost, ProviderError, Retry
+from pymq.exceptions import CodecError, LeaseLost, ProviderError, Reject, Retry
 from pymq.message import Frame, Message, Prefix
 from pymq.provider.base import Provider, Receipt
 
@@ -62,6 +62,11 @@ class Leased:
     def exhausted(self) -> bool:
         """Whether the attempts before this one, each ended by a crash or a lost lease, were already one too many."""
         return self.failures > self.policy.retries + 1
+
+    def raise_if_exhausted(self) -> None:
+        """Raises Reject, which takes it to the dead letters."""
+        if self.exhausted:
+            raise Reject(f"{self.attempt - 1} deliveries ended without an ack")
 
     def about(self) -> Message:
         """What the handler may ask for beside the event."""
@@ -129,7 +134,7 @@ class Leases:
         self._changed = threading.Event()
         self._asleep = True
         self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # reentrant: a signal handler may take in the middle of a take
         self._closed = False
 
     def hold(self, receipt: Receipt, lease: float) -> None:

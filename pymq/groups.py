@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pymq import message as frames
 from pymq.deliveries import Leased, Policy
 from pymq.dispatch import join
 from pymq.exceptions import CodecError, LeaseLost, PymqError, QueueNotFound, Reject, Retry
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from pymq.bus import EventBus
 
 log = logging.getLogger("pymq")
+
+MAX_PLAIN = 10_000
 
 
 class Options(NamedTuple):
@@ -103,6 +107,7 @@ class Member(Work):
         self._queue = group.queue_of(target.channel, target.pattern)
         self._stopping = False
         self._handling: set[threading.Thread] = set()
+        self._plain: dict[bytes, tuple[Callable[[bytes], Any], int]] = {}
         self._threads = [threading.Thread(target=self._consume, name=f"pymq-{group.name}", daemon=True) for _ in range(workers)]
 
     def start(self) -> None:
@@ -136,13 +141,13 @@ class Member(Work):
         return [f"the handler {self.name} of group {self.group.name!r}, which still runs"]
 
     def _consume(self) -> None:
-        provider, leases = self.bus.provider, self.bus.leases
+        provider, leases, thread = self.bus.provider, self.bus.leases, threading.current_thread()
         while not self._stopping:
             try:
                 for message, receipt in provider.receive(self._queue, None, lease=self._lease):
                     if receipt is not None:
                         leases.hold(receipt, self._lease)
-                        self._handle(message, receipt)
+                        self._handle(message, receipt, thread)
             except QueueNotFound:
                 return log.warning("the group %r was deleted; %s stops", self.group.name, self.name)
             except Exception as error:
@@ -151,43 +156,65 @@ class Member(Work):
                     time.sleep(0.1)
         return None
 
-    def _handle(self, message: bytes, receipt: Receipt) -> None:
+    def _handle(self, message: bytes, receipt: Receipt, thread: threading.Thread) -> None:
         """Run the handler for one event and settle it by what came of it."""
-        leased = Leased(self.bus.provider, message, receipt, self._policy)
-        self._handling.add(threading.current_thread())
+        self._handling.add(thread)
         try:
-            self._run(leased)
-        except LeaseLost:
-            log.warning("%s took longer than its lease; the event was given to another member", self.name)
+            try:
+                self._call(message, receipt)
+            except BaseException as error:
+                self.settle(message, receipt, error)
+            else:
+                self.settle(message, receipt, None)
         finally:
-            self._handling.discard(threading.current_thread())
+            self._handling.discard(thread)
             self.bus.leases.release(receipt)
 
-    def _run(self, leased: Leased) -> None:
+    def settle(self, message: bytes, receipt: Receipt, error: BaseException | None) -> None:
+        """Ack the event, or do with it what follows from the handler's error."""
         try:
-            if leased.exhausted:
-                raise Reject(f"{leased.attempt - 1} deliveries ended without an ack")
-            self._call(leased)
-        except Retry as again:
-            self.retried += 1
-            leased.retry(again)
-        except (Reject, CodecError) as error:
-            self.dead += 1
-            log.error("%s: an event on %r goes to the dead letters: %s", self.name, self.channel, error)
-            leased.bury(error)
-        except BaseException as error:
-            self.failed += 1
-            log.error("%s failed, attempt %d", self.name, leased.attempt, exc_info=error)
-            outcome = leased.fail(error)
-            setattr(self, outcome, getattr(self, outcome) + 1)
-        else:
-            self.bus.provider.ack(leased.receipt)
-            self.delivered += 1
+            if error is None:
+                self.bus.provider.ack(receipt)
+                self.delivered += 1
+            else:
+                self._fail(Leased(self.bus.provider, message, receipt, self._policy), error)
+        except LeaseLost:
+            log.warning("%s took longer than its lease; the event was given to another member", self.name)
 
-    def _call(self, leased: Leased) -> None:
+    def _call(self, message: bytes, receipt: Receipt) -> None:
+        """Most messages have no options, are delivered for the first time, and their handler takes the event alone: the hot path."""
+        packed = frames.prefix_of(message)
+        plain = self._plain.get(packed)
+        if plain is None or receipt.attempt > 1:
+            return self._call_with_care(message, receipt)
+        decode, start = plain
+        self.callback(decode(message[start:]))
+        return None
+
+    def _call_with_care(self, message: bytes, receipt: Receipt) -> None:
+        leased = Leased(self.bus.provider, message, receipt, self._policy)
+        leased.raise_if_exhausted()
         prefix = leased.frame.prefix
-        event = self.decode(prefix.form, prefix.type_name, leased.frame.payload)
+        decode = self.decoder(prefix.form, prefix.type_name)
+        event = decode(leased.frame.payload)
+        if not (leased.frame.options or self.shape.wants_message or self.shape.is_async) and len(self._plain) < MAX_PLAIN:
+            packed = frames.prefix_of(message)
+            self._plain[packed] = decode, frames.START.size + len(packed)
         args, kwargs = self.shape.arguments(event, leased.about() if self.shape.wants_message else None)
         result = self.callback(*args, **kwargs)
         if self.shape.is_async:
             self.bus.loop.wait_for(self.name, result)
+
+    def _fail(self, leased: Leased, error: BaseException) -> None:
+        if isinstance(error, Retry):
+            self.retried += 1
+            leased.retry(error)
+        elif isinstance(error, Reject | CodecError):
+            self.dead += 1
+            log.error("%s: an event on %r goes to the dead letters: %s", self.name, self.channel, error)
+            leased.bury(error)
+        else:
+            self.failed += 1
+            log.error("%s failed, attempt %d", self.name, leased.attempt, exc_info=error)
+            outcome = leased.fail(error)
+            setattr(self, outcome, getattr(self, outcome) + 1)

@@ -38,15 +38,15 @@ class Work:
         self.expired = 0
         self._decoders: dict[tuple[int, str], Callable[[bytes], Any]] = {}
 
-    def decode(self, form: int, type_name: str, payload: bytes) -> Any:
-        """The event, as the handler's hint wants it. Raises CodecError."""
+    def decoder(self, form: int, type_name: str) -> Callable[[bytes], Any]:
+        """What makes an event of a payload, as the handler's hint wants it. Raises CodecError, as what it returns does."""
         try:
-            decoder = self._decoders[form, type_name]
+            return self._decoders[form, type_name]
         except KeyError:
             from pymq import codec
 
-            decoder = self._decoders[form, type_name] = codec.decoder_for(form, type_name, self.hint)
-        return decoder(payload)
+            found = self._decoders[form, type_name] = codec.decoder_for(form, type_name, self.hint)
+            return found
 
     def counts(self) -> dict[str, int]:
         """For `EventBus.stats`."""
@@ -82,7 +82,7 @@ class Subscription(Work):
         expires = frame.options.get("expires")
         if expires is not None and self.bus.provider.clock() > expires:
             raise _Expired
-        event = self.decode(frame.prefix.form, frame.prefix.type_name, frame.payload)
+        event = self.decoder(frame.prefix.form, frame.prefix.type_name)(frame.payload)
         return event, Message(frame.sequence, frame.prefix, frame.options) if self.shape.wants_message else None
 
     def fail(self, error: BaseException) -> None:

@@ -1,6 +1,6 @@
 """The default provider: queues in shared memory, between the processes of one user on one Linux machine. Nothing to install.
 
-`_inbox` and `_outlet` have the temporary queues, `_queue` the shared ones, `_registry` the bindings; here the contract is put over them.
+`_inbox` and `_outlet` are the temporary queues, `_queue` the shared ones, `_registry` the bindings; here the contract is put over them.
 """
 
 from __future__ import annotations
@@ -425,8 +425,11 @@ class ShmProvider(Provider):
         except (KeyError, TypeError):
             outlets, groups = self._route(tuple(topics), generation, routes)
         size = len(message)
-        accepted, late = 0, []
-        if size <= INLINE_BYTES:
+        accepted = 0
+        late: list[Outlet] = []
+        if size > INLINE_BYTES:
+            accepted, late = self._publish_large(message, outlets)
+        elif outlets:
             framed = pack_header(DATA, size, checksum(message)) + message
             for outlet in outlets:
                 if outlet.head[LOGGED]:
@@ -437,10 +440,14 @@ class ShmProvider(Provider):
                     accepted += 1
                 except OSError:
                     late.append(outlet)
-        else:
-            accepted, late = self._publish_large(message, outlets)
         if late or groups:
             try:
+                if not (late or delay):
+                    left = [name for name in groups if not self._send_at_once(name, message, ttl)]
+                    accepted += len(groups) - len(left)
+                    if not left:
+                        return accepted
+                    groups = left
                 return self._publish_late(message, accepted, late, groups, timeout, delay=delay, ttl=ttl)
             except OSError as error:
                 raise translated(error, self.path) from error
@@ -497,6 +504,14 @@ class ShmProvider(Provider):
         if full_groups:
             raise PublishFull(accepted + reached, full_groups)
         return accepted + reached
+
+    def _send_at_once(self, name: str, message: bytes, ttl: float | None) -> bool:
+        """To a shared queue that is open and has room: what is nearly always the case. Else, `_publish_late` finds out."""
+        try:
+            self._queues[name][0].send(message, timeout=0, ttl=ttl)
+        except (KeyError, Full, QueueNotFound):
+            return False
+        return True
 
     def _publish_to_shared(
         self, groups: list[str], message: bytes, *, deadline: float, delay: float, ttl: float | None
