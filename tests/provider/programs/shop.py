@@ -371,3 +371,14 @@ def hang_on_one(me: Participant) -> Callable[..., Any]:
         return number
 
     return hang_on_one
+
+
+def subscribe_with_a_small_pipe(me: Participant) -> None:
+    """`counting_when_released`, from an inbox whose pipe holds 8 KiB."""
+    from pymq.provider import _inbox
+
+    usual, _inbox._PIPE_BYTES = _inbox._PIPE_BYTES, 8192
+    try:
+        me.bus.subscribe(counting_when_released(me))
+    finally:
+        _inbox._PIPE_BYTES = usual

@@ -1,0 +1,31 @@
+"""Puts numbers and gets them while Ctrl-C comes every few milliseconds; says what became of each."""
+
+import contextlib
+import signal
+import time
+
+import pymq
+
+COUNT = 2000
+
+pymq.init()
+jobs = pymq.queue("jobs", type=int)
+put, got, interrupts = 0, [], 0
+end = time.monotonic() + 60
+signal.setitimer(signal.ITIMER_REAL, 0.003, 0.003)
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+while put < COUNT and time.monotonic() < end:
+    try:
+        jobs.put(put)
+        put += 1
+        got.append(jobs.get(timeout=10))
+    except KeyboardInterrupt:
+        interrupts += 1
+signal.setitimer(signal.ITIMER_REAL, 0)
+with contextlib.suppress(pymq.Empty):
+    while True:
+        got.append(jobs.get_nowait())
+print(put == COUNT, interrupts > 10, got == sorted(got))
+print(len(set(range(COUNT)) - set(got)) <= interrupts)
+jobs.free()
+pymq.shutdown()
