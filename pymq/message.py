@@ -8,7 +8,7 @@
     u8   version       1
     u8   kind          EVENT, ITEM, REQUEST, REPLY, FAILURE
     u8   form          how the payload is encoded: pymq.codec's RAW, TYPED or TAGGED
-    u8   flags         OPTIONS: the options section is there
+    u8   flags         OPTIONS: the options section is there; TIMED: it is the time alone, as pymq.pubsub packs it
     u64  token         of the sender
     JSON [channel, type name, other topics]
     --- the options, only where something is set: headers, expiry, failures so far ---
@@ -22,20 +22,21 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from pymq.exceptions import CodecError
 
 VERSION = 1
 EVENT, ITEM, REQUEST, REPLY, FAILURE = range(1, 6)
-OPTIONS = 1
+OPTIONS, TIMED = 1, 2
 
 START = struct.Struct("<QH")
 FIXED = struct.Struct("<BBBBQ")
 LENGTH = struct.Struct("<I")
-pack_sequence = struct.Struct("<Q").pack
+pack_sequence: Callable[[int], bytes] = struct.Struct("<Q").pack
 MAX_PREFIX = 0xFFFF
 
 
@@ -92,7 +93,25 @@ def unpack_options(frame: bytes, start: int) -> tuple[dict[str, Any], int]:
 
     (length,) = LENGTH.unpack_from(frame, start)
     end = start + LENGTH.size + length
-    return codec.decode_arguments(frame[start + LENGTH.size : end])[1], end
+    options = codec.decode_arguments(frame[start + LENGTH.size : end])[1]
+    for name, value in options.items():
+        if not _is_valid(name, value):
+            raise CodecError(f"a message with the option {name}={value!r}")
+    return options, end
+
+
+_COUNTS = {"attempts", "uncounted", "priority"}
+_TIMES = {"due", "expires", "first-failure"}
+_MOST = 1 << 31
+
+
+def _is_valid(name: str, value: Any) -> bool:
+    """Whether an option is what we write: all else would fail later, where it is used and nobody expects it."""
+    if name in _COUNTS:
+        return type(value) is int and 0 <= value < _MOST
+    if name in _TIMES:
+        return type(value) in (int, float) and not math.isnan(value)
+    return isinstance(value, {"headers": dict, "origin": str}.get(name, object))
 
 
 class Frame(NamedTuple):
@@ -132,12 +151,12 @@ class Message:
     __slots__ = ("attempt", "channel", "headers", "sender", "sequence", "type_name")
 
     def __init__(self, sequence: int, prefix: Prefix, options: Mapping[str, Any], attempt: int = 1) -> None:
-        self.channel = prefix.channel
+        self.channel: str = prefix.channel
         self.headers: dict[str, Any] = options.get("headers", {})
-        self.attempt = attempt
-        self.sender = f"{prefix.token:016x}"
-        self.sequence = sequence
-        self.type_name = prefix.type_name
+        self.attempt: int = attempt
+        self.sender: str = f"{prefix.token:016x}"
+        self.sequence: int = sequence
+        self.type_name: str = prefix.type_name
 
     @property
     def id(self) -> str:

@@ -12,6 +12,10 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import PurePath
 
+WORDS = "=e/"
+"""A binding of a temporary queue to `=e/logs.=.+` is to words with dots between them: `=` is one word, `+` one or more. No glob can
+say so, and with one that says more, publishers would count receivers that do not want the message."""
+
 EVENT_NAME = "__pymq_event__"
 """The attribute in which `@pymq.event("name")` leaves a class's own channel; looked up in the class itself, never in its bases."""
 
@@ -108,6 +112,30 @@ def _members(members: str) -> str:
     return re.sub(r"\\(.)|([\[\]&~|^])", lambda found: "\\" + (found[1] or found[2]), members, flags=re.DOTALL)
 
 
+def words_matcher(pattern: str) -> Callable[[str], bool]:
+    """As `matcher`, for words with dots between them, of which `=` stands for any one and `+` for one or more. Linear in the same way:
+    the places in the pattern that can be reached are carried from word to word.
+    """
+    wanted = pattern.split(".")
+
+    def matches(topic: str) -> bool:
+        reached = {0}
+        for word in topic.split("."):
+            further = {place + 1 for place in reached if place < len(wanted) and wanted[place] in ("=", "+", word)}
+            reached = further | {place for place in reached if place and wanted[place - 1] == "+"}
+        return len(wanted) in reached
+
+    return matches
+
+
+@lru_cache(maxsize=4096)
+def _binding_matcher(pattern: str) -> Callable[[str], bool]:
+    if not pattern.startswith(WORDS):
+        return matcher(pattern)
+    matches, space = words_matcher(pattern[len(WORDS) :]), WORDS[1:]
+    return lambda topic: topic.startswith(space) and matches(topic[len(space) :])
+
+
 class Bindings:
     """Which queues are bound to which topics. Not thread-safe: its owner holds a lock, or is the only one to change it."""
 
@@ -152,7 +180,7 @@ class Bindings:
         for topic in topics:
             found.update(self._exact.get(topic, {}))
             for pattern, queues in self._patterns.items():
-                if matcher(pattern)(topic):
+                if _binding_matcher(pattern)(topic):
                     found.update(queues)
         return list(found)
 
