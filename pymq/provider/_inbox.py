@@ -131,7 +131,7 @@ class Inbox:
                     self._data = data = os.read(self._fifo, _BATCH)
                 except BlockingIOError:
                     data = b""
-                self._is_whole = len(data) < _BATCH
+                self._is_whole = len(data) < _BATCH or not self._load_pipe()
                 self._parse()
                 if self.head[LOGGED]:
                     self._read(self._batch)
@@ -143,7 +143,7 @@ class Inbox:
     def make_room(self) -> None:
         """Move what has come into memory, for a sender of this same process, which must not wait for itself."""
         with self._mutex:
-            self._load()
+            self._load_pipe()
             self._read(math.inf)
         self._signal(NUDGE_FRAME)
 
@@ -226,6 +226,10 @@ class Inbox:
             return False
         self._add(data, len(data) < _BATCH)
         return True
+
+    def _load_pipe(self) -> bool:
+        """Read as much as a pipe holds; whether there may be more."""
+        return all(self._load() and not self._is_whole for _ in range(_PIPE_BYTES // _BATCH))
 
     def _add(self, data: bytes, is_whole: bool) -> None:
         """Data to parse, behind the frame that was cut before it; what is whole ends with the end of a frame."""
