@@ -35,14 +35,14 @@ from pymq.exceptions import CodecError, NotInitialized, ProviderError, PublishFu
 from pymq.groups import Group, Member, Options
 from pymq.handlers import Shape, Target, channels_of, describe
 from pymq.provider import Config
-from pymq.provider.base import Provider
+from pymq.provider.base import Health, Provider
 from pymq.queues import Queue
 from pymq.remotes import Remotes
 from pymq.rpc import Caller, StubMethod
 from pymq.subscriptions import Subscriptions
 from pymq.topics import topic_of, topics_of
 
-log = logging.getLogger("pymq")
+log: logging.Logger = logging.getLogger("pymq")
 F = TypeVar("F", bound=Callable[..., Any])
 
 SHUTDOWN_SECONDS = 2.0
@@ -59,12 +59,14 @@ class Route:
         encoder = codec.encoder_for(cls)
         channels = topics_of(cls) if channel is None else [channel]
         prefix = frames.Prefix(frames.EVENT, encoder.form, 0, token, channels[0], encoder.type_name, tuple(channels[1:]))
-        self.encode = encode = encoder.encode
+        self.encode: Callable[[Any], bytes] = encoder.encode
+        encode = self.encode
         packed = frames.pack_prefix(prefix)
-        self.flagged_prefix = frames.pack_prefix(prefix._replace(flags=frames.OPTIONS))
-        self.topics = topics = tuple("e/" + name for name in channels)
-        self.start = number << 40  # each route counts in a range of its own, so that ids are unique in the sender
-        self.sequence = itertools.count(self.start)
+        self.flagged_prefix: bytes = frames.pack_prefix(prefix._replace(flags=frames.OPTIONS))
+        self.topics: tuple[str, ...] = tuple("e/" + name for name in channels)
+        topics = self.topics
+        self.start: int = number << 40  # each route counts in a range of its own, so that ids are unique in the sender
+        self.sequence: itertools.count[int] = itertools.count(self.start)
         number_next, pack = self.sequence.__next__, frames.pack_sequence
 
         def send(event: Any) -> int | None:
@@ -74,7 +76,7 @@ class Route:
             except PublishFull as full:
                 raise _as_users_name_groups(full) from None
 
-        self.send = send
+        self.send: Callable[[Any], int | None] = send
 
     @property
     def published(self) -> int:
@@ -107,17 +109,17 @@ class EventBus:
         """Begin as a participant that nobody knows yet."""
         self.provider: Provider = _Closed()  # type: ignore[assignment]
         """What carries the messages; its methods raise NotInitialized before `start` and after `shutdown`."""
-        self.token = secrets.randbits(63)
-        self.inbox = f"inbox/{self.token:016x}"
+        self.token: int = secrets.randbits(63)
+        self.inbox: str = f"inbox/{self.token:016x}"
         self.routes.clear()
         self._members: list[Member] = []
         self._dispatcher: Dispatcher | None = None
         self._loop = Loop("pymq-async")
         self._schedule = Schedule(self._hand_over)
-        self.leases = Leases(lambda: self.provider)
-        self.subscriptions = Subscriptions(self)
-        self.remotes = Remotes(self)
-        self.caller = Caller(self)
+        self.leases: Leases = Leases(lambda: self.provider)
+        self.subscriptions: Subscriptions = Subscriptions(self)
+        self.remotes: Remotes = Remotes(self)
+        self.caller: Caller = Caller(self)
 
     # ------------------------------------------------------------------ lifecycle
 
@@ -426,6 +428,10 @@ class EventBus:
                     of_kind[queue] = of_kind.get(queue, 0) + counts[theirs]
         kinds = ("published", "delivered", "failed", "retried", "dead", "dropped", "expired", "in_flight", "backlog")
         return {kind: found.get(kind, {}) for kind in kinds}
+
+    def health(self) -> Health:
+        """Whether the provider is connected or reconnecting, since when, and how often messages to this bus may have been lost."""
+        return self.provider.health()
 
     # ------------------------------------------------------------------ within
 

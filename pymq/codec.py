@@ -48,9 +48,9 @@ class Encoder:
     __slots__ = ("encode", "form", "type_name")
 
     def __init__(self, form: int, type_name: str, encode: Callable[[Any], bytes]) -> None:
-        self.form = form
-        self.type_name = type_name
-        self.encode = encode
+        self.form: int = form
+        self.type_name: str = type_name
+        self.encode: Callable[[Any], bytes] = encode
 
 
 _encoders: dict[type, Encoder] = {bytes: Encoder(RAW, "bytes", lambda value: value)}

@@ -6,8 +6,8 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
 from pymq.bus import SHUTDOWN_SECONDS, EventBus, Route, Topic, decorator
 from pymq.exceptions import NotInitialized
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pymq.groups import Group
     from pymq.queues import Queue
 
-log = logging.getLogger("pymq")
+log: logging.Logger = logging.getLogger("pymq")
 P = ParamSpec("P")
 R = TypeVar("R")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -196,7 +196,13 @@ def remote(fn: Any = None, /, **options: Any) -> Any:
 
 
 @overload
-def stub(fn: Callable[P, R], timeout: float | None = None, multi: bool = False) -> StubMethod[P, R]: ...
+def stub(fn: Callable[P, Coroutine[Any, Any, R]], timeout: float | None = None, multi: Literal[False] = False) -> StubMethod[P, R]: ...
+@overload
+def stub(fn: Callable[P, Coroutine[Any, Any, R]], timeout: float | None = None, *, multi: Literal[True]) -> StubMethod[P, list[R]]: ...
+@overload
+def stub(fn: Callable[P, R], timeout: float | None = None, multi: Literal[False] = False) -> StubMethod[P, R]: ...
+@overload
+def stub(fn: Callable[P, R], timeout: float | None = None, *, multi: Literal[True]) -> StubMethod[P, list[R]]: ...
 @overload
 def stub(fn: str, timeout: float | None = None, multi: bool = False) -> StubMethod[..., Any]: ...
 def stub(fn: Any, timeout: float | None = None, multi: bool = False) -> StubMethod[..., Any]:

@@ -17,14 +17,17 @@ from queue import Full
 from typing import Any, NamedTuple
 
 from pymq import message as frames
+from pymq.dispatch import persist
 from pymq.exceptions import CodecError, LeaseLost, ProviderError, Reject, Retry
 from pymq.message import Frame, Message, Prefix
 from pymq.provider.base import Provider, Receipt
 
-log = logging.getLogger("pymq")
+log: logging.Logger = logging.getLogger("pymq")
 
 DEAD_HEADERS = ("dead-error", "dead-text", "dead-traceback", "dead-attempts", "dead-channel", "dead-first-failure")
 MAX_BACKOFF = 3600.0
+UNREADABLE = 255
+"""The form of a payload that is whatever came in the place of a frame: no codec reads it."""
 
 
 class Policy(NamedTuple):
@@ -46,7 +49,7 @@ class Leased:
         self._provider = provider
         self.receipt = receipt
         self.policy = policy
-        self.frame = _unpack(data)
+        self.frame: Frame = unpack_anything(data)
 
     @property
     def attempt(self) -> int:
@@ -117,12 +120,12 @@ def dead_letter(frame: Frame, error: BaseException, attempts: int, origin: str) 
     return frame._replace(options={"headers": headers, "origin": origin})
 
 
-def _unpack(data: bytes) -> Frame:
+def unpack_anything(data: bytes) -> Frame:
     """The frame; bytes that are none become the payload of one, so that they can be dead-lettered like everything else."""
     try:
         return frames.unpack(data)
     except CodecError:
-        return Frame(0, Prefix(frames.ITEM, -1, 0, 0, "", "bytes", ()), {}, data)
+        return Frame(0, Prefix(frames.ITEM, UNREADABLE, 0, 0, "", "bytes", ()), {}, data)
 
 
 class Leases:
@@ -160,7 +163,7 @@ class Leases:
     def _wake(self) -> None:
         with self._lock:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="pymq-leases", daemon=True)
+                self._thread = threading.Thread(target=persist, args=[self._run], name="pymq-leases", daemon=True)
                 self._thread.start()
         self._changed.set()
 

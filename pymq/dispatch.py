@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pymq.provider.base import Delivery
@@ -25,7 +26,7 @@ from pymq.provider.base import Delivery
 if TYPE_CHECKING:
     import asyncio
 
-log = logging.getLogger("pymq")
+log: logging.Logger = logging.getLogger("pymq")
 
 SLOW = 0.010
 """How long a handler may hold up the others, in seconds; less costs more wake-ups of the standby while the bus is busy."""
@@ -52,8 +53,8 @@ class Serial:
     def __init__(self) -> None:
         self.owner: object | None = None
         self.backlog: deque[tuple[Task, bytes]] = deque()
-        self.bytes = 0
-        self.dropped = 0
+        self.bytes: int = 0
+        self.dropped: int = 0
 
 
 class Reader:
@@ -62,7 +63,7 @@ class Reader:
     __slots__ = ("running", "task", "thread")
 
     def __init__(self) -> None:
-        self.thread = threading.get_ident()
+        self.thread: int = threading.get_ident()
         self.task: Task | None = None
         self.running: object | None = None
 
@@ -101,7 +102,7 @@ class Dispatcher:
         self._spawn(self._stand_by_first)
 
     def _spawn(self, target: Callable[[], None]) -> None:
-        thread = threading.Thread(target=target, name=self._name, daemon=True)
+        thread = threading.Thread(target=persist, args=[target], name=self._name, daemon=True)
         self._threads = [known for known in self._threads if known.is_alive()] + [thread]
         thread.start()
 
@@ -114,6 +115,9 @@ class Dispatcher:
     # ------------------------------------------------------------------ the reader
 
     def _read(self, reader: Reader) -> None:
+        persist(lambda: self._read_on(reader), lambda: self._recover(reader))
+
+    def _read_on(self, reader: Reader) -> None:
         self._run_all(reader)  # what the reader before had received
         while self._is_read_by(reader) and not self._closing:
             try:
@@ -126,6 +130,12 @@ class Dispatcher:
                 continue
             self._work.extend([message for message, _ in batch])
             self._run_all(reader)
+
+    def _recover(self, reader: Reader) -> None:
+        """Something was raised in the reader's thread beside a handler: let go of what it ran."""
+        reader.running = None
+        if reader.task is not None and self._reader is not reader:
+            self._finish(reader, reader.task)
 
     def _is_read_by(self, reader: Reader) -> bool:
         """A takeover that comes to nothing puts the old reader back under the lock; who had left by then would leave the bus deaf."""
@@ -217,7 +227,8 @@ class Dispatcher:
             if running is not None and running is seen:
                 reader = self._take_over(running)
                 if reader is not None:
-                    self._spawn(self._stand_by)
+                    with suppress(RuntimeError):  # no thread to be had: then without a standby
+                        self._spawn(self._stand_by)
                     return self._read(reader)
             seen = running
             calm = calm + 1 if self._calm and running is None else 0
@@ -274,6 +285,18 @@ class Dispatcher:
         return [f"the handler {name}, which still runs" for name in stuck] + ([f"{waiting} unhandled messages"] if waiting else [])
 
 
+def persist(loop: Callable[[], None], recover: Callable[[], None] = lambda: None) -> None:
+    """Run a thread's loop to its end, whatever is raised in it: by the program's own log handlers, or from another thread."""
+    while True:
+        try:
+            return loop()
+        except BaseException:
+            with suppress(BaseException):
+                log.exception("a thread of pymq goes on after an error that is not a handler's")
+            recover()
+            time.sleep(0.01)  # should it be raised every time
+
+
 def join(threads: Sequence[threading.Thread], wake: Callable[[], None], deadline: float) -> bool:
     """Wake the threads until they have ended, or until the deadline; whether all but the present one have.
 
@@ -303,7 +326,7 @@ class Schedule:
         with self._changed:
             heapq.heappush(self._waiting, (time.monotonic() + seconds, next(self._number), task, message))
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="pymq-schedule", daemon=True)
+                self._thread = threading.Thread(target=persist, args=[self._run], name="pymq-schedule", daemon=True)
                 self._thread.start()
             self._changed.notify()
 

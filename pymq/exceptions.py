@@ -76,7 +76,7 @@ class RemoteInvocationError(RpcException):
     def __init__(self, message: str = "", remote_type: str = "", remote_args: Sequence[Any] = (), remote_traceback: str = "") -> None:
         super().__init__(message)
         self.remote_type = remote_type
-        self.remote_args = tuple(remote_args)
+        self.remote_args: tuple[Any, ...] = tuple(remote_args)
         self.remote_traceback = remote_traceback
 
 
@@ -94,7 +94,7 @@ class PublishFull(queue.Full):
     def __init__(self, accepted: int, groups: Sequence[str]) -> None:
         super().__init__(accepted, groups)
         self.accepted = accepted
-        self.groups = tuple(groups)
+        self.groups: tuple[str, ...] = tuple(groups)
 
     def __str__(self) -> str:
         return f"no room for the event in {', '.join(self.groups)}; {self.accepted} receivers have it"

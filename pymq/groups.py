@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pymq import message as frames
 from pymq.deliveries import Leased, Policy
-from pymq.dispatch import join
+from pymq.dispatch import join, persist
 from pymq.exceptions import CodecError, LeaseLost, PymqError, QueueNotFound, Reject, Retry
 from pymq.handlers import Target
 from pymq.provider.base import Receipt
@@ -21,7 +21,7 @@ from pymq.topics import topic_of
 if TYPE_CHECKING:
     from pymq.bus import EventBus
 
-log = logging.getLogger("pymq")
+log: logging.Logger = logging.getLogger("pymq")
 
 MAX_PLAIN = 10_000
 
@@ -100,15 +100,17 @@ class Member(Work):
         super().__init__(bus, target)
         retries, backoff, lease, workers = options
         self.group = group
-        self.retried = 0
-        self.dead = 0
+        self.retried: int = 0
+        self.dead: int = 0
         self._policy = Policy(retries, backoff, group.dead_queue)
         self._lease = lease
         self._queue = group.queue_of(target.channel, target.pattern)
         self._stopping = False
         self._handling: set[threading.Thread] = set()
         self._plain: dict[bytes, tuple[Callable[[bytes], Any], int]] = {}
-        self._threads = [threading.Thread(target=self._consume, name=f"pymq-{group.name}", daemon=True) for _ in range(workers)]
+        self._threads = [
+            threading.Thread(target=persist, args=[self._consume], name=f"pymq-{group.name}", daemon=True) for _ in range(workers)
+        ]
 
     def start(self) -> None:
         """The group exists and this member takes part in it on return."""

@@ -35,9 +35,9 @@ class Shape:
         left = [p.name for p in keywords if p.default is p.empty and p.name not in by_hint]
         if not positional or len(required) > 2 or left or (len(required) == 2 and by_hint and by_hint[0] != required[1].name):
             raise TypeError(f"{describe(handler)}{_signature(handler)} cannot take an event; {EXAMPLE}")
-        self.hint = hints.get(positional[0].name, Any)
-        self.message_position = len(required) == 2
-        self.message_keyword = None if self.message_position or not by_hint else by_hint[0]
+        self.hint: Any = hints.get(positional[0].name, Any)
+        self.message_position: bool = len(required) == 2
+        self.message_keyword: str | None = None if self.message_position or not by_hint else by_hint[0]
         self.is_async = inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(vars(type(handler)).get("__call__"))
 
     @property

@@ -5,20 +5,21 @@ from __future__ import annotations
 import itertools
 import logging
 import queue
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pymq import message as frames
-from pymq.deliveries import DEAD_HEADERS, Leased, Policy, dead_letter
-from pymq.exceptions import CodecError, LeaseLost, QueueNotFound, Reject, Retry
+from pymq.deliveries import DEAD_HEADERS, Leased, Policy, dead_letter, unpack_anything
+from pymq.exceptions import CodecError, LeaseLost, PymqError, QueueNotFound, Reject, Retry
 from pymq.message import Frame, Prefix
 from pymq.provider.base import Provider
 
 if TYPE_CHECKING:
     from pymq.bus import EventBus
 
-log = logging.getLogger("pymq")
+log: logging.Logger = logging.getLogger("pymq")
 T = TypeVar("T")
 Empty = queue.Empty
 Full = queue.Full
@@ -112,7 +113,8 @@ class Queue(Generic[T]):
             return item
         except CodecError as error:
             self._provider().declare(f"queue-dead/{self.name}")
-            self._provider().send(f"queue-dead/{self.name}", dead_letter(frames.unpack(message), error, 1, f"queue/{self.name}").pack())
+            letter = dead_letter(unpack_anything(message), error, 1, f"queue/{self.name}")
+            self._provider().send(f"queue-dead/{self.name}", letter.pack())
             raise
 
     def get_nowait(self) -> T:
@@ -161,8 +163,16 @@ class Queue(Generic[T]):
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 raise Empty
-            found = self._provider().receive(self._queue, left, lease=lease)
+            found = self._wait(left, lease)
         return found[0]
+
+    def _wait(self, timeout: float | None, lease: float | None) -> Any:
+        try:
+            return self._provider().receive(self._queue, timeout, lease=lease)
+        except PymqError:
+            if not threading.main_thread().is_alive():  # the program has ended, and takes its daemon threads with it: without a word
+                threading.Event().wait()
+            raise
 
     def _decode(self, message: bytes) -> Any:
         packed = frames.prefix_of(message)
@@ -222,7 +232,7 @@ class Delivery(Generic[T]):
         self._leased = leased
         self._lease = lease
         self.value = value
-        self.attempt = leased.attempt
+        self.attempt: int = leased.attempt
         self.headers: dict[str, Any] = leased.frame.options.get("headers", {})
         self._settled = False
 
@@ -273,8 +283,8 @@ class DeadLetter:
 
     def __init__(self, frame: Frame) -> None:
         self.headers: dict[str, Any] = frame.options.get("headers", {})
-        self.channel = frame.prefix.channel
-        self.value = _readable(frame)
+        self.channel: str = frame.prefix.channel
+        self.value: Any = _readable(frame)
 
     def __repr__(self) -> str:
         return f"DeadLetter({self.value!r}, {self.headers.get('dead-error')}: {self.headers.get('dead-text')})"

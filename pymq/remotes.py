@@ -22,7 +22,7 @@ from pymq.topics import qualified_name
 if TYPE_CHECKING:
     from pymq.bus import EventBus
 
-log = logging.getLogger("pymq")
+log: logging.Logger = logging.getLogger("pymq")
 
 DEADLINE = struct.Struct("<d")
 SEQUENCE = struct.Struct("<Q")
@@ -48,12 +48,12 @@ class Remote:
         self.bus = bus
         self.fn = fn
         self.name = name
-        self.serial = Serial()
-        self.is_async = inspect.iscoroutinefunction(fn)
+        self.serial: Serial = Serial()
+        self.is_async: bool = inspect.iscoroutinefunction(fn)
         hints = hints_of(fn)
         for hint in hints.values():
             codec.name_type(hint)
-        self.returns = hints.get("return", Any)
+        self.returns: Any = hints.get("return", Any)
         parameters = inspect.signature(fn).parameters.values()
         every = {p.kind: hints.get(p.name, Any) for p in parameters}
         in_order = [hints.get(p.name, Any) for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
@@ -170,10 +170,10 @@ class Remotes:
             for name in names:
                 del self._remotes[name]
             self._bus.subscriptions.tasks.clear()
+            for name in names:  # here: an `add` that comes in between would be unbound
+                self._bus.provider.unbind(self._bus.inbox, "r/" + name, exact=True)
         if not names:
             raise ValueError(f"{fn if isinstance(fn, str) else describe(fn)!r} is not exposed")
-        for name in names:
-            self._bus.provider.unbind(self._bus.inbox, "r/" + name, exact=True)
         if not isinstance(fn, str):
             vars(getattr(fn, "__func__", fn)).pop(REMOTE_NAME, None)
 

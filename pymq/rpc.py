@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pymq.bus import EventBus
     from pymq.provider.base import Provider
 
-log = logging.getLogger("pymq")
+log: logging.Logger = logging.getLogger("pymq")
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -59,7 +59,7 @@ class ReplyQueue:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.sequence = itertools.count(1)
+        self.sequence: itertools.count[int] = itertools.count(1)
         self.prefixes: dict[str, bytes] = {}
 
 
@@ -141,6 +141,8 @@ class Caller:
         while pending:
             batch = provider.receive(queue.name, left, watch=[*pending.values()])
             for message, _ in batch:
+                if len(message) < frames.START.size:
+                    continue  # not ours
                 (request,) = SEQUENCE.unpack_from(message)
                 if pending.pop(request, None) is not None:
                     results[request] = stub.finish(message)
@@ -174,8 +176,8 @@ class StubMethod(Generic[P, R]):
 
     def __init__(self, bus: EventBus, fn: Callable[P, R] | str, timeout: float | None = None, multi: bool = False) -> None:
         self._bus = bus
-        self.name = Remotes.name_of(fn)
-        self.topic = "r/" + self.name
+        self.name: str = Remotes.name_of(fn)
+        self.topic: str = "r/" + self.name
         self.timeout = timeout
         self.multi = multi
         self._returns = Any if isinstance(fn, str) else hints_of(fn).get("return", Any)
@@ -209,7 +211,7 @@ class StubMethod(Generic[P, R]):
         try:
             decode = self._decoders.get(packed) or self._decoder(packed)
             return decode(message[frames.START.size + len(packed) :])
-        except CodecError as error:
+        except (CodecError, ValueError, TypeError) as error:
             return RemoteInvocationError(f"the result of {self.name!r} cannot be read: {error}", "CodecError", error.args)
 
     def _decoder(self, packed: bytes) -> Callable[[bytes], Any]:

@@ -7,19 +7,20 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from pymq import message as frames
-from pymq.dispatch import MAX_BACKLOG, Serial, Task, join
+from pymq.dispatch import MAX_BACKLOG, Serial, Task, join, persist
 from pymq.exceptions import CodecError, NotInitialized
-from pymq.handlers import Target, describe
+from pymq.handlers import Handler, Shape, Target, describe
 from pymq.message import Message, Prefix
 from pymq.topics import matcher
 
 if TYPE_CHECKING:
     from pymq.bus import EventBus
 
-log = logging.getLogger("pymq")
+log: logging.Logger = logging.getLogger("pymq")
 
 
 class Work:
@@ -28,11 +29,13 @@ class Work:
     def __init__(self, bus: EventBus, target: Target) -> None:
         self.bus = bus
         self.target = target
-        self.callback, self.shape, self.hint, channel, pattern = target
-        self.channel = channel
-        self.pattern = pattern
-        self.name = describe(self.callback)
-        self.matches: Callable[[str], bool] = matcher(channel) if pattern else channel.__eq__
+        self.callback: Handler = target.callback
+        self.shape: Shape = target.shape
+        self.hint: Any = target.hint
+        self.channel: str = target.channel
+        self.pattern: bool = target.pattern
+        self.name: str = describe(self.callback)
+        self.matches: Callable[[str], bool] = matcher(target.channel) if target.pattern else target.channel.__eq__
         self.delivered = 0
         self.failed = 0
         self.expired = 0
@@ -59,8 +62,8 @@ class Subscription(Work):
 
     def __init__(self, bus: EventBus, target: Target) -> None:
         super().__init__(bus, target)
-        self.serial = Serial()
-        self.active = True
+        self.serial: Serial = Serial()
+        self.active: bool = True
 
     def run(self, message: bytes) -> None:
         """Handle one message; whatever the handler raises is logged and counted."""
@@ -88,7 +91,8 @@ class Subscription(Work):
     def fail(self, error: BaseException) -> None:
         """Count and report what a handler raised: also SystemExit and KeyboardInterrupt, which must not end a loop."""
         self.failed += 1
-        log.error("the handler %s failed for an event on %r", self.name, self.channel, exc_info=error)
+        with suppress(Exception):  # of a log handler of the program's: the loop of an `async def` handler would end
+            log.error("the handler %s failed for an event on %r", self.name, self.channel, exc_info=error)
 
     def counts(self) -> dict[str, int]:
         return super().counts() | ({"dropped": self.serial.dropped} if self.serial.dropped else {})
@@ -179,7 +183,9 @@ class Pooled(Subscription):
         self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._mutex = threading.Lock()
         self._bytes = 0
-        self.threads = [threading.Thread(target=self._work, name=f"pymq-{self.name}", daemon=True) for _ in range(workers)]
+        self.threads: list[threading.Thread] = [
+            threading.Thread(target=persist, args=[self._work], name=f"pymq-{self.name}", daemon=True) for _ in range(workers)
+        ]
         for thread in self.threads:
             thread.start()
 
@@ -193,9 +199,9 @@ class Pooled(Subscription):
 
     def _work(self) -> None:
         while (message := self._queue.get()) is not None:
-            with self._mutex:
-                self._bytes -= len(message)
             super().run(message)
+            with self._mutex:  # afterwards: none means that nothing waits and nothing runs
+                self._bytes -= len(message)
 
     def stop(self) -> None:
         """The threads end when they have handled what has come."""

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Mapping
 from time import monotonic
 
+from pymq.exceptions import QueueNotFound
 from pymq.provider.base import Delivery, Provider, Receipt
 
 
@@ -32,7 +33,10 @@ class Changed(threading.Condition):
 class MemoryReadiness:
     """A pipe into which every change of a queue writes. Its broker's lock is held by whoever makes one."""
 
-    def __init__(self, queue: Inbox | SharedQueue, queues: Mapping[str, object]) -> None:
+    fd: int
+
+    def __init__(self, name: str, queue: Inbox | SharedQueue, queues: Mapping[str, object]) -> None:
+        self._name = name
         self._queue = queue
         self._queues = queues
         self.fd, self._pipe = os.pipe()
@@ -47,9 +51,13 @@ class MemoryReadiness:
                 os.read(self.fd, 65536)
             except BlockingIOError:
                 pass
+            if self._queues.get(self._name) is not queue:
+                raise QueueNotFound(f"the queue {self._name!r} was deleted")
             queue.is_idle = True
-            left = queue.due() - monotonic()
-            return 0.0 if queue.holds_ready() else None if left == math.inf else max(0.0, left)
+            if queue.holds_ready():
+                return 0.0
+            due = queue.due()
+            return None if due == math.inf else max(0.0, due - monotonic())
 
     def watch(self, queue: str) -> bool:
         """Every queue that goes is told to all, also as a change of this one."""
@@ -67,8 +75,8 @@ class Inbox:
 
     def __init__(self, owner: Provider, lock: threading.RLock, limit: int) -> None:
         self.owner = owner
-        self.changed = Changed(lock)
-        self.behind = False
+        self.changed: Changed = Changed(lock)
+        self.behind: bool = False
         self.is_idle = False
         self.dropped = 0
         self._limit = limit
@@ -109,10 +117,10 @@ class Item:
     __slots__ = ("attempt", "expires", "message", "place", "receipt")
 
     def __init__(self, message: bytes, place: tuple[int, int], expires: float) -> None:
-        self.message = message
-        self.place = place
-        self.expires = expires
-        self.attempt = 0
+        self.message: bytes = message
+        self.place: tuple[int, int] = place
+        self.expires: float = expires
+        self.attempt: int = 0
         self.receipt: LeaseReceipt | None = None
 
 
@@ -121,16 +129,16 @@ class LeaseReceipt(Receipt):
 
     def __init__(self, queue: str, home: SharedQueue, item: Item, taker: Provider) -> None:
         super().__init__(queue, item.attempt)
-        self.home = home
-        self.item = item
-        self.taker = taker
+        self.home: SharedQueue = home
+        self.item: Item = item
+        self.taker: Provider = taker
 
 
 class SharedQueue:
     """Each item is either *ready*, or *hidden* until a time: delayed, or leased (then it has a receipt)."""
 
     def __init__(self, name: str, lock: threading.RLock, limit: int) -> None:
-        self.changed = Changed(lock)
+        self.changed: Changed = Changed(lock)
         self.is_idle = False
         self.hidden: dict[Item, float] = {}
         self._ready: list[tuple[tuple[int, int], Item]] = []
@@ -216,6 +224,7 @@ class SharedQueue:
         return bool(self._ready or self.hidden)
 
     def holds_ready(self) -> bool:
+        self.show_due()
         return bool(self._ready)
 
     def size(self) -> int:

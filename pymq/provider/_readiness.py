@@ -11,18 +11,20 @@ from typing import TYPE_CHECKING
 from pymq.provider._frames import WAITING
 
 if TYPE_CHECKING:
+    from pymq.provider._files import Owned
     from pymq.provider._inbox import Inbox
     from pymq.provider._outlet import Outlet
     from pymq.provider._queue import SharedQueue
 
 
 class _Poller:
-    """One descriptor that stands for several: one to read from, and FIFOs whose readers' deaths are told once each."""
+    """One descriptor that stands for several: those to read from, and FIFOs whose readers' deaths are told once each."""
 
-    def __init__(self, source: int) -> None:
+    def __init__(self, *sources: int) -> None:
         self._epoll = select.epoll()
-        self._epoll.register(source, select.EPOLLIN)
-        self._source = source
+        for source in sources:
+            self._epoll.register(source, select.EPOLLIN)
+        self._sources = sources
         self.fd = self._epoll.fileno()
 
     def watch(self, writer: int) -> None:
@@ -34,7 +36,7 @@ class _Poller:
 
     def deaths(self) -> list[int]:
         """Those that died since the last look."""
-        return [fd for fd, _ in self._epoll.poll(0) if fd != self._source]
+        return [fd for fd, _ in self._epoll.poll(0) if fd not in self._sources]
 
     def close(self) -> None:
         self._epoll.close()
@@ -46,7 +48,7 @@ class InboxReadiness:
     def __init__(self, inbox: Inbox, outlet: Callable[[str], Outlet | None]) -> None:
         self._inbox = inbox
         self._outlet = outlet
-        self._poller = _Poller(inbox._fifo)
+        self._poller = _Poller(*inbox.sources)
         self._watched: dict[int, Outlet] = {}
         self.fd = self._poller.fd
 
@@ -74,8 +76,9 @@ class InboxReadiness:
 class QueueReadiness:
     """Of a shared queue: a bell that senders ring, and the owners of leases, whose death makes messages come again."""
 
-    def __init__(self, queue: SharedQueue) -> None:
+    def __init__(self, queue: SharedQueue, owned: Owned) -> None:
         self._queue = queue
+        self._owned = owned  # held, so that the queue stays open
         self._bell = queue.bells.borrow()
         self._poller = _Poller(self._bell.fd)
         self.fd = self._poller.fd

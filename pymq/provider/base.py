@@ -18,7 +18,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, TypeAlias
+from typing import Protocol, TypeAlias
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class Features:
     """`publish` returns how many queues accepted the message, not None."""
     exactly_bound: bool = True
     """`maxsize` is never exceeded, also by senders that race."""
+    weighs_consumers: bool = True
+    """`consumers` puts the least busy first; else they only take turns."""
     waits_on_io: bool = False
     """A send may wait for a network."""
     death_seconds: float = 0.1
@@ -49,6 +51,18 @@ class Features:
     """The largest message; the actual one may be lower where the file system is small (`Provider.max_message_bytes`)."""
 
 
+@dataclass(frozen=True)
+class Health:
+    """How a provider is connected: `state` is "connected" or "reconnecting", `since` (seconds, as `time.time`) the last change of it.
+
+    `gaps` counts how often what was on its way to this process may have been lost.
+    """
+
+    state: str
+    since: float
+    gaps: int
+
+
 class Receipt:
     """What settles one delivery of a message of a shared queue.
 
@@ -58,12 +72,42 @@ class Receipt:
     __slots__ = ("attempt", "queue")
 
     def __init__(self, queue: str, attempt: int) -> None:
-        self.queue = queue
-        self.attempt = attempt
+        self.queue: str = queue
+        self.attempt: int = attempt
 
 
 Delivery: TypeAlias = "tuple[bytes, Receipt | None]"
 """A message, and what settles it: None where there is nothing to settle. A plain tuple: 25 ns, a NamedTuple takes 219."""
+
+
+LATER = -1.0
+"""A timeout for `Provider.publish`: nothing is waited for; where something must be, `WouldWait` is raised instead."""
+
+
+class WouldWait(Exception):
+    """All receivers that were ready have the message. `finish()` waits for the others and returns, or raises, what `publish` would."""
+
+    def __init__(self, finish: Callable[[], int]) -> None:
+        super().__init__("a receiver is full")
+        self.finish = finish
+
+
+class Readiness(Protocol):
+    """What an event loop waits on instead of letting a thread wait in `Provider.receive`. For one thread."""
+
+    fd: int
+    """A descriptor that is readable when there may be something to receive, or a watched process may have died; also in vain."""
+
+    def arm(self) -> float | None:
+        """To be called after each receive, before `fd` is waited for. After how many seconds to receive again even if `fd` does
+        not become readable: 0 where there may be more already, None for never. Raises QueueNotFound.
+        """
+
+    def watch(self, queue: str) -> bool:
+        """From now on the death of that temporary queue's process makes `fd` readable, once. False where it is dead already."""
+
+    def close(self) -> None:
+        """It is waited on no more. `fd` is invalid, so the loop must have let go of it before."""
 
 
 class Provider(ABC):
@@ -77,7 +121,7 @@ class Provider(ABC):
     All times are in seconds.
     """
 
-    features: ClassVar[Features] = Features()
+    features: Features = Features()
     max_message_bytes: int = Features.max_message_bytes
     clock: Callable[[], float] = staticmethod(time.monotonic)
     """The clock that all participants share: deadlines inside messages are its readings."""
@@ -167,8 +211,8 @@ class Provider(ABC):
     def consumers(self, topic: str) -> Sequence[str]:
         """The live temporary queues that are bound to exactly this topic, in the order in which to prefer them.
 
-        Those with the least waiting come first, and of these the ones that are blocked in `receive` and not busy; equals change
-        places from call to call, so that taking the first spreads the work.
+        Those with the least waiting come first, and of these the ones that are blocked in `receive` and not busy, where the provider
+        weighs them; equals change places from call to call, so that taking the first spreads the work.
         """
 
     @abstractmethod
@@ -203,3 +247,17 @@ class Provider(ABC):
         "expired": …}}. Not abstract: {} where a service keeps no such counts.
         """
         return {}
+
+    def health(self) -> Health:
+        """Whether what carries the messages can be reached. Not abstract: always, where no network is between."""
+        return Health("connected", self._made, 0)
+
+    _made = time.time()
+
+    def readiness(self, queue: str) -> Readiness | None:
+        """What an event loop can wait on before it receives from that queue with a timeout of 0.
+
+        Not abstract: None where only a thread can wait. `pymq.asyncio` makes all calls in threads of its own then; else it makes them
+        in the loop, with a timeout of 0 or `LATER`: so a provider that overrides this one must know `LATER`, and never wait for I/O.
+        """
+        return None

@@ -14,14 +14,16 @@ import os
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from queue import Full
 from time import monotonic
+from typing import Any
 
 from pymq.bus import EventBus
 from pymq.exceptions import LeaseLost, MessageTooLarge, ProviderError, PublishFull, QueueNotFound
 from pymq.provider import dataclass_from_url
-from pymq.provider._memory import Inbox, LeaseReceipt, SharedQueue
-from pymq.provider.base import Delivery, Features, Provider, Receipt
+from pymq.provider._memory import Inbox, LeaseReceipt, MemoryReadiness, SharedQueue
+from pymq.provider.base import LATER, Delivery, Features, Provider, Receipt, WouldWait
 from pymq.topics import Bindings, matcher
 
 _log = logging.getLogger("pymq")
@@ -111,10 +113,10 @@ if hasattr(os, "register_at_fork"):
 class SimpleProvider(Provider):
     """The contract for the threads of one process. Made by `SimpleConfig.create`."""
 
-    features = Features(cross_process=False, durable="the end of every bus, not of the process", priorities=10)
+    features: Features = Features(cross_process=False, durable="the end of every bus, not of the process", priorities=10)
 
     def __init__(self, config: SimpleConfig) -> None:
-        self.max_message_bytes = config.max_message_bytes
+        self.max_message_bytes: int = config.max_message_bytes
         self._config = config
         self._broker = _Broker()
         self._is_open = False
@@ -246,6 +248,10 @@ class SimpleProvider(Provider):
         with self._broker.lock:
             return self._broker.queues[queue].size() if queue in self._broker.queues else 0
 
+    def readiness(self, queue: str) -> MemoryReadiness:
+        with self._broker.lock:
+            return MemoryReadiness(queue, self._broker.find(queue), self._broker.queues)
+
     def counters(self) -> dict[str, dict[str, int]]:
         with self._broker.lock:
             return {name: queue.counters() for name, queue in self._broker.queues.items()}
@@ -276,15 +282,22 @@ class SimpleProvider(Provider):
         self, topics: Sequence[str], message: bytes, *, timeout: float | None = None, delay: float = 0, ttl: float | None = None
     ) -> int:
         message = self._checked(message, delay)
-        deadline = monotonic() + (self._config.publish_timeout if timeout is None else timeout)
+        deadline = monotonic() + (self._config.publish_timeout if timeout in (None, LATER) else timeout)
+        with self._broker.lock:
+            targets = self._broker.bindings.matching(topics)
+        return self._publish_to(targets, 0, message, deadline, timeout == LATER, delay=delay, ttl=ttl)
+
+    def _publish_to(self, full: list[str], accepted: int, message: bytes, deadline: float, is_first: bool, **how: Any) -> int:
         broker = self._broker
         with broker.lock:
-            accepted, full = 0, broker.bindings.matching(topics)
             while True:
                 targets = [name for name in full if name in broker.queues]  # the others were deleted while this waited
-                full = [name for name in targets if not broker.queues[name].offer(message, self, delay=delay, ttl=ttl)]
+                full = [name for name in targets if not broker.queues[name].offer(message, self, **how)]
                 accepted += len(targets) - len(full)
-                if not self._worth_waiting(full) or not _wait(broker.room, deadline):
+                waits = self._worth_waiting(full)
+                if is_first and waits:
+                    raise WouldWait(partial(self._publish_to, full, accepted, message, deadline, False, **how))
+                if not waits or not _wait(broker.room, deadline):
                     break
             groups = [name for name in full if isinstance(broker.queues[name], SharedQueue)]
             lost = [name for name in full if self._drop(broker.queues[name])]

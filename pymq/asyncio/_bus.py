@@ -1,0 +1,314 @@
+"""The bus of a loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import weakref
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, Literal, ParamSpec, TypeVar, overload
+
+from pymq.asyncio._calls import LoopCaller, MultiStub, Stub
+from pymq.asyncio._core import Core
+from pymq.asyncio._events import Events
+from pymq.asyncio._port import Port
+from pymq.asyncio._queues import DeadLetters, Queue
+from pymq.asyncio._threads import in_thread
+from pymq.bus import SHUTDOWN_SECONDS, Route, _as_users_name_groups, decorator
+from pymq.exceptions import NotInitialized, PublishFull
+from pymq.groups import Group as SyncGroup
+from pymq.handlers import Shape, channels_of
+from pymq.provider import Config, config_from
+from pymq.provider.base import WouldWait
+from pymq.rpc import StubMethod
+
+log = logging.getLogger("pymq")
+F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def connect(config: Config | str | None = None) -> EventBus:
+    """A bus for `async with pymq.asyncio.connect(...) as bus`: started when the block begins, shut down when it ends.
+
+    `config` is a config or a URL; None takes the URL in the environment's PYMQ_URL, and shared memory without one.
+    """
+    return EventBus(config)
+
+
+class EventBus:
+    """Events, queues and remote calls from one event loop: `pymq.EventBus` with its verbs to be awaited.
+
+    Handlers run in the loop: `async def` ones as tasks, serial per subscription; a plain function holds up the loop while it runs.
+    Not for other threads or loops: each loop makes its own. Several buses, and `pymq.init`'s, live side by side in one process.
+    """
+
+    def __init__(self, config: Config | str | None = None) -> None:
+        target = os.environ.get("PYMQ_URL") or None if config is None else config
+        self._core = Core(config_from(target) if isinstance(target, str) else target)
+        self._early: list[Callable[[], Awaitable[None]]] = []
+        self._routes: dict[Any, Route] = {}
+        self._iterations: weakref.WeakSet[Events[Any]] = weakref.WeakSet()
+        self._port: Port | None = None
+
+    # ------------------------------------------------------------------ lifecycle
+
+    async def start(self) -> None:
+        """Open the provider, and apply what was subscribed and exposed before. Idempotent. Raises ProviderError."""
+        if self._port is not None:
+            return
+        loop = asyncio.get_running_loop()
+        await in_thread(loop, None, self._core.start)
+        self._port = self._core.port = Port(loop, self._core.provider)
+        self._caller = LoopCaller(self._core, self._port)
+        self._ended = asyncio.Event()
+        if self._port.direct:
+            self._routes = self._core.routes
+        early, self._early = self._early, []
+        for apply in early:
+            await apply()
+
+    async def shutdown(self, timeout: float = SHUTDOWN_SECONDS) -> None:
+        """Stop receiving, give handlers `timeout` seconds to end, cancel them, and close. Whoever waits gets NotInitialized."""
+        port, self._port = self._port, None
+        if port is None:
+            return
+        self._routes = {}
+        self._core.quiet()
+        self._caller.close()
+        for events in list(self._iterations):
+            events.end()
+        await port.close()
+        abandoned = await self._core.tasks.finish(timeout)
+        await in_thread(port.loop, None, partial(self._close, port))
+        self._ended.set()
+        if abandoned:
+            log.warning("shutdown after %s s abandoned %s", timeout, ", ".join(abandoned))
+
+    def _close(self, port: Port) -> None:
+        port.end()
+        self._core.shutdown()
+
+    async def __aenter__(self) -> EventBus:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.shield(self.shutdown())
+
+    async def wait(self) -> None:
+        """Until the bus is shut down: for a program that only listens."""
+        self._opened()
+        await self._ended.wait()
+
+    def _opened(self) -> Port:
+        if self._port is None:
+            raise NotInitialized("the bus is not started: use it inside `async with pymq.asyncio.connect() as bus`")
+        return self._port
+
+    # ------------------------------------------------------------------ events
+
+    async def publish(
+        self,
+        event: Any,
+        channel: str | None = None,
+        *,
+        headers: dict[str, Any] | None = None,
+        delay: float = 0,
+        ttl: float | None = None,
+    ) -> int | None:
+        """`pymq.publish`, awaited. Returns without a pause unless a receiver is full, or the provider is reached over a network.
+
+        One that is cancelled while it waits has reached those that were ready.
+        """
+        try:
+            if channel is None and headers is None and ttl is None and not delay:
+                route = self._routes.get(type(event))
+                if route is not None:
+                    return route.send(event)
+            port = self._opened()
+            return await port.do(self._core.publish, event, channel, headers=headers, delay=delay, ttl=ttl)
+        except WouldWait as pause:
+            return await self._finish(pause)
+
+    async def _finish(self, pause: WouldWait) -> int:
+        try:
+            return await self._opened().in_thread(pause.finish)
+        except PublishFull as full:
+            raise _as_users_name_groups(full) from None
+
+    async def subscribe(
+        self,
+        callback: Callable[..., Any],
+        channel: str | None = None,
+        pattern: bool = False,
+        *,
+        group: str | None = None,
+        retries: int = 5,
+        backoff: float = 1.0,
+        lease: float = 30.0,
+        workers: int = 1,
+    ) -> None:
+        """`pymq.subscribe`, awaited: in force when it returns. `workers` is for groups; `async def` handlers run in this loop."""
+        options = {"retries": retries, "backoff": backoff, "lease": lease, "workers": workers}
+        await self._opened().do(self._core.subscribe, callback, channel, pattern, group, **options)  # type: ignore[arg-type]
+
+    async def unsubscribe(
+        self, callback: Callable[..., Any], channel: str | None = None, pattern: bool = False, *, group: str | None = None
+    ) -> None:
+        """`pymq.unsubscribe`, awaited: a handler that runs goes on, and is not begun again. Raises ValueError."""
+        await self._opened().do(self._core.unsubscribe, callback, channel, pattern, group)
+
+    @overload
+    def subscriber(self, callback: F, /) -> F: ...
+    @overload
+    def subscriber(self, channel: str | None = None, /, **options: Any) -> Callable[[F], F]: ...
+    def subscriber(self, callback: Any = None, /, **options: Any) -> Any:
+        """`subscribe` as a decorator, in force from `start` on. Raises TypeError once the bus is started: await `subscribe` then."""
+        return decorator(partial(self._at_start, self.subscribe, Shape), callback, options)
+
+    def _at_start(self, verb: Callable[..., Awaitable[None]], check: Callable[..., object], function: Any, **options: Any) -> None:
+        if self._port is not None:
+            raise TypeError(f"the bus is started: `await bus.{verb.__name__}({getattr(function, '__name__', function)}, ...)` instead")
+        check(function)
+        self._early.append(partial(verb, function, **options))
+
+    @overload
+    def events(self, channel: type[T]) -> Events[T]: ...
+    @overload
+    def events(self, channel: str, *, pattern: bool = False) -> Events[Any]: ...
+    def events(self, channel: Any, *, pattern: bool = False) -> Events[Any]:
+        """`async for event, message in bus.events(OrderPlaced)`: the events of a class, a channel or a pattern."""
+        named = isinstance(channel, str)
+        if not named and not channels_of(channel):
+            raise TypeError(f"events of what? {channel!r} is neither a class nor the name of a channel")
+
+        async def subscribe(handler: Callable[..., Any]) -> None:
+            await self.subscribe(handler, channel if named else None, pattern)
+
+        found: Events[Any] = Events(Any if named else channel, subscribe, self._forget, self._let_go)
+        self._iterations.add(found)
+        return found
+
+    async def _forget(self, handler: Callable[..., Any]) -> None:
+        if self._port is not None:
+            await self.unsubscribe(handler)
+
+    def _let_go(self, handler: Callable[..., Any]) -> None:
+        port = self._port
+        if port is not None and not port.loop.is_closed():
+            port.in_loop(lambda: self._core.tasks.submit("events", self._forget(handler)))
+
+    def topic(self, name: str, pattern: bool = False) -> Topic:
+        """The channel of that name, as an object."""
+        return Topic(self, name, pattern)
+
+    def group(self, name: str) -> Group:
+        """The consumer group of that name."""
+        return Group(self._core, self._opened(), name)
+
+    # ------------------------------------------------------------------ queues and remote calls
+
+    @overload
+    def queue(self, name: str, *, maxsize: int = 0) -> Queue[Any]: ...
+    @overload
+    def queue(self, name: str, type: type[T], maxsize: int = 0) -> Queue[T]: ...
+    def queue(self, name: str, type: Any = Any, maxsize: int = 0) -> Queue[Any]:
+        """The queue of that name; its items are decoded to `type`."""
+        self._opened()
+        return Queue(self._core, name, type, maxsize)
+
+    async def expose(self, fn: Callable[..., Any], channel: str | None = None) -> None:
+        """`pymq.expose`, awaited. Calls of an `async def` run beside each other; a plain function holds up the loop while it runs."""
+        await self._opened().do(self._core.expose, fn, channel)
+
+    async def unexpose(self, fn: Callable[..., Any] | str) -> None:
+        """`pymq.unexpose`, awaited. Raises ValueError."""
+        await self._opened().do(self._core.unexpose, fn)
+
+    @overload
+    def remote(self, fn: F, /) -> F: ...
+    @overload
+    def remote(self, channel: str | None = None, /, **options: Any) -> Callable[[F], F]: ...
+    def remote(self, fn: Any = None, /, **options: Any) -> Any:
+        """`expose` as a decorator, in force from `start` on. Raises TypeError once the bus is started: await `expose` then."""
+        return decorator(partial(self._at_start, self.expose, callable), fn, options)
+
+    @overload
+    def stub(self, fn: Callable[P, Awaitable[R]], timeout: float | None = None, multi: Literal[False] = False) -> Stub[P, R]: ...
+    @overload
+    def stub(self, fn: Callable[P, Awaitable[R]], timeout: float | None = None, *, multi: Literal[True]) -> MultiStub[P, R]: ...
+    @overload
+    def stub(self, fn: Callable[P, R], timeout: float | None = None, multi: Literal[False] = False) -> Stub[P, R]: ...
+    @overload
+    def stub(self, fn: Callable[P, R], timeout: float | None = None, *, multi: Literal[True]) -> MultiStub[P, R]: ...
+    @overload
+    def stub(self, fn: str, timeout: float | None = None, multi: Literal[False] = False) -> Stub[..., Any]: ...
+    @overload
+    def stub(self, fn: str, timeout: float | None = None, *, multi: Literal[True]) -> MultiStub[..., Any]: ...
+    def stub(self, fn: Any, timeout: float | None = None, multi: bool = False) -> Any:
+        """`await bus.stub(fn)(…)` calls one server; `async for result in bus.stub(fn, multi=True)(…)` gets all, as they come."""
+        self._opened()
+        sync: StubMethod[..., Any] = self._core.stub(fn, timeout, multi)
+        return (MultiStub if multi else Stub)(self._caller, sync)
+
+    async def stats(self) -> dict[str, dict[str, int]]:
+        """`pymq.stats`, awaited."""
+        return await self._opened().do(self._core.stats)
+
+
+class Topic:
+    """A channel by its name, for awaiting. A pattern can be subscribed to only."""
+
+    def __init__(self, bus: EventBus, name: str, pattern: bool = False) -> None:
+        self._bus = bus
+        self.name = name
+        self.is_pattern = pattern
+
+    async def publish(self, event: Any, **options: Any) -> int | None:
+        """As `EventBus.publish`, to this channel. Raises ValueError for a pattern."""
+        if self.is_pattern:
+            raise ValueError(f"cannot publish to the pattern {self.name!r}; publish to a channel that it matches")
+        return await self._bus.publish(event, self.name, **options)
+
+    async def subscribe(self, callback: Callable[..., Any], **options: Any) -> None:
+        """As `EventBus.subscribe`, to this channel or pattern."""
+        await self._bus.subscribe(callback, self.name, self.is_pattern, **options)
+
+    async def unsubscribe(self, callback: Callable[..., Any], **options: Any) -> None:
+        """As `EventBus.unsubscribe`."""
+        await self._bus.unsubscribe(callback, self.name, self.is_pattern, **options)
+
+    def events(self) -> Events[Any]:
+        """As `EventBus.events`, of this channel or pattern."""
+        return self._bus.events(self.name, pattern=self.is_pattern)
+
+
+class Group:
+    """A consumer group by its name, for awaiting."""
+
+    def __init__(self, core: Core, port: Port, name: str) -> None:
+        self._core = core
+        self._port = port
+        self._sync = SyncGroup(core, name)
+        self.name = name
+
+    async def bind(self, channel: type | str, pattern: bool = False) -> None:
+        """Keep what is published to the channel from now on, also while the group has no member."""
+        await self._port.do(self._sync.bind, channel, pattern)
+
+    async def delete(self) -> None:
+        """The group, all it keeps and its dead letters are gone; its members stop."""
+        await self._port.do(self._sync.delete)
+
+    async def qsize(self) -> int:
+        """How many events wait for a member: the leased do not count."""
+        return await self._port.do(self._sync.qsize)
+
+    @property
+    def dead(self) -> DeadLetters:
+        """The events that failed too often or were rejected."""
+        return DeadLetters(self._core, self._sync.dead_queue)

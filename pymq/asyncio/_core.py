@@ -1,0 +1,300 @@
+"""The bus beneath an asynchronous one: an `EventBus` whose inbox is read, and whose handlers run, on a loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import partial
+from queue import Empty, Full
+from typing import Any
+
+from pymq.asyncio._port import Inflow, Port, is_direct
+from pymq.bus import EventBus
+from pymq.deliveries import Leased, Leases
+from pymq.dispatch import Loop, Task
+from pymq.exceptions import ProviderError, PymqError, QueueNotFound, Retry
+from pymq.groups import Group, Member, Options
+from pymq.handlers import Target
+from pymq.provider.base import LATER, Delivery, Provider, Receipt
+from pymq.remotes import Remotes
+
+log = logging.getLogger("pymq")
+
+TURN = 100
+"""After how many messages the loop gets to do something else."""
+PATIENCE = 1.0
+"""For how many seconds a reply waits for room."""
+
+
+class Core(EventBus):
+    """Everything that the asynchronous bus does not do differently. `port` is set before it is started."""
+
+    port: Port
+
+    def _reset(self) -> None:
+        super()._reset()
+        self.tasks: Tasks = Tasks(self)
+        self._loop = self.tasks
+        self.leases: Extensions = Extensions(self)
+        self.remotes: Servers = Servers(self)
+
+    def _open(self) -> Provider:
+        provider = super()._open()
+        if is_direct(provider):
+            provider.publish = partial(provider.publish, timeout=LATER)  # type: ignore[method-assign]  # all of them are made in the loop
+        return provider
+
+    def inbox_ready(self) -> str:
+        with self._lock:
+            if self._dispatcher is None:
+                dispatcher = LoopDispatcher(self.subscriptions.tasks, self._look_up)
+                dispatcher.inflow = Inflow(self.port, self.inbox, dispatcher.deliver)
+                dispatcher.inflow.start()
+                self._dispatcher = dispatcher  # type: ignore[assignment]
+        return self.inbox
+
+    def later(self, seconds: float, task: Task, message: bytes) -> None:
+        self.port.loop.call_later(seconds, task.run, message)
+
+    def _subscribe(self, target: Target, group: str | None, options: Options) -> None:
+        if group is None:
+            self.subscriptions.add(target, 1)
+            return
+        member = LoopMember(self, self.group(group), target, options)
+        member.start()
+        self._members = [*self._members, member]
+
+    def quiet(self) -> None:
+        """Begin no handler any more."""
+        for member in self._members:
+            member.leave()
+        if self._dispatcher is not None:
+            self._dispatcher.close(0)
+
+
+class Tasks(Loop):
+    """What runs on the loop: the handlers that are coroutines, and the members of groups."""
+
+    def __init__(self, core: Core) -> None:
+        super().__init__("pymq-async")
+        self._core = core
+        self.running: dict[asyncio.Task[Any], str] = {}
+
+    def submit(self, name: str, coroutine: Coroutine[Any, Any, Any]) -> None:
+        self._core.port.in_loop(self._begin, name, coroutine)
+
+    def _begin(self, name: str, coroutine: Coroutine[Any, Any, Any]) -> None:
+        task = self._core.port.loop.create_task(self._outcome(name, coroutine))
+        self.running[task] = name
+        task.add_done_callback(self.running.pop)
+
+    async def finish(self, timeout: float) -> list[str]:
+        """Give what runs so many seconds to end, then cancel it; what was abandoned."""
+        others = set(self.running) - {asyncio.current_task()}
+        if not others:
+            return []
+        _, pending = await asyncio.wait(others, timeout=timeout)
+        names = [f"the handler {self.running[task]}, which still ran" for task in pending]
+        self._core.subscriptions.end()  # a cancelled handler is not begun again with the next event
+        for task in pending:
+            task.cancel()
+        if pending:
+            await asyncio.wait(pending, timeout=0.5)
+        return names
+
+
+class LoopDispatcher:
+    """Runs the tasks that each message of the inbox is for, in the loop; stands in the place of the threads of `Dispatcher`."""
+
+    inflow: Inflow
+
+    def __init__(self, tasks: Mapping[bytes, Sequence[Task]], look_up: Callable[[bytes], Sequence[Task]]) -> None:
+        self._tasks = tasks
+        self._look_up = look_up
+        self._work: deque[bytes] = deque()
+
+    def deliver(self, batch: Sequence[Delivery]) -> bool:
+        """Handle some of what has come; whether there is more."""
+        work, tasks_by_prefix = self._work, self._tasks
+        work.extend([message for message, _ in batch])
+        for _ in range(min(TURN, len(work))):
+            message = work.popleft()
+            try:
+                tasks = tasks_by_prefix[message[10 : 10 + message[8] + (message[9] << 8)]]  # frames.prefix_of, inline
+            except (KeyError, IndexError):
+                tasks = self._look_up(message)
+            for task in tasks:
+                task.run(message)
+        return bool(work)
+
+    def step_aside(self) -> None:
+        """A call in the loop is awaited: nothing has to make way."""
+
+    def close(self, deadline: float) -> list[str]:
+        """Receive no more; handle what was received."""
+        self.inflow.close()
+        while self.deliver([]):
+            pass
+        return []
+
+
+class Servers(Remotes):
+    """Replies without waiting in the loop."""
+
+    _core: Core
+
+    def __init__(self, core: Core) -> None:
+        super().__init__(core)
+        self._core = core
+
+    def _send(self, queue: str, message: bytes) -> None:
+        port = self._core.port
+        if not port.direct:
+            return port.post(super()._send, queue, message)
+        try:
+            port.provider.send(queue, message, timeout=0)
+        except QueueNotFound:
+            pass  # the caller is gone
+        except Full:
+            self._core.tasks.submit("reply", send_patiently(port, queue, message, PATIENCE))
+        return None
+
+
+async def send_patiently(port: Port, queue: str, message: bytes, seconds: float) -> None:
+    """Send to an inbox that is full, as soon as it is not; after so many seconds, or where its process is dead, never."""
+    try:
+        await with_room(port, lambda: port.provider.send(queue, message, timeout=0), seconds)
+    except (Full, ProviderError) as error:
+        log.warning("a message to %s was dropped: %s", queue, error)
+
+
+async def with_room(port: Port, attempt: Callable[[], None], timeout: float | None) -> None:
+    """Try until there is room. Raises Full after `timeout` seconds. Looks again and again, at most 20 ms apart."""
+    deadline = None if timeout is None else port.loop.time() + timeout
+    pause = 0.0005
+    while True:
+        try:
+            return await port.do(attempt)
+        except Full:
+            if deadline is not None and port.loop.time() >= deadline:
+                raise
+        await asyncio.sleep(pause if deadline is None else max(0.0, min(pause, deadline - port.loop.time())))
+        pause = min(pause * 2, 0.02)
+
+
+class Extensions(Leases):
+    """Extends leases by the loop's timers where that needs no thread."""
+
+    def __init__(self, core: Core) -> None:
+        super().__init__(lambda: core.provider)
+        self._core = core
+        self._timers: dict[Receipt, asyncio.TimerHandle] = {}
+
+    def hold(self, receipt: Receipt, lease: float) -> None:
+        if self._core.port.direct:
+            self._held[receipt] = lease
+            self._timers[receipt] = self._core.port.loop.call_later(lease / 3, self._again, receipt, lease)
+        else:
+            super().hold(receipt, lease)
+
+    def _again(self, receipt: Receipt, lease: float) -> None:
+        self._extend(receipt, lease)
+        if receipt in self._held:
+            self.hold(receipt, lease)
+
+    def release(self, receipt: Receipt) -> None:
+        super().release(receipt)
+        timer = self._timers.pop(receipt, None)
+        if timer is not None:
+            timer.cancel()
+
+    def close(self) -> None:
+        for receipt in list(self._timers):
+            self.release(receipt)
+        super().close()
+
+
+class LoopMember(Member):
+    """A member of a group whose workers are tasks of the loop."""
+
+    _core: Core
+
+    def __init__(self, core: Core, group: Group, target: Target, options: Options) -> None:
+        super().__init__(core, group, target, options._replace(workers=0))
+        self._core = core
+        self._workers = options.workers
+        self._idle: set[asyncio.Task[Any]] = set()
+
+    def start(self) -> None:
+        super().start()
+        for _ in range(self._workers):
+            self._core.tasks.submit(self.name, self._take_part())
+
+    def leave(self) -> None:
+        self.stop()
+        self._core.port.in_loop(self._dismiss)
+
+    def _dismiss(self) -> None:
+        for task in self._idle:
+            task.cancel()
+
+    async def _take_part(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        while not self._stopping:
+            try:
+                self._idle.add(task)
+                try:
+                    message, receipt = await self._core.port.poll(self._attempt, self._queue, None, self._lease, self._give_back)
+                finally:
+                    self._idle.discard(task)
+                await self._work(message, receipt)
+            except QueueNotFound:
+                return log.warning("the group %r was deleted; %s stops", self.group.name, self.name)
+            except Exception as error:
+                if not self._stopping:
+                    log.error("group %r: %s; trying again", self.group.name, error, exc_info=not isinstance(error, PymqError))
+                    await asyncio.sleep(0.1)
+        return None
+
+    def _attempt(self, seconds: float) -> tuple[bytes, Receipt]:
+        found = self.bus.provider.receive(self._queue, seconds, lease=self._lease)
+        if not found:
+            raise Empty
+        message, receipt = found[0]
+        assert receipt is not None
+        return message, receipt
+
+    def _give_back(self, delivery: tuple[bytes, Receipt]) -> None:
+        self.settle(*delivery, Retry())
+
+    async def _work(self, message: bytes, receipt: Receipt) -> None:
+        """Run the handler, and let `Member` settle the event by what came of it."""
+        self.bus.leases.hold(receipt, self._lease)
+        try:
+            error = await self._error_of(message, receipt)
+            await self._core.port.do(self.settle, message, receipt, error)
+        finally:
+            self.bus.leases.release(receipt)
+
+    async def _error_of(self, message: bytes, receipt: Receipt) -> BaseException | None:
+        """What the handler raised. One that was cancelled by the end of the bus has not failed: its event comes again."""
+        try:
+            await self._call_in_loop(message, receipt)
+        except asyncio.CancelledError as error:
+            return Retry() if self._stopping else error
+        except BaseException as error:
+            return error
+        return None
+
+    async def _call_in_loop(self, message: bytes, receipt: Receipt) -> None:
+        leased = Leased(self.bus.provider, message, receipt, self._policy)
+        leased.raise_if_exhausted()
+        prefix = leased.frame.prefix
+        event = self.decoder(prefix.form, prefix.type_name)(leased.frame.payload)
+        args, kwargs = self.shape.arguments(event, leased.about() if self.shape.wants_message else None)
+        result = self.callback(*args, **kwargs)
+        if self.shape.is_async:
+            await result

@@ -1,0 +1,253 @@
+"""How a loop reaches a provider: directly where the provider has a `readiness` to wait on, by threads of our own where it has none."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from queue import Empty, Full
+from typing import Any, ParamSpec, TypeVar
+
+from pymq.asyncio._threads import SLICE, Fetches, fail, in_thread
+from pymq.dispatch import join
+from pymq.exceptions import NotInitialized, ProviderError, QueueNotFound
+from pymq.provider.base import Delivery, Provider, Readiness
+
+log = logging.getLogger("pymq")
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Port:
+    """One loop's way to one provider. Used in the loop's thread only, but for `in_loop`."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, provider: Provider) -> None:
+        self.loop = loop
+        self.provider = provider
+        self.direct: bool = is_direct(provider)
+        self._thread = threading.get_ident()
+        self._pool = ThreadPoolExecutor(32, thread_name_prefix="pymq-asyncio")
+        self._fetches = Fetches(loop, self.post, self.spawn)
+        self._threads: list[threading.Thread] = []
+        self._waiting: set[asyncio.Future[None]] = set()
+        self._polling = 0
+        self._closed = False
+
+    async def do(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The result of a call that may talk to the provider, but has nothing to wait for."""
+        return call(*args, **kwargs) if self.direct else await self.in_thread(call, *args, **kwargs)
+
+    async def in_thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The result of a call that waits. It goes on when this is cancelled."""
+        pool = None if self.direct else self._pool
+        return await in_thread(self.loop, pool, partial(call, *args, **kwargs))
+
+    def post(self, call: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Make the call for its effect; nobody waits for it."""
+        if self.direct:
+            call(*args, **kwargs)
+        else:
+            with suppress(RuntimeError):  # the bus was shut down: what was leased is given back by that
+                self._pool.submit(_logging, partial(call, *args, **kwargs))
+
+    def in_loop(self, call: Callable[..., object], *args: Any) -> None:
+        """Call it in the loop's thread: now, if this is that one. From any thread."""
+        if threading.get_ident() == self._thread:
+            call(*args)
+        else:
+            with suppress(RuntimeError):  # the loop is closed
+                self.loop.call_soon_threadsafe(call, *args)
+
+    def spawn(self, name: str, target: Callable[..., None], *args: Any) -> None:
+        """A thread that receives. The provider is not closed before it has ended."""
+        thread = threading.Thread(target=target, args=args, name=name, daemon=True)
+        self._threads = [known for known in self._threads if known.is_alive()] + [thread]
+        thread.start()
+
+    async def poll(
+        self, attempt: Callable[[float], T], queue: str, timeout: float | None, lease: float, give_back: Callable[[T], object]
+    ) -> T:
+        """The first result of `attempt(seconds to wait)` that is not Empty; Empty after `timeout` seconds.
+
+        Where this is cancelled, what was received is given back, or goes to the next who waits for that queue with that lease.
+        """
+        deadline = math.inf if timeout is None else self.loop.time() + timeout
+        if self.direct:
+            return await self._poll_in_loop(attempt, queue, deadline)
+        return await self._fetches.fetch((queue, lease), attempt, deadline, give_back)
+
+    async def _poll_in_loop(self, attempt: Callable[[float], T], queue: str, deadline: float) -> T:
+        """There is no `await` between an attempt and the return: a cancellation comes before it, or too late."""
+        with suppress(Empty):
+            return attempt(0)
+        ready = self.provider.readiness(queue)
+        assert ready is not None
+        self._polling += 1
+        try:
+            while (left := deadline - self.loop.time()) > 0:
+                armed = ready.arm()  # raises QueueNotFound where the queue was freed meanwhile; an attempt would make it anew
+                if armed == 0:
+                    with suppress(Empty):
+                        return attempt(0)
+                await self._readable(ready, left if armed is None else min(armed, left))
+            raise Empty
+        finally:
+            self._polling -= 1
+            ready.close()
+
+    async def _readable(self, ready: Readiness, seconds: float) -> None:
+        if seconds <= 0:
+            return await asyncio.sleep(0)
+        if self._closed:
+            raise NotInitialized("the bus was shut down")
+        future: asyncio.Future[None] = self.loop.create_future()
+        self._waiting.add(future)
+        self.loop.add_reader(ready.fd, _resolve, future)
+        timer = None if seconds == math.inf else self.loop.call_later(seconds, _resolve, future)
+        try:
+            return await future
+        finally:
+            self._waiting.discard(future)
+            self.loop.remove_reader(ready.fd)
+            if timer is not None:
+                timer.cancel()
+
+    async def close(self) -> None:
+        """Whoever waits gets NotInitialized, and has let go of the provider when this returns."""
+        self._closed = True
+        self._fetches.close(NotInitialized("the bus was shut down"))
+        for future in self._waiting:
+            fail(future, NotInitialized("the bus was shut down"))
+        while self._polling:
+            await asyncio.sleep(0)
+
+    def end(self) -> None:
+        """The threads end. Waits for them and for what was posted: not to be called in the loop's thread."""
+        join(self._threads, self.provider.wake, time.monotonic() + 2 * SLICE)
+        self._pool.shutdown()
+
+
+def is_direct(provider: Provider) -> bool:
+    """Whether a loop can wait for it without a thread."""
+    return type(provider).readiness is not Provider.readiness
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _logging(call: Callable[[], object]) -> None:
+    try:
+        call()
+    except Exception as error:
+        log.warning("%s", error)
+
+
+class Inflow:
+    """What comes to one temporary queue, batch by batch: `deliver(messages)` says whether it has more to do with them.
+
+    It is called with [] while it says so, and then again when there are new messages; also when a watched queue's process has died.
+    """
+
+    def __init__(self, port: Port, queue: str, deliver: Callable[[Sequence[Delivery]], bool]) -> None:
+        self._port = port
+        self._queue = queue
+        self._deliver = deliver
+        self._watched: set[str] = set()
+        self._ready: Readiness | None = None
+        self._timer: asyncio.Handle | None = None
+        self._is_behind = False
+        self._closed = False
+        self._next = threading.Event()
+
+    def start(self) -> None:
+        """The queue exists and is read from now on."""
+        self._port.provider.declare(self._queue, temporary=True)
+        if self._port.direct:
+            self._ready = self._port.provider.readiness(self._queue)
+            assert self._ready is not None
+            self._port.loop.add_reader(self._ready.fd, self._look)
+            self._look()
+        else:
+            self._port.spawn("pymq-asyncio-inbox", self._read)
+
+    def _look(self) -> None:
+        if self._closed:
+            return
+        assert self._ready is not None
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+        try:
+            batch = [] if self._is_behind else self._port.provider.receive(self._queue, 0)
+            self._is_behind = self._deliver(batch)
+            left = 0.0 if self._is_behind else self._ready.arm()
+        except ProviderError as error:
+            log.error("receiving failed; trying again: %s", error)
+            left = 0.1
+        if left is not None and not self._closed:
+            self._timer = self._port.loop.call_later(left, self._look) if left else self._port.loop.call_soon(self._look)
+
+    def _read(self) -> None:
+        while not self._closed:
+            try:
+                batch = self._port.provider.receive(self._queue, None, watch=list(self._watched))
+                if not batch:
+                    self._watched = {queue for queue in self._watched if lives(self._port.provider, queue)}
+            except Exception as error:
+                if not self._closed:
+                    log.error("receiving failed; trying again: %s", error)
+                    self._next.wait(0.1)
+                continue
+            self._next.clear()
+            self._port.in_loop(self._hand_over, batch)
+            while not (self._next.wait(SLICE) or self._closed):
+                pass
+
+    def _hand_over(self, batch: Sequence[Delivery]) -> None:
+        if not self._closed and self._deliver(batch):
+            self._port.loop.call_soon(self._hand_over, [])
+        else:
+            self._next.set()
+
+    def watch(self, queue: str) -> None:
+        """`deliver` is called when that queue's process dies. Where it is dead already, soon."""
+        if queue in self._watched:
+            return
+        if len(self._watched) > 100:
+            self._watched = {known for known in self._watched if lives(self._port.provider, known)}
+        self._watched.add(queue)
+        if self._ready is None:
+            self._port.post(self._port.provider.wake)
+        elif not self._ready.watch(queue):
+            self._port.loop.call_soon(self._look)
+
+    def close(self) -> None:
+        """Nothing is delivered any more. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self._next.set()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._ready is not None:
+            self._port.loop.remove_reader(self._ready.fd)
+            self._ready.close()
+
+
+def lives(provider: Provider, queue: str) -> bool:
+    """Whether that temporary queue's process lives: an empty message is ignored by everybody."""
+    try:
+        provider.send(queue, b"", timeout=0)
+    except QueueNotFound:
+        return False
+    except Full:
+        pass
+    return True

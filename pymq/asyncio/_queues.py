@@ -1,0 +1,237 @@
+"""Queues, awaited."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+
+from pymq import queues
+from pymq.asyncio._core import with_room
+from pymq.exceptions import Retry
+from pymq.queues import LEASE, DeadLetter
+
+if TYPE_CHECKING:
+    from pymq.asyncio._core import Core
+
+T = TypeVar("T")
+R = TypeVar("R")
+P = ParamSpec("P")
+
+
+class Queue(Generic[T]):
+    """`pymq.Queue` with its methods to be awaited: a cancelled one has not taken anything, and has not put anything on local providers.
+
+    On a network provider a put or get that is cancelled while its call is on the way may have been made: what it got goes back.
+    """
+
+    def __init__(self, core: Core, name: str, type: Any = Any, maxsize: int = 0) -> None:
+        self._core = core
+        self._make: Callable[[], queues.Queue[T]] = lambda: queues.Queue(core, name, type, maxsize)
+        self._sync: queues.Queue[T] | None = self._make() if core.port.direct else None
+        self.name = name
+        self.maxsize = maxsize
+
+    async def _opened(self) -> queues.Queue[T]:
+        if self._sync is None:
+            self._sync = await self._core.port.in_thread(self._make)
+        self._sync._provider()  # raises where this object was closed, or the bus is
+        return self._sync
+
+    async def put(self, item: T, block: bool = True, timeout: float | None = None, **options: Any) -> None:
+        """`pymq.Queue.put`: the item is kept when this returns; waits for room as long as that does, then raises Full.
+
+        `options` are `delay`, `ttl` and `priority`.
+        """
+        sync = await self._opened()
+        seconds = (None if timeout is None else _checked(timeout)) if block else 0
+        await with_room(self._core.port, lambda: sync.put(item, False, **options), seconds)
+
+    async def put_nowait(self, item: T, **options: Any) -> None:
+        """`put`, or Full at once."""
+        await self.put(item, False, **options)
+
+    async def get(self, block: bool = True, timeout: float | None = None) -> T:
+        """`pymq.Queue.get`: removed when this returns. Raises Empty after `timeout` seconds."""
+        sync, port = await self._opened(), self._core.port
+        seconds = (None if timeout is None else _checked(timeout)) if block else 0
+        if port.direct:
+            return await port.poll(lambda left: sync.get(True, left), f"queue/{self.name}", seconds, 0, _nothing)
+        delivery = await self._receive(sync, seconds, LEASE)
+        return await self._keep(sync, delivery)
+
+    async def _keep(self, sync: queues.Queue[T], delivery: queues.Delivery[T]) -> T:
+        """Removed, unless this is cancelled: then it goes back, to the end where its removal was on the way already."""
+        port, removal = self._core.port, _Removal(delivery, sync.put)
+        try:
+            await asyncio.shield(port.in_thread(removal.remove))
+        except asyncio.CancelledError:
+            if removal.cancel():
+                port.post(sync.put, delivery.value)
+            raise
+        return delivery.value
+
+    async def get_nowait(self) -> T:
+        """`get`, or Empty at once."""
+        return await self.get(False)
+
+    async def receive(self, timeout: float | None = None, lease: float = LEASE) -> Delivery[T]:
+        """`pymq.Queue.receive`: at least once; it comes again unless it is acked within `lease` seconds. Raises Empty."""
+        sync = await self._opened()
+        return Delivery(self._core, await self._receive(sync, None if timeout is None else _checked(timeout), lease), lease)
+
+    async def _receive(self, sync: queues.Queue[T], seconds: float | None, lease: float) -> queues.Delivery[T]:
+        name = f"queue/{self.name}"
+        return await self._core.port.poll(lambda left: sync.receive(left, lease), name, seconds, lease, _put_back)
+
+    def take(self, timeout: float | None = None, lease: float = LEASE) -> Take[T]:
+        """`async with queue.take() as job:` acks when the block ends well; one that raises gives the item back at once.
+
+        A block that is cancelled gives it back, too, and that is no failure.
+        """
+        return Take(self, timeout, lease)
+
+    async def qsize(self) -> int:
+        """How many items wait: the delayed count, the leased do not."""
+        return await self._core.port.do((await self._opened()).qsize)
+
+    async def empty(self) -> bool:
+        """Whether none waits."""
+        return await self.qsize() == 0
+
+    async def full(self) -> bool:
+        """Whether `maxsize` items wait."""
+        return 0 < self.maxsize <= await self.qsize()
+
+    @property
+    def dead(self) -> DeadLetters:
+        """The items that failed too often."""
+        return DeadLetters(self._core, f"queue-dead/{self.name}")
+
+    async def close(self) -> None:
+        """This object is used no more; the queue and its items stay."""
+        (await self._opened()).close()
+
+    async def free(self) -> None:
+        """The queue and its items are gone; whoever waits in `get` gets QueueNotFound; a later `put` makes it anew."""
+        await self._core.port.do((await self._opened()).free)
+
+    def __repr__(self) -> str:
+        return f"pymq.asyncio.Queue({self.name!r})"
+
+
+class Delivery(Generic[T]):
+    """One leased item: `value`, `attempt` (from 1), `headers`; settle it once, or leave that to an `async with` block."""
+
+    def __init__(self, core: Core, sync: queues.Delivery[T], lease: float) -> None:
+        self._core = core
+        self._sync = sync
+        self.value = sync.value
+        self.attempt: int = sync.attempt
+        self.headers: dict[str, Any] = sync.headers
+
+    async def ack(self) -> None:
+        """It is done: nobody gets it again. Raises LeaseLost."""
+        await self._core.port.do(self._sync.ack)
+
+    async def nack(self, delay: float = 0) -> None:
+        """Somebody gets it again, after `delay` seconds. Raises LeaseLost."""
+        await self._core.port.do(self._sync.nack, delay)
+
+    async def extend(self, seconds: float) -> None:
+        """The lease ends `seconds` from now. Raises LeaseLost."""
+        await self._core.port.do(self._sync.extend, seconds)
+
+    async def __aenter__(self) -> Delivery[T]:
+        self._sync.__enter__()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, asyncio.CancelledError):
+            kind, error = Retry, Retry()
+        await asyncio.shield(self._core.port.do(self._sync.__exit__, kind, error, trace))
+
+    def __repr__(self) -> str:
+        return repr(self._sync)
+
+
+class Take(Generic[T]):
+    """What `async with` makes a delivery of."""
+
+    def __init__(self, queue: Queue[T], timeout: float | None, lease: float) -> None:
+        self._queue = queue
+        self._timeout = timeout
+        self._lease = lease
+        self._delivery: Delivery[T] | None = None
+
+    async def __aenter__(self) -> Delivery[T]:
+        self._delivery = await self._queue.receive(self._timeout, self._lease)
+        return await self._delivery.__aenter__()
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        assert self._delivery is not None
+        await self._delivery.__aexit__(kind, error, trace)
+
+
+class DeadLetters:
+    """The dead-letter queue of a group or a queue. `async for` looks at all, oldest first, and leaves them where they are."""
+
+    def __init__(self, core: Core, name: str) -> None:
+        self._core = core
+        self._sync = queues.DeadLetters(core, name)
+
+    async def qsize(self) -> int:
+        """How many there are."""
+        return await self._core.port.do(self._sync.qsize)
+
+    async def __aiter__(self) -> AsyncIterator[DeadLetter]:
+        for letter in await self._core.port.do(list, self._sync):
+            yield letter
+
+    async def requeue(self) -> int:
+        """Give all back to the queues they came from, to be tried again from the start; how many: fewer where one of those is full."""
+        return await self._core.port.do(self._sync.requeue)
+
+    async def purge(self) -> int:
+        """Forget all; how many."""
+        return await self._core.port.do(self._sync.purge)
+
+
+def _checked(timeout: float) -> float:
+    if not timeout >= 0:
+        raise ValueError(f"timeout={timeout!r}: must be 0 or more seconds")
+    return timeout
+
+
+class _Removal(Generic[T]):
+    """An ack that may be cancelled while a thread makes it: whoever comes second, the ack or the cancellation, puts the item again."""
+
+    def __init__(self, delivery: queues.Delivery[T], put: Callable[[T], None]) -> None:
+        self._delivery = delivery
+        self._put = put
+        self._mutex = threading.Lock()
+        self._is_done = self._is_cancelled = False
+
+    def remove(self) -> None:
+        self._delivery.ack()
+        with self._mutex:
+            self._is_done = True
+            again = self._is_cancelled
+        if again:
+            self._put(self._delivery.value)
+
+    def cancel(self) -> bool:
+        """Whether it had been removed already."""
+        with self._mutex:
+            self._is_cancelled = True
+            return self._is_done
+
+
+def _put_back(delivery: queues.Delivery[Any]) -> None:
+    """Not by a nack, which would count: an item is not dead because those who waited for it were impatient."""
+    delivery.__exit__(Retry, Retry(), None)
+
+
+def _nothing(_: object) -> None:
+    """What a get has removed has been returned."""

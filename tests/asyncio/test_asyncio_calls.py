@@ -1,0 +1,204 @@
+"""Remote calls from loops, to processes that have none, to each other, and to themselves."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from loops import aside, until
+from programs import shop
+from programs.shop import OrderPlaced
+
+import pymq
+import pymq.asyncio
+
+
+def test_a_call_of_another_process(run, aconfig, peers):
+    async def main() -> None:
+        (server,) = await aside(peers, 1)
+        await aside(server.expose, shop.add, "add")
+        await aside(server.expose, shop.double, "double")
+        await aside(server.expose, shop.refuse, "refuse")
+        async with pymq.asyncio.connect(aconfig) as bus:
+            add = bus.stub("add", timeout=10)
+            assert [await add(1), await add(1, b=4)] == [3, 5]
+            assert await bus.stub("double")(OrderPlaced(2)) == OrderPlaced(4, OrderPlaced(2).total * 2)
+            with pytest.raises(pymq.RemoteInvocationError, match="LookupError") as raised:
+                await bus.stub("refuse")("no")
+            assert raised.value.remote_type == "LookupError"
+            assert (await bus.stub("refuse").rpc("no")).error
+            response = await add.rpc(1)
+            assert (response.result, response.error) == (3, False)
+            with pytest.raises(pymq.NoSuchRemoteError):
+                await bus.stub("nobody")()
+            with pytest.raises(pymq.CodecError):
+                await add(object())
+
+    run(main())
+
+
+def test_served_by_a_loop(run, aconfig, peers):
+    async def main() -> None:
+        (client,) = await aside(peers, 1)
+        running, most = 0, 0
+
+        async def slow_double(number: int) -> int:
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            await until(lambda: most >= 5)
+            running -= 1
+            return number * 2
+
+        bus = pymq.asyncio.connect(aconfig)
+        bus.remote("slow_double")(slow_double)
+        async with bus:
+            await bus.expose(abs, "abs")
+            assert await aside(client.call, shop.call, "abs", -3) == 3
+            calls = [bus.stub("slow_double", timeout=20)(number) for number in range(5)]
+            assert await asyncio.gather(*calls) == [0, 2, 4, 6, 8], "calls of a coroutine run beside each other"
+            await bus.unexpose("abs")
+            with pytest.raises(pymq.NoSuchRemoteError):
+                await bus.stub("abs")(-1)
+
+    run(main())
+
+
+def test_a_remote_that_calls_a_remote_of_its_own_bus(run, aconfig):
+    async def main() -> None:
+        async with pymq.asyncio.connect(aconfig) as bus:
+
+            async def add(a: int, b: int) -> int:
+                return a + b
+
+            async def product(a: int, b: int) -> int:
+                total = 0
+                for _ in range(b):
+                    total = await bus.stub("add", timeout=10)(total, a)
+                return total
+
+            await bus.expose(add, "add")
+            await bus.expose(product, "product")
+            assert await bus.stub("product", timeout=10)(6, 7) == 42
+
+    run(main())
+
+
+def test_many_calls_at_once_and_some_are_cancelled(run, aconfig, peers, place):
+    count = max(10, int(200 * place.scale))
+
+    async def main() -> None:
+        (server,) = await aside(peers, 1)
+        await aside(server.expose, shop.add, "add")
+        async with pymq.asyncio.connect(aconfig) as bus:
+            add = bus.stub("add", timeout=20)
+            calls = [asyncio.ensure_future(add(number, b=1)) for number in range(count)]
+            await asyncio.sleep(0)
+            for call in calls[::3]:
+                call.cancel()
+            results = await asyncio.gather(*calls, return_exceptions=True)
+            for number, result in enumerate(results):
+                assert result == number + 1 or (number % 3 == 0 and isinstance(result, asyncio.CancelledError))
+            assert await add(1) == 3
+
+    run(main())
+
+
+def test_a_deadline(run, aconfig, peers):
+    async def main() -> None:
+        (server,) = await aside(peers, 1)
+        await aside(server.expose, shop.hang, "hang")
+        async with pymq.asyncio.connect(aconfig) as bus:
+            with pytest.raises(pymq.RpcTimeout, match=r"within 0\.2 s"):
+                await bus.stub("hang", timeout=0.2)(1)
+            assert await aside(server.hear) == ("begun", 1)
+            results = await bus.stub("hang", timeout=0.2, multi=True)(2)
+            assert [type(result) for result in results] == [pymq.RpcTimeout]
+            await aside(server.release)
+
+    run(main())
+
+
+def test_the_death_of_a_server(run, aconfig, peers, separate):
+    async def main() -> None:
+        servers = await aside(peers, 2)
+        for server in servers:
+            await aside(server.expose, shop.hang, "hang")
+        async with pymq.asyncio.connect(aconfig) as bus:
+            calling = asyncio.ensure_future(_list(bus.stub("hang", multi=True)(1)))
+            for server in servers:
+                assert await aside(server.hear) == ("begun", 1)
+            await aside(servers[0].kill)
+            await aside(servers[1].release)
+            assert sorted(type(result).__name__ for result in await calling) == ["ServerDied", "int"]
+            calling = asyncio.ensure_future(_list(bus.stub("hang", multi=True)(2)))
+            assert await aside(servers[1].hear) == ("begun", 2)
+            assert await calling == [2]
+            await aside(servers[1].kill)
+            with pytest.raises((pymq.NoSuchRemoteError, pymq.ServerDied)):  # over a network a death is known later
+                await bus.stub("hang")(3)
+
+    run(main())
+
+
+def test_the_death_of_the_only_server(run, aconfig, peers, separate):
+    async def main() -> None:
+        (server,) = await aside(peers, 1)
+        await aside(server.expose, shop.hang, "hang")
+        async with pymq.asyncio.connect(aconfig) as bus:
+            calling = asyncio.ensure_future(bus.stub("hang")(1))
+            assert await aside(server.hear) == ("begun", 1)
+            await aside(server.kill)
+            with pytest.raises(pymq.ServerDied):
+                await calling
+
+    run(main())
+
+
+async def _list(results: Any) -> list[Any]:
+    return list(await results)
+
+
+def test_results_as_they_come(run, aconfig, peers):
+    async def main() -> None:
+        servers = await aside(peers, 2)
+        for server in servers:
+            await aside(server.expose, shop.hang, "answer")
+        async with pymq.asyncio.connect(aconfig) as bus:
+            results = bus.stub("answer", multi=True)("x")
+            first = asyncio.ensure_future(results.__anext__())
+            for server in servers:
+                await aside(server.hear)
+            assert not first.done()
+            await aside(servers[0].release)
+            assert await first == "x", "the other has not answered"
+            second = asyncio.ensure_future(results.__anext__())
+            await asyncio.sleep(0.02)
+            assert not second.done()
+            await aside(servers[1].release)
+            assert await second == "x"
+            with pytest.raises(StopAsyncIteration):
+                await results.__anext__()
+            assert await bus.stub("answer", multi=True)("y") == ["y", "y"]
+            assert [result async for result in bus.stub("answer", multi=True)("z")] == ["z", "z"]
+            assert await bus.stub("nobody", multi=True)() == []
+            assert [response.result for response in await bus.stub("answer", multi=True).rpc("r")] == ["r", "r"]
+
+    run(main())
+
+
+def test_the_end_of_the_bus_ends_its_calls(run, aconfig, peers):
+    async def main() -> None:
+        (server,) = await aside(peers, 1)
+        await aside(server.expose, shop.hang, "hang")
+        bus = pymq.asyncio.connect(aconfig)
+        await bus.start()
+        calling = asyncio.ensure_future(bus.stub("hang")(1))
+        assert await aside(server.hear) == ("begun", 1)
+        await bus.shutdown()
+        with pytest.raises(pymq.NotInitialized):
+            await calling
+        await aside(server.release)
+
+    run(main())

@@ -1,0 +1,216 @@
+"""The pytest plugin, as the tests of a program use it."""
+
+from __future__ import annotations
+
+import pytest
+from harness import ROOT
+
+pytest_plugins = ["pytester"]
+
+SHOP = """
+    from dataclasses import dataclass
+    import pymq
+
+    @dataclass
+    class OrderPlaced:
+        order_id: int
+
+    @dataclass
+    class Invoiced:
+        order_id: int
+
+    @pymq.subscriber
+    def invoice(event: OrderPlaced):
+        if event.order_id < 0:
+            raise ValueError(f"no such order: {event.order_id}")
+        pymq.publish(Invoiced(event.order_id), headers={"by": "invoice"})
+
+    @pymq.subscriber
+    async def archive(event: Invoiced):
+        pymq.publish(event.order_id, channel="archive")
+
+    @pymq.remote("total")
+    def total(order_id: int) -> int:
+        return order_id * 10
+
+    @pymq.subscriber(group="billing", retries=2, backoff=0.01)
+    def bill(event: Invoiced, message: pymq.Message):
+        if event.order_id == 13 and message.attempt == 1:
+            raise LookupError("unlucky")
+
+    def place(order_id):
+        pymq.publish(OrderPlaced(order_id))
+"""
+
+OPTIONS = ("-p", "no:pymq", "-p", "pymq.pytest_plugin", "-p", "no:cacheprovider", "-W", "error")
+"""Whether or not this checkout is installed, the plugin is there once."""
+
+
+@pytest.fixture
+def check(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch):
+    """Run tests of the shop; how many passed and failed."""
+    pytester.makepyfile(shop=SHOP)
+    monkeypatch.setenv("PYMQ_HOME", str(pytester.path / "home"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+    def check(tests: str, *options: str, **outcomes: int) -> pytest.RunResult:
+        pytester.makepyfile(test_shop="import pymq, pytest\nfrom shop import *\n" + tests)
+        result = pytester.runpytest_subprocess(*OPTIONS, *options)
+        result.assert_outcomes(**outcomes)
+        return result
+
+    return check
+
+
+PROGRAM = """
+def test_a_program(pymq_bus, assert_published):
+    place(7)
+    assert assert_published(Invoiced, order_id=7) == Invoiced(7)
+    pymq_bus.drain()
+    assert [(each.event, each.channel) for each in pymq_bus.recorded] == [
+        (OrderPlaced(7), None), (Invoiced(7), None), (7, "archive")]
+    assert pymq_bus.recorded[1].headers == {"by": "invoice"}
+    assert pymq_bus.assert_published("archive") == 7
+    assert pymq.stub("total", timeout=10)(7) == 70
+
+@pytest.mark.parametrize("again", range(3))
+def test_is_fresh_each_time(pymq_bus, again):
+    assert pymq_bus.recorded == []
+    assert pymq.queue("left").qsize() == 0
+    pymq.queue("left").put(1)
+    place(again)
+
+def test_without_it():
+    with pytest.raises(pymq.NotInitialized):
+        pymq.queue("jobs")
+"""
+
+
+@pytest.mark.parametrize("url", ["simple://", "shm://"])
+def test_the_same_program_in_memory_and_on_shm(check, pytester, url):
+    check(PROGRAM, "--pymq-url", url, passed=5)
+    left = [path for path in (pytester.path / "home").rglob("*") if path.is_file()]
+    assert left == [], "nothing is left behind"
+
+
+def test_the_ini_file_chooses_the_provider(check, pytester):
+    pytester.makeini("[pytest]\npymq_url = shm://shop")
+    tests = """
+def test_it(pymq_bus, pymq_config):
+    assert type(pymq_config).__name__ == "ShmConfig"
+    assert pymq_config.namespace.startswith("shop-test-")
+    with pymq.EventBus(pymq_config) as other:
+        assert other.publish(OrderPlaced(1)) == 1
+    pymq_bus.assert_published(Invoiced, order_id=1)
+"""
+    check(tests, passed=1)
+
+
+def test_the_error_of_a_handler_fails_the_test_that_caused_it(check):
+    tests = """
+def test_before(pymq_bus):
+    place(1)
+
+def test_bad(pymq_bus):
+    place(-1)
+
+def test_after(pymq_bus):
+    place(2)
+
+def test_expected(pymq_bus):
+    place(-2)
+    pymq_bus.drain()
+    assert isinstance(pymq_bus.errors.pop(), ValueError)
+
+def test_publish_before_init_is_an_error_too(pymq_bus):
+    pymq.shutdown()
+    pymq.publish(OrderPlaced(1))
+"""
+    result = check(tests, passed=3, failed=2)
+    result.stdout.fnmatch_lines(["*AssertionError: a handler failed: ValueError: no such order: -1"])
+    result.stdout.fnmatch_lines(["FAILED test_shop.py::test_bad*"])
+
+
+def test_what_was_not_published_is_said_with_what_was(check):
+    tests = """
+def test_it(pymq_bus):
+    pymq.publish(OrderPlaced(1))
+    pymq.publish("text", channel="notes")
+    pymq_bus.assert_published(OrderPlaced, order_id=2)
+"""
+    result = check(tests, failed=1)
+    result.stdout.fnmatch_lines(
+        ["*AssertionError: OrderPlaced(order_id=2) was not published, but", "*OrderPlaced(order_id=1)", "*'text' on 'notes'"]
+    )
+
+
+def test_drain_waits_for_everything(check):
+    tests = """
+import asyncio, threading, time
+
+def test_retries(pymq_bus):
+    place(13)
+    pymq_bus.drain()
+    assert pymq_bus.stats()["retried"] == {"shop.Invoiced": 1}
+    assert pymq_bus.group("billing").qsize() == 0
+    assert [type(error) for error in pymq_bus.errors] == [LookupError]
+    pymq_bus.errors.clear()
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_slow_handlers(pymq_bus, workers):
+    ended = []
+    def slow(event: OrderPlaced):
+        time.sleep(0.05)
+        ended.append(event)
+    pymq_bus.subscribe(slow, workers=workers)
+    for number in range(4):
+        place(number)
+    pymq_bus.drain()
+    assert len(ended) == 4
+
+def test_slow_coroutines(pymq_bus):
+    ended = []
+    async def slow(event: OrderPlaced):
+        await asyncio.sleep(0.05)
+        ended.append(event)
+    pymq_bus.subscribe(slow)
+    for number in range(4):
+        place(number)
+    pymq_bus.drain()
+    assert len(ended) == 4
+
+def test_delayed(pymq_bus):
+    ended = []
+    pymq_bus.subscribe(lambda event: ended.append(event), "later")
+    pymq.publish(1, "later", delay=0.2)
+    pymq_bus.drain()
+    assert ended == [1]
+
+def test_says_what_does_not_end(pymq_bus):
+    gate = threading.Event()
+    def stuck(event: int):
+        gate.wait(60)
+    pymq_bus.subscribe(stuck, "numbers")
+    pymq.publish(1, "numbers")
+    with pytest.raises(TimeoutError, match="still in flight after 0.3 s: the handler .*stuck"):
+        pymq_bus.drain(timeout=0.3)
+    gate.set()
+"""
+    check(tests, passed=6)
+
+
+def test_it_is_off_until_used(pytester, monkeypatch):
+    tests = """
+import sys
+
+def test_it():
+    assert "pydantic" not in sys.modules
+    assert "pymq.recording" not in sys.modules
+"""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    pytester.makepyfile(test_other=tests)
+    pytester.runpytest_subprocess(*OPTIONS).assert_outcomes(passed=1)
+
+
+def test_it_is_found_by_its_entry_point():
+    assert '[project.entry-points.pytest11]\npymq = "pymq.pytest_plugin"\n' in (ROOT / "pyproject.toml").read_text()

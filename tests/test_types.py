@@ -1,0 +1,120 @@
+"""What type checkers say: the programs of README and docs are accepted, strictly, and the whole package is typed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from harness import ROOT
+from test_readme import PAGES, blocks_of
+
+
+PYRIGHT = "basedpyright"
+"""Pyright as a wheel with all it needs; the package `pyright` fetches its program from elsewhere when it is first run."""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package as it is installed, and nothing of the checkout beside it."""
+    site = tmp_path_factory.mktemp("site")
+    (site / "pymq").symlink_to(ROOT / "pymq")
+    return site
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Each page's blocks as one program, its terminals' as others."""
+    directory = tmp_path_factory.mktemp("programs")
+    (directory / "pyrightconfig.json").write_text('{"typeCheckingMode": "standard"}')
+    for page in PAGES:
+        blocks = [block for block in blocks_of(page.read_text()) if block.language == "python"]
+        name = page.stem.lower().replace("-", "_")
+        (directory / f"{name}_page.py").write_text("\n".join(block.source for block in blocks if block.word is None))
+        terminals = {str(block.argument): block.source for block in blocks if block.word == "terminal"}
+        stems = "|".join(Path(file).stem for file in terminals)
+        for file, source in terminals.items():  # one may import another
+            (directory / f"{name}_{file}").write_text(re.sub(rf"^(from|import) ({stems})\b", rf"\1 {name}_\2", source, flags=re.M))
+    return directory
+
+
+def checked(*command: str, cwd: Path, site: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(site), "MYPYPATH": str(site)}
+    return subprocess.run([sys.executable, "-m", *command], cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_mypy_accepts_the_programs_of_readme_and_docs(programs, site):
+    done = checked("mypy", "--strict", "--config-file=", "--follow-imports=silent", ".", cwd=programs, site=site)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_pyright_accepts_the_programs_of_readme_and_docs(programs, site):
+    done = checked(PYRIGHT, "--pythonpath", sys.executable, ".", cwd=programs, site=site)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_everything_public_is_typed(site):
+    command = (PYRIGHT, "--pythonpath", sys.executable, "--verifytypes", "pymq", "--ignoreexternal", "--outputjson")
+    found = json.loads(checked(*command, cwd=site, site=site).stdout)["typeCompleteness"]
+    unknown = [symbol["name"] for symbol in found["symbols"] if symbol["isExported"] and not symbol["isTypeKnown"]]
+    ambiguous = [symbol["name"] for symbol in found["symbols"] if symbol["isExported"] and symbol["isTypeAmbiguous"]]
+    assert (found["completenessScore"], unknown, ambiguous) == (1, [], [])
+
+
+PROGRAM = """
+import asyncio
+import pymq
+import pymq.asyncio
+from dataclasses import dataclass
+
+@dataclass
+class Job:
+    number: int
+
+def product(a: int, b: int = 2) -> int:
+    return a * b
+
+async def slow_product(a: int, b: int = 2) -> int:
+    return a * b
+
+reveal_type(pymq.stub(product, multi=True)(3))
+async def main() -> None:
+    async with pymq.asyncio.connect() as bus:
+        reveal_type(await bus.publish(Job(1)))
+        reveal_type(await bus.stub(product)(1))
+        reveal_type(await bus.stub(slow_product)(1))
+        reveal_type(await bus.stub(product, multi=True)(1, b=3))
+        async for result in bus.stub(product, multi=True)(1):
+            reveal_type(result)
+        async for event, message in bus.events(Job):
+            reveal_type(event)
+            reveal_type(message)
+        reveal_type(await bus.queue("jobs", type=Job).get())
+        async with bus.queue("jobs", type=Job).take() as job:
+            reveal_type(job.value)
+        await bus.stub(product)("three")
+        await bus.queue("jobs", type=Job).put("four")
+"""
+
+REVEALED = ["list[int]", "int | None", "int", "int", "list[int]", "int", "Job", "Message", "Job", "Job"]
+
+
+def test_what_pyright_makes_of_stubs_events_and_queues(tmp_path, site):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    done = checked(PYRIGHT, "--pythonpath", sys.executable, "--outputjson", ".", cwd=tmp_path, site=site)
+    found = json.loads(done.stdout)["generalDiagnostics"]
+    revealed = [each["message"].split('" is "')[1][:-1] for each in found if each["severity"] == "information"]
+    assert revealed == REVEALED
+    errors = [each["message"] for each in found if each["severity"] == "error"]
+    assert len(errors) == 2, errors
+    assert all('"Literal[' in error for error in errors)
+
+
+def test_the_checkers_would_find_something(tmp_path, site):
+    (tmp_path / "program.py").write_text("import pymq\n\npymq.queue('jobs', type=int).put('text')\n")
+    assert checked("mypy", "--strict", "--config-file=", "--follow-imports=silent", ".", cwd=tmp_path, site=site).returncode == 1
+    assert checked(PYRIGHT, "--pythonpath", sys.executable, ".", cwd=tmp_path, site=site).returncode == 1
