@@ -5,6 +5,7 @@ A provider is added in one line of PLACES.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import tempfile
@@ -12,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 
@@ -36,6 +38,9 @@ class Place:
     def __init__(self, config: Any, url: str) -> None:
         self.config = config
         self.url = url
+
+    def see_death(self) -> None:
+        """Wait until everybody knows of a process that was just killed."""
 
     def leftovers(self) -> list[str]:
         """What is still there after the last participant has left."""
@@ -62,7 +67,88 @@ class ShmPlace(Place):
         return [str(path.relative_to(self.home)) for path in self.home.rglob("*")]
 
 
-PLACES: dict[str, Callable[[Path], Place]] = {"simple": SimplePlace, "shm": ShmPlace}
+class IpcPlace(ShmPlace):
+    def __init__(self, home: Path) -> None:
+        from pymq.provider.ipc import IpcConfig
+
+        pytest.importorskip("posix_ipc", reason="needs posix_ipc, which has no wheel for this Python")
+        super().__init__(home)
+        self.config, self.url = IpcConfig(namespace="tests", home=str(self.home)), "ipc://tests"
+
+
+class AwsPlace(Place):
+    scale = 0.01
+
+    def __init__(self, home: Path) -> None:
+        from aws_server import emulator
+
+        from pymq.provider.aws import LocalstackConfig
+
+        here = {"AWS_ENDPOINT_URL": emulator(), "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+        os.environ.update(here)  # programs that a test starts find it with a URL alone
+        config = LocalstackConfig(endpoint_url=emulator(), namespace=home.name, lease=30, refresh=0, poll=1)
+        super().__init__(config, f"aws://us-east-1/{home.name}")
+
+    def leftovers(self) -> list[str]:
+        """Mailboxes, groups, and queues that hold something; where there is none, the empty queues and topics are removed."""
+        provider = self.config.create()
+        provider.open()
+        found = list(provider.sweeper.inventory())
+        kept = [each for each in found if each.kind == "queue" and provider.size(each.stands_for)]
+        left = [each for each in found if each.kind in ("mailbox", "subscription")] + kept
+        for each in [] if left else found:
+            each.remove()
+        return [f"{each.kind} {each.name}: {each.stands_for}" for each in left]
+
+
+class RedisPlace(Place):
+    scale = 0.1
+
+    def __init__(self, home: Path) -> None:
+        from redis_server import shared_url
+
+        from pymq.provider.redis import RedisConfig
+
+        url = f"{shared_url()}/{home.name}"
+        super().__init__(RedisConfig.from_url(url), url)
+
+    def see_death(self) -> None:
+        from redis_server import is_fading
+
+        eventually(lambda: not is_fading(self.config))
+
+    def leftovers(self) -> list[str]:
+        """What the killed have left goes when their registrations have ended, and somebody leaves who has seen that."""
+        from redis_server import keys_of
+
+        if keys_of(self.config):
+            self.see_death()
+            with pymq.EventBus(self.config):
+                pass
+        return keys_of(self.config)
+
+
+PLACES: dict[str, Callable[[Path], Place]] = {
+    "simple": SimplePlace,
+    "shm": ShmPlace,
+    "ipc": IpcPlace,
+    "redis": RedisPlace,
+    "aws": AwsPlace,
+}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Over AWS's emulator run those behaviours that its module names: all would take ten minutes."""
+    from aws_behaviours import runs_on_aws
+
+    if not os.environ.get("PYMQ_AWS_ALL"):
+        left_out = [item for item in items if _is_of_aws(item) and not runs_on_aws(item.path.stem, item.originalname)]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
+
+
+def _is_of_aws(item: pytest.Item) -> bool:
+    return hasattr(item, "callspec") and item.callspec.params.get("place") == "aws"
 
 
 @pytest.fixture(params=PLACES)
@@ -92,10 +178,19 @@ def config(place: Place) -> Any:
     return place.config
 
 
+class Uncounting(pymq.EventBus):
+    """Of a provider that cannot know how many have an event: the number equals any."""
+
+    def publish(self, *args: Any, **options: Any) -> Any:
+        assert super().publish(*args, **options) is None
+        return ANY
+
+
 @pytest.fixture
 def bus(config: Any) -> Iterator[pymq.EventBus]:
     """A running bus in this process."""
-    with pymq.EventBus(config) as bus:
+    counts = config.create().features.counts_receivers
+    with (pymq.EventBus if counts else Uncounting)(config) as bus:
         yield bus
 
 

@@ -9,7 +9,14 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 if TYPE_CHECKING:
     from pymq.provider.base import Provider
 
-_BUILT_IN = {"shm": "pymq.provider.shm:ShmConfig", "simple": "pymq.provider.simple:SimpleConfig"}
+_REDIS = dict.fromkeys(("redis", "rediss", "unix", "redis+sentinel", "redis+cluster"), "pymq.provider.redis:RedisConfig")
+_BUILT_IN = {
+    "shm": "pymq.provider.shm:ShmConfig",
+    "simple": "pymq.provider.simple:SimpleConfig",
+    "ipc": "pymq.provider.ipc:IpcConfig",
+    "aws": "pymq.provider.aws:AwsConfig",
+    **_REDIS,
+}
 """Found without the package's metadata, so that a checkout works where it is not installed."""
 
 ConfigClass = TypeVar("ConfigClass")

@@ -17,6 +17,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from urllib.parse import quote, unquote
 
 from pymq.exceptions import ProviderError
@@ -32,6 +33,11 @@ def open_file(path: str, flags: int, dir_fd: int | None = None) -> int:
     fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=dir_fd)
     _open_files.add(fd)
     return fd
+
+
+def adopt_file(fd: int) -> None:
+    """From now on that descriptor, which somebody else has opened, is as one of `open_file`."""
+    _open_files.add(fd)
 
 
 def close_file(fd: int) -> None:
@@ -81,6 +87,8 @@ class Directory:
         except FileExistsError:
             pass
         except OSError as error:
+            if error.errno in _FULL:
+                raise translated(error, self.path) from error
             raise ProviderError(f"cannot create {self.path}: {error.strerror}; set PYMQ_HOME to a directory of yours") from error
         try:
             self.fd = open_file(path, os.O_RDONLY | os.O_DIRECTORY, at)
@@ -107,7 +115,11 @@ class Directory:
 
     def names(self) -> list[str]:
         """What is in here, sorted."""
-        return sorted(os.listdir(self.fd))
+        fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.fd)  # two threads that list one share its position
+        try:
+            return sorted(os.listdir(fd))
+        finally:
+            os.close(fd)
 
     def clear(self) -> None:
         """Remove all that is in here."""
@@ -119,37 +131,75 @@ class Directory:
         close_file(self.fd)
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _REMEDY = "remove it, or set PYMQ_HOME to another directory"
 
 
-class Lock:
-    """Mutual exclusion between threads and processes that ends with its holder: a thread's lock around `flock`.
+class Mutex:
+    """Mutual exclusion between threads. Use as `with mutex:`. Raises ProviderError, instead of waiting for ever, in a signal handler
+    that has interrupted its own thread inside of it: what is half changed can be neither used nor waited for.
+    """
 
-    0.6 us a pair. Not reentrant. Use as `with lock:`. Raises ProviderError when it stays taken for LOCK_SECONDS: flock itself
+    def __init__(self) -> None:
+        self.mutex = threading.RLock()
+        self.is_held = False
+
+    def __enter__(self) -> None:
+        entered = False
+        try:
+            self.mutex.acquire()
+            if not self.is_held:
+                self.is_held = entered = True
+                return self.take()
+        except BaseException:  # also what a signal handler raises, at any of these lines
+            if entered:
+                self.__exit__(None, None, None)
+            else:
+                with suppress(RuntimeError):
+                    self.mutex.release()
+            raise
+        self.mutex.release()
+        raise interrupted()
+
+    def __exit__(self, *_: object) -> None:
+        self.is_held = False
+        self.mutex.release()
+
+    def take(self) -> None:
+        """What else there is to take."""
+
+
+def interrupted() -> ProviderError:
+    """What a signal handler gets that comes in the middle of what it calls."""
+    return ProviderError(
+        "a signal handler has interrupted its thread in the middle of what it calls now; nothing was done: "
+        "let the handler set a flag, or call from another thread"
+    )
+
+
+class Lock(Mutex):
+    """Mutual exclusion between threads and processes that ends with its holder: a `Mutex` around `flock`.
+
+    0.8 us a pair. Not reentrant. Use as `with lock:`. Raises ProviderError when it stays taken for LOCK_SECONDS: flock itself
     waits without end for a holder that was stopped.
     """
 
     def __init__(self, fd: int) -> None:
+        super().__init__()
         self.fd = fd
-        self.mutex = threading.Lock()
 
-    def __enter__(self) -> None:
-        self.mutex.acquire()
+    def __exit__(self, *_: object) -> None:
+        self.is_held = False
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_UN)
+        finally:
+            self.mutex.release()
+
+    def take(self) -> None:
         try:
             fcntl.flock(self.fd, EXCLUSIVE_NOW)
         except BlockingIOError:
-            try:
-                self.wait()
-            except BaseException:
-                self.mutex.release()
-                raise
-        except BaseException:
-            self.mutex.release()
-            raise
-
-    def __exit__(self, *_: object) -> None:
-        fcntl.flock(self.fd, fcntl.LOCK_UN)
-        self.mutex.release()
+            self.wait()
 
     def wait(self) -> None:
         """Take the file's lock from another process: yield the processor for as long as a holder usually needs, then sleep in
@@ -210,8 +260,10 @@ def write_at(fd: int, parts: list[bytes], position: int) -> int:
 
 def translated(error: OSError, path: str) -> ProviderError:
     """What users are told about an error of the kernel's."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ProviderError(f"the file system of {path} is full: free some space, or set PYMQ_HOME to a directory with more")
+    if error.errno in _FULL:
+        return ProviderError(
+            f"the file system of {path} is full, of bytes or of files (df, df -i): free some, or set PYMQ_HOME to a directory with more"
+        )
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return ProviderError(f"too many open files in {path}: raise RLIMIT_NOFILE (ulimit -n), or serve fewer receivers")
     return ProviderError(f"{path} failed: {error}")
@@ -266,10 +318,8 @@ class Bell:
 
     def ring(self) -> None:
         """Wake the thread that sleeps on it, in this process."""
-        try:
+        with suppress(OSError):  # full of rings; or there is no memory for one, and who wants the thread to wake tries again
             os.write(self.fd, b"!")
-        except BlockingIOError:
-            pass  # thousands of rings wait already
 
     def silence(self) -> None:
         """Forget the rings so far."""

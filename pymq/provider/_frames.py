@@ -40,7 +40,7 @@ DATA, LARGE, REFERENCE, NUDGE, WAKE = (int.from_bytes(bytes([*PREFIX, kind]), "l
 """Two bits apart from each other, so that no flipped bit makes one into another. LARGE is as DATA, but only fits into the log."""
 
 HEAD_BYTES = 4096
-LOGGED, DROPPED, BEHIND, WAITING, DELETED, SLEEPERS = range(6)
+LOGGED, DROPPED, BEHIND, WAITING, DELETED, URGENT, SLEEPERS = range(7)
 """The words of the mapped head; the last one counts the bells behind it that want to be rung when there is room."""
 MOST_SLEEPERS = HEAD_BYTES // 8 - SLEEPERS - 1
 

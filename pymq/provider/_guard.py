@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
 from fcntl import flock
 
 from pymq.exceptions import ProviderError, PymqError
-from pymq.provider._files import EXCLUSIVE_NOW, Lock, close_file, translated
+from pymq.provider._files import EXCLUSIVE_NOW, Lock, close_file, interrupted, translated
 
 _TRIES, _LOOKS = 4, 100  # each look takes 0.1 us, a holder 3 us
 
@@ -47,6 +48,10 @@ class Guard(Lock):
                 pass
         return self.wait()
 
+    def refusal(self) -> ProviderError:
+        """Why it cannot be taken, where it is closed or held by this thread already."""
+        return closed() if self.fd < 0 else interrupted()
+
     def close(self) -> None:
         """Every later use raises ProviderError. With the mutex held."""
         close_file(self.fd)
@@ -58,6 +63,8 @@ class Guard(Lock):
             return error
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE):
             result = translated(error, self.path)
+        elif isinstance(error, FileNotFoundError) and not os.path.exists(self.path):
+            result = ProviderError(f"{self.path} was removed: shut down, and start again")
         else:
             result = ProviderError(f"the queue's files are damaged, or it was closed ({error!r}); delete the queue")
         result.__cause__ = error

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import secrets
 import select
-import threading
 import time
 from functools import partial
 
 from pymq.exceptions import QueueNotFound
-from pymq.provider._files import Bells, Directory, Lock, Owned, close_file, encode_name, is_dead, map_file, open_writer, write_at
+from pymq.provider._files import Bells, Directory, Lock, Mutex, Owned, close_file, encode_name, is_dead, map_file, open_writer, write_at
 from pymq.provider._frames import (
     BEHIND,
     DELETED,
@@ -51,12 +50,14 @@ class Outlet:
     def __init__(self, name: str, directory: Directory, bells: Bells, member: int, *, max_pending: int, own: Inbox | None) -> None:
         self.name = name
         self.own = own
+        self.direct = INLINE_BYTES
+        self._gate = LOGGED
         self._stem = encode_name(name)
         self._directory = directory
         self._bells = bells
         self._member = member
         self._max_pending = max_pending
-        self._mutex = threading.Lock()
+        self._mutex = Mutex()
         self._arena: Arena
         self._token = self._next = 0
         self._stuck_at = -1
@@ -79,7 +80,11 @@ class Outlet:
 
     def send(self, message: bytes) -> bool:
         """Deliver it without waiting; False where the inbox is full."""
-        return (len(message) > INLINE_BYTES and self.send_by_arena(message)) or self.offer(frames_of(message))
+        return self.send_past_log(message) or self.offer(frames_of(message))
+
+    def send_past_log(self, message: bytes) -> bool:
+        """Deliver it in a cheaper way than by writing it into the log, if there is one that needs no waiting."""
+        return len(message) > INLINE_BYTES and self.send_by_arena(message)
 
     def send_by_arena(self, message: bytes) -> bool:
         """Deliver it through the arena; False where it is too large or there is no room."""
@@ -90,24 +95,26 @@ class Outlet:
             position = self._find_room(size)
             if position < 0:
                 return False
-            arena = self._arena
+            arena, before = self._arena, self._next
             offset = position % arena.size
             arena.bytes[offset : offset + size] = message
             reference = LOCATION.pack(self._token, position, size)
             framed = pack_header(REFERENCE, len(reference), checksum(reference)) + reference
-            if (self.head[LOGGED] or not self._write(framed)) and not self.offer([framed]):
-                return False
+            # reserved first: should a signal handler raise behind the write, the place of what is out must not be used again
             self._next = arena.words[SENT] = position + aligned(size)
+            if (self.head[self._gate] or not self._write(framed)) and not self.offer([framed]):
+                self._next = arena.words[SENT] = before
+                return False
             return True
 
     def offer(self, parts: list[bytes], sleeper: int = 0) -> bool:
         """Deliver a frame; False where there is no room, and then the bell of that number is rung when there is."""
         is_small = len(parts) == 1
-        if is_small and not self.head[LOGGED] and self._write(parts[0]):
+        if is_small and not self.head[self._gate] and self._write(parts[0]):
             return True
         while True:
             with self._lock:
-                if is_small and not self.head[LOGGED] and self._write(parts[0]):
+                if is_small and not self.head[self._gate] and self._write(parts[0]):
                     return True
                 if self._append(parts):
                     return True
@@ -119,7 +126,7 @@ class Outlet:
     def delete(self) -> None:
         """What `Inbox.delete` does, from outside."""
         self.head[DELETED] = 1
-        self._write(WAKE_FRAME)
+        self._signal(WAKE_FRAME)
 
     def is_dead(self) -> bool:
         """Whether the inbox's process has died. 0.4 us; with a poll object made for it 1.1."""
@@ -127,6 +134,10 @@ class Outlet:
             return bool(self._death.poll(0))
         except RuntimeError:  # another thread asks at this moment
             return is_dead(self.fifo)
+
+    def is_gone(self) -> bool:
+        """Whether nobody will receive from the inbox any more."""
+        return bool(self.head[DELETED]) or self.is_dead()
 
     def forget(self, sleeper: int) -> None:
         """That bell need not be rung any more."""
@@ -148,22 +159,33 @@ class Outlet:
 
     # The lock is held
 
-    def _write(self, small: bytes) -> bool:
+    def _signal(self, small: bytes) -> bool:
+        """Write it into the FIFO; False where that is full."""
         try:
             os.write(self.fifo, small)
         except BlockingIOError:
             return False
         return True
 
+    def _write(self, small: bytes) -> bool:
+        """Deliver a frame by itself; False where there is no room."""
+        return self._signal(small)
+
     def _append(self, parts: list[bytes]) -> bool:
         """Into the log, if there is room; one message, however large, always fits into an empty one."""
         logged = self.head[LOGGED]
-        if logged and logged + sum(map(len, parts)) > self._max_pending:
+        if self._is_full(sum(map(len, parts))):
             return False
         self.head[LOGGED] = logged + write_at(self._log, parts, logged)
         if not bytes_waiting(self.fifo):
-            self._write(NUDGE_FRAME)
+            self._signal(NUDGE_FRAME)
+        elif self.is_dead():  # what a FIFO still holds hides that its reader has died
+            raise BrokenPipeError
         return True
+
+    def _is_full(self, size: int) -> bool:
+        logged = self.head[LOGGED]
+        return bool(logged) and logged + size > self._max_pending
 
     def _sleepers(self) -> list[int]:
         return self.head[SLEEPERS + 1 : SLEEPERS + 1 + self.head[SLEEPERS]].tolist()

@@ -124,9 +124,10 @@ class SharedQueue:
         record = pack_record(message, delay, ttl)
         store, lock = self._store, self._sending
         with lock.mutex:  # `with lock` written out, here, in _take and in ack: it would be a quarter of a put
-            if lock.fd < 0:
-                raise closed()
+            if lock.fd < 0 or lock.is_held:
+                raise lock.refusal()
             try:
+                lock.is_held = True
                 lock.acquire(self._words)
                 done = store.surely_has_room(len(record), maxsize)
                 if done:
@@ -134,6 +135,7 @@ class SharedQueue:
             except Exception as error:
                 raise lock.explained(error)
             finally:
+                lock.is_held = False
                 flock(lock.fd, LOCK_UN)
                 self._words[SENDING] = 0
         if not done:
@@ -176,14 +178,16 @@ class SharedQueue:
     def _take(self, limit: int, lease: float | None, ahead: Ahead | None) -> list[Delivery]:
         lock, store = self._lock, self._store
         with lock.mutex:
-            if lock.fd < 0:
-                raise closed()
+            if lock.fd < 0 or lock.is_held:
+                raise lock.refusal()
             try:
+                lock.is_held = True
                 lock.acquire(self._words)
                 return store.take(limit, lease, ahead)
             except Exception as error:
                 raise lock.explained(error)
             finally:
+                lock.is_held = False
                 flock(lock.fd, LOCK_UN)
                 self._words[RECEIVING] = 0
 
@@ -191,14 +195,16 @@ class SharedQueue:
         """The message is forgotten. Raises LeaseLost, and changes nothing, when the lease had ended."""
         lock = self._lock
         with lock.mutex:
-            if lock.fd < 0:
-                raise closed()
+            if lock.fd < 0 or lock.is_held:
+                raise lock.refusal()
             try:
+                lock.is_held = True
                 lock.acquire(self._words)
                 self._store.ack(receipt)
             except Exception as error:
                 raise lock.explained(error)
             finally:
+                lock.is_held = False
                 flock(lock.fd, LOCK_UN)
                 self._words[RECEIVING] = 0
 
@@ -218,6 +224,8 @@ class SharedQueue:
 
     def counters(self) -> dict[str, int]:
         """What is in the queue, and what was dropped so far because it had expired or was damaged."""
+        if self._words[OWNERS] > self._store.is_owner:
+            self._look_for_deaths()
         with self._lock:
             self._store.enter()
             return self._store.counters()

@@ -14,13 +14,12 @@ from __future__ import annotations
 import json
 import logging
 import os
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
 
 from pymq.exceptions import ProviderError
-from pymq.provider._files import Bells, Directory, Lock, close_file, encode_name, map_file, open_writer, write_at
+from pymq.provider._files import Bells, Directory, Lock, Mutex, close_file, encode_name, map_file, open_writer, write_at
 from pymq.topics import Bindings
 
 _VERSION = int.from_bytes(b"pymq-r\0\1", "little")
@@ -60,7 +59,7 @@ class Registry:
         fd = self.directory.open("registry", os.O_RDWR | os.O_CREAT)
         stack.callback(close_file, fd)
         self.lock = Lock(fd)
-        self._mutex = threading.Lock()
+        self._mutex = Mutex()
         self._journal = -1
         self._length = self.generation = 0
         self.bindings = Bindings()

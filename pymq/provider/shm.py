@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from operator import methodcaller
 from os import write
 from queue import Full
 from typing import Any, TypeAlias, TypeVar, cast
@@ -35,7 +36,7 @@ if sys.platform == "linux":  # elsewhere this file can be imported, and `open` s
     from pymq.provider._readiness import InboxReadiness, QueueReadiness
     from pymq.provider._registry import WORD, Registry
 
-logger = logging.getLogger("pymq")
+logger: logging.Logger = logging.getLogger("pymq")
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Route: TypeAlias = "tuple[list[Outlet], list[str]]"
@@ -93,11 +94,11 @@ def _translating(function: Function) -> Function:
 class ShmProvider(Provider):
     """See `ShmConfig`; the promises are those of `Provider`."""
 
-    features = Features(priorities=10)
+    features: Features = Features(priorities=10)
 
     def __init__(self, config: ShmConfig) -> None:
         self._config = config
-        self.path = config.base_directory() if sys.platform == "linux" else ""
+        self.path: str = config.base_directory() if sys.platform == "linux" else ""
         self._inboxes: dict[str, Inbox] = {}
         self._outlets: dict[str, Outlet] = {}
         self._queues: dict[str, tuple[SharedQueue, Owned]] = {}
@@ -116,13 +117,17 @@ class ShmProvider(Provider):
     def open(self) -> None:
         if sys.platform != "linux":
             raise ProviderError(f"shm needs Linux, not {sys.platform}: use simple (in one process), redis or aws")
-        self._registry = Registry(self.path, self._config.namespace)
+        self._registry = self._enter()
+        self._inline = INLINE_BYTES
         self._words = self._registry.words
         self.path = self._registry.directory.path
         space = os.fstatvfs(self._registry.directory.fd)
         quarter = space.f_blocks * space.f_frsize // 4 or sys.maxsize  # a tmpfs without a limit has 0 blocks
-        self.max_message_bytes = min(self._config.max_message_bytes, quarter)
+        self.max_message_bytes: int = min(self._config.max_message_bytes, quarter)
         self._max_pending = min(self._config.max_pending, quarter)
+
+    def _enter(self) -> Registry:
+        return Registry(self.path, self._config.namespace)
 
     @_translating
     def close(self) -> None:
@@ -176,12 +181,15 @@ class ShmProvider(Provider):
         if _exists(f"{encode_name(name)}.fifo", registry.inboxes):
             registry.sweep()
         try:
-            self._inboxes[name] = Inbox(name, registry.inboxes, registry.bells)
+            self._inboxes[name] = self._new_inbox(name)
         except FileExistsError:
             raise ProviderError(f"the temporary queue {name!r} is another process's") from None
         except OSError:
             registry.remove_inbox(encode_name(name))
             raise
+
+    def _new_inbox(self, name: str) -> Inbox:
+        return Inbox(name, self._registry.inboxes, self._registry.bells)
 
     def _declare_shared(self, name: str) -> None:
         with suppress(KeyError, QueueNotFound):
@@ -221,7 +229,8 @@ class ShmProvider(Provider):
 
     def _open_outlet(self, name: str) -> Outlet:
         registry = self._registry
-        make = functools.partial(Outlet, name, registry.inboxes, registry.bells, registry.member, max_pending=self._max_pending)
+        kind = self._outlet_class(name)
+        make = functools.partial(kind, name, registry.inboxes, registry.bells, registry.member, max_pending=self._max_pending)
         try:
             return make(own=self._inboxes.get(name))
         except OSError as error:
@@ -230,6 +239,9 @@ class ShmProvider(Provider):
             self._outlets = {}
             self._table = (0, {})
             return make(own=self._inboxes.get(name))
+
+    def _outlet_class(self, name: str) -> type[Outlet]:
+        return Outlet
 
     @_translating
     def delete(self, queue: str) -> None:
@@ -308,7 +320,7 @@ class ShmProvider(Provider):
                 found.append(outlet)
         if len(found) > 1:
             first = next(self._turn) % len(found)
-            found = sorted(found[first:] + found[:first], key=Outlet.backlog)
+            found = sorted(found[first:] + found[:first], key=methodcaller("backlog"))
         return [outlet.name for outlet in found]
 
     # Sending
@@ -326,7 +338,7 @@ class ShmProvider(Provider):
     ) -> None:
         size = len(message)
         known = self._outlets.get(queue)
-        if known is not None and size <= INLINE_BYTES and not known.head[LOGGED] and not known.head[DELETED]:
+        if known is not None and size <= known.direct and not known.head[LOGGED] and not known.head[DELETED]:
             try:
                 write(known.fifo, pack_header(DATA, size, checksum(message)) + message)
                 return
@@ -427,8 +439,8 @@ class ShmProvider(Provider):
         size = len(message)
         accepted = 0
         late: list[Outlet] = []
-        if size > INLINE_BYTES:
-            accepted, late = self._publish_large(message, outlets)
+        if size > self._inline:
+            accepted, late = self._publish_past_logs(message, outlets)
         elif outlets:
             framed = pack_header(DATA, size, checksum(message)) + message
             for outlet in outlets:
@@ -453,14 +465,15 @@ class ShmProvider(Provider):
                 raise translated(error, self.path) from error
         return accepted
 
-    def _publish_large(self, message: bytes, outlets: list[Outlet]) -> tuple[int, list[Outlet]]:
+    def _publish_past_logs(self, message: bytes, outlets: list[Outlet]) -> tuple[int, list[Outlet]]:
         """How many accepted it, and those that did not, for whatever reason."""
         if len(message) > self.max_message_bytes:
             raise self._too_large(message)
         accepted, late = 0, []
+        deliver = methodcaller("send" if len(outlets) == 1 else "send_past_log", message)  # a log's lock may have to be waited for
         for outlet in outlets:
             try:
-                if outlet.send_by_arena(message):
+                if deliver(outlet):
                     accepted += 1
                     continue
             except OSError:
@@ -481,6 +494,8 @@ class ShmProvider(Provider):
         deadline = time.monotonic() + (self._config.publish_timeout if timeout in (None, LATER) else timeout)
         reached, full = self._offer(late, lambda outlet: outlet.send(message))
         accepted += reached
+        if not (full or groups):
+            return accepted
         reached, full_groups = self._publish_to_shared(groups, message, deadline=0, **how)
         accepted += reached
         waited_for = [outlet for outlet in full if not outlet.head[BEHIND]]
@@ -593,6 +608,8 @@ class ShmProvider(Provider):
             self._inside.pop()
 
     def _receive_shared(self, name: str, timeout: float | None, limit: int, lease: float | None, fds: list[int]) -> list[Delivery]:
+        if self._closed:
+            raise ProviderError("the provider was closed while it was waited on")
         entry = self._shared(name)
         wakes = self._wakes
         try:
@@ -611,7 +628,7 @@ class ShmProvider(Provider):
 
     def readiness(self, queue: str) -> Readiness:
         inbox = self._inboxes.get(queue)
-        return QueueReadiness(self._shared(queue)[0]) if inbox is None else InboxReadiness(inbox, self._outlet)
+        return QueueReadiness(*self._shared(queue)) if inbox is None else InboxReadiness(inbox, self._outlet)
 
     # Settling
 

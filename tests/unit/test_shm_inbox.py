@@ -17,6 +17,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -638,3 +639,24 @@ def test_the_names_of_shared_queues_are_listed(config, opened):
     first.delete("a/1")
     first.delete("a/" + "long" * 100)
     assert second.queues("a/") == ["a/2"]
+
+
+def test_a_dead_receiver_is_none_however_much_it_left_in_its_pipe(opened, peers):
+    sender, (receiver,) = opened(), peers(1)
+    receiver.call(subscribe, "inbox")
+    receiver.signal(signal.SIGSTOP)
+    while not sender._outlet("inbox").head[LOGGED]:
+        assert flood(sender, 0, 0, 1, (3000,)) == 1
+    receiver.signal(signal.SIGKILL)
+    receiver.kill()
+    assert flood(sender, 0, 0, 1) == 0
+
+
+def test_two_threads_may_list_a_directory(opened):
+    bells = opened()._registry.bells
+    wrong = []
+    with ThreadPoolExecutor(3) as pool:
+        expected = [bells.borrow().number for _ in range(50)] and bells.directory.names()
+        for _ in range(3):
+            pool.submit(lambda: wrong.extend(found for _ in range(2000) if (found := bells.directory.names()) != expected))
+    assert wrong == []

@@ -1,0 +1,226 @@
+"""Inboxes that the kernel keeps: a POSIX message queue in the place of the FIFO's messages; all the rest is as `_frames` says.
+
+**The kernel queue** holds ten messages of a kilobyte, so that the 819,200 bytes that a user's queues may take by default
+(RLIMIT_MSGQUEUE) are enough for 73. One message is one frame. What does not fit goes as in any inbox: by reference where it is too
+large, into the log where ten wait already. The FIFO is kept for what a kernel queue cannot do: its reader's death is seen at its other
+end, and a write into it wakes a receive that is blocked, to look at the log or to end. The name is `/pymq-<uid>-<token>`. The token is
+in a file beside the inbox's others, written before the queue is made and removed after it, so that a sweep finds the queue of the dead.
+
+**Two lanes.** What is sent to this inbox alone (a request) has a higher priority in the kernel queue than what is published (an event),
+and may overtake it; within a lane each sender's order is kept. For events the word LOGGED closes the kernel queue as it does the FIFO;
+for the urgent it is the word URGENT, set by whoever had to write an urgent one into the log: so these pass a long log of events. The
+lanes have an arena each, since references to one must be read in its order.
+"""
+
+from __future__ import annotations
+
+import copy
+import errno
+import os
+import secrets
+import select
+import time
+from contextlib import ExitStack
+from functools import partial
+from importlib import import_module
+from typing import Any, TypeAlias
+
+from pymq.exceptions import ProviderError
+from pymq.provider._files import Bells, Directory, Owned, adopt_file, close_file, encode_name, translated, write_at
+from pymq.provider._frames import DATA, HEADER, LOGGED, URGENT, frame
+from pymq.provider._inbox import Inbox
+from pymq.provider._outlet import Outlet
+from pymq.provider._registry import Registry
+
+posix_ipc: Any = import_module("posix_ipc")
+"""The driver, which comes without types."""
+KernelQueue: TypeAlias = Any
+"""Its `MessageQueue`."""
+
+MESSAGES, MESSAGE_BYTES = 10, 1024
+_QUEUE_BYTES = MESSAGES * (MESSAGE_BYTES + 2 * 48)
+"""What the kernel counts for one: a message, its head and a node of the tree of priorities, for each."""
+_TOKEN_BYTES = 16
+_ROOM_SECONDS = 0.2
+_ORDINARY, _URGENT = 0, 1
+
+
+class KernelInbox(Inbox):
+    """The reading end. Raises ProviderError, naming the limit, where the kernel gives no queue."""
+
+    def __init__(self, name: str, directory: Directory, bells: Bells) -> None:
+        with ExitStack() as undoing:
+            token = _new_token(directory, encode_name(name))
+            undoing.callback(_remove, directory, encode_name(name))
+            self._queue = _create(token)
+            self._queue_owned = Owned(partial(close_file, self._queue.mqd))
+            super().__init__(name, directory, bells)
+            undoing.pop_all()
+        self._is_bare = False
+        self.sources.append(self._queue.mqd)
+        self._poll.register(self._queue.mqd, select.POLLIN)
+
+    def _load(self) -> bool:
+        is_cut = self._data and not self._is_whole  # a signal in the FIFO, of which thousands wait: its rest comes first
+        receive = self._queue.receive
+        found = [] if is_cut else [receive()[0] for _ in range(self._queue.current_messages)]
+        if not found:
+            return super()._load()
+        self._add(b"".join(found), True)
+        return True
+
+
+class KernelOutlet(Outlet):
+    """A writing end. Where the kernel queue cannot be reached, as from another IPC namespace, all goes by the log."""
+
+    def __init__(self, name: str, directory: Directory, *args: Any, **options: Any) -> None:
+        super().__init__(name, directory, *args, **options)
+        self.direct = -1
+        self._priority = _ORDINARY
+        self._queue: KernelQueue = _open(directory, self._stem)
+        self._queue_owned = self._queue and Owned(partial(close_file, self._queue.mqd))
+        self._largest_framed = MESSAGE_BYTES if self._queue else 0
+        self._urgent: KernelOutlet | None = None
+
+    def urgent(self) -> KernelOutlet:
+        """The lane for what overtakes events."""
+        if self._urgent is None:
+            lane = copy.copy(self)
+            lane._priority, lane._gate = _URGENT, URGENT
+            lane._token, lane._next, lane._stuck_at = 0, 0, -1
+            self._urgent = lane
+        return self._urgent
+
+    def send_past_log(self, message: bytes) -> bool:
+        if len(message) + HEADER.size > self._largest_framed:
+            return not self._is_full(len(message)) and self.send_by_arena(message)  # a lane's own arena gives no more room
+        return not self.head[self._gate] and self._write(frame(DATA, message))
+
+    def backlog(self) -> tuple[int, bool]:
+        waiting, busy = super().backlog()
+        return waiting + (self._queue.current_messages if self._queue else 0), busy
+
+    # The lock is held
+
+    def _write(self, small: bytes) -> bool:
+        if len(small) > self._largest_framed:
+            return False
+        if self.is_dead():  # the kernel queue of a dead process takes messages, too
+            raise BrokenPipeError
+        try:
+            self._queue.send(small, None, self._priority)
+        except posix_ipc.BusyError:
+            return False
+        return True
+
+    def _append(self, parts: list[bytes]) -> bool:
+        appended = super()._append(parts)
+        if appended and self._gate != LOGGED:
+            self.head[self._gate] = 1
+        return appended
+
+
+class KernelRegistry(Registry):
+    """A namespace beside those of shm, in which a sweep removes kernel queues as well."""
+
+    def _open(self, base: str, name: str, stack: ExitStack) -> None:
+        super()._open(base, f"ipc.{name}", stack)  # encoded names have no dot: it is none of shm's
+
+    def remove_inbox(self, stem: str) -> None:
+        _remove(self.inboxes, stem)
+        super().remove_inbox(stem)
+
+
+def has_queue(directory: Directory, name: str) -> bool:
+    """Whether that inbox is one that the kernel keeps."""
+    return bool(_token(directory, encode_name(name)))
+
+
+def _new_token(directory: Directory, stem: str) -> str:
+    """Chosen and written down: what is made of it will be found. Raises FileExistsError where there is such an inbox."""
+    token = secrets.token_hex(_TOKEN_BYTES // 2)
+    fd = directory.open(f"{stem}.mq", os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    try:
+        write_at(fd, [token.encode()], 0)
+    finally:
+        close_file(fd)
+    return token
+
+
+def _token(directory: Directory, stem: str) -> str:
+    """What was written down; "" where nothing was."""
+    try:
+        fd = directory.open(f"{stem}.mq", os.O_RDONLY)
+    except FileNotFoundError:
+        return ""
+    try:
+        return os.read(fd, _TOKEN_BYTES).decode()
+    finally:
+        close_file(fd)
+
+
+def _name(token: str) -> str:
+    return f"/pymq-{os.geteuid()}-{token}"
+
+
+def _create(token: str) -> KernelQueue:
+    try:
+        return _ready(_make(_name(token)))
+    except (OSError, ValueError, posix_ipc.Error) as error:
+        raise _refused(error) from error
+
+
+def _make(name: str) -> KernelQueue:
+    """Tries again for a moment where there is no room: a thread may be about to let go of the queue of a bus that has ended."""
+    deadline = time.monotonic() + _ROOM_SECONDS
+    while True:
+        try:
+            return posix_ipc.MessageQueue(name, posix_ipc.O_CREX, mode=0o600, max_messages=MESSAGES, max_message_size=MESSAGE_BYTES)
+        except OSError as error:
+            if error.errno == errno.ENOSYS or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
+
+
+def _open(directory: Directory, stem: str) -> KernelQueue:
+    try:
+        return _ready(posix_ipc.MessageQueue(_name(_token(directory, stem))))
+    except posix_ipc.Error:
+        return None
+
+
+def _ready(queue: KernelQueue) -> KernelQueue:
+    adopt_file(queue.mqd)
+    queue.block = False
+    return queue
+
+
+def _remove(directory: Directory, stem: str) -> None:
+    try:
+        posix_ipc.unlink_message_queue(_name(_token(directory, stem)))
+    except posix_ipc.Error:
+        pass  # a FIFO, one whose process died before it was made, or one that was removed by hand
+    directory.unlink(f"{stem}.mq")
+
+
+def _refused(error: Exception) -> ProviderError:
+    """What users are told when the kernel gives no queue. posix_ipc keeps no error numbers: what it may have been is looked up."""
+    import resource
+
+    if isinstance(error, OSError) and error.errno == errno.ENOSYS:
+        return ProviderError("this kernel has no POSIX message queues: use shm, which needs none")
+    if isinstance(error, ValueError):
+        return ProviderError(
+            f"this machine does not admit message queues of {MESSAGES} messages of {MESSAGE_BYTES} bytes: "
+            "raise fs.mqueue.msg_max and fs.mqueue.msgsize_max (sysctl), or use shm, which needs none"
+        )
+    try:
+        os.close(os.open("/", os.O_PATH))
+    except OSError as too_many:
+        return translated(too_many, "/")
+    limit = resource.getrlimit(resource.RLIMIT_MSGQUEUE)[0]
+    return ProviderError(
+        f"no more POSIX message queues for user {os.geteuid()}: together they may take {limit} bytes (RLIMIT_MSGQUEUE), this one takes "
+        f"{_QUEUE_BYTES}; and the machine has at most fs.mqueue.queues_max. Raise the limit (ulimit -q, or LimitMSGQUEUE= of a systemd "
+        "unit), remove queues that nobody needs, or use shm, which needs none"
+    )
