@@ -24,6 +24,7 @@ from concurrent.futures import Future
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 from programs.participant import Participant, in_thread, verbs
 
@@ -75,8 +76,10 @@ class Peer:
     def hear(self, timeout: float = GUARD) -> Any:
         return self.heard.next(timeout)
 
-    def publish(self, *args: Any, **kwargs: Any) -> int | None:
-        return self.call(verbs.publish, *args, **kwargs)
+    def publish(self, *args: Any, **kwargs: Any) -> Any:
+        """How many were reached; where the provider cannot know, what equals any number."""
+        reached = self.call(verbs.publish, *args, **kwargs)
+        return ANY if reached is None else reached
 
     def subscribe(self, make_handler: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         self.call(verbs.subscribe, make_handler, *args, **kwargs)

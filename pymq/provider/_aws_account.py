@@ -1,0 +1,169 @@
+"""One account and region of AWS: its clients, who we are there, and its errors as ours."""
+
+from __future__ import annotations
+
+import os
+import time
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from pymq.exceptions import ConnectionLost, LeaseLost, ProviderError, QueueNotFound
+
+LONGEST_POLL = 20
+"""Seconds; the most that SQS allows."""
+
+_GONE = {"AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist", "NotFound", "NotFoundException", "ResourceNotFound"}
+_SPENT = {"ReceiptHandleIsInvalid", "MessageNotInflight", "AWS.SimpleQueueService.MessageNotInflight"}
+_THROTTLED = {"Throttling", "ThrottlingException", "Throttled", "ThrottledException", "RequestThrottled", "RequestLimitExceeded"}
+_DENIED = {"AccessDenied", "AccessDeniedException", "AuthorizationError", "InvalidClientTokenId", "ExpiredToken"}
+DELETED_RECENTLY = {"AWS.SimpleQueueService.QueueDeletedRecently", "QueueDeletedRecently"}
+
+
+class AwsError(ProviderError):
+    """AWS refused; `code` is its word for why."""
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(f"{text} ({code})" if code else text)
+        self.code = code
+
+    @property
+    def throttled(self) -> bool:
+        """Whether the same call may be taken later."""
+        return self.code in _THROTTLED
+
+
+class Identity(NamedTuple):
+    """What the names of an account's resources begin with, and how far our clock is behind AWS's, in seconds."""
+
+    partition: str
+    account: str
+    region: str
+    behind: float
+
+    def arn(self, service: str, name: str) -> str:
+        """The full name of a queue or topic."""
+        return f"arn:{self.partition}:{service}:{self.region}:{self.account}:{name}"
+
+
+class Account:
+    """Calls AWS. Throttled calls, and those that got no answer, are made again by botocore, after 1, 2, 4 … s with jitter.
+
+    Safe in all threads; the clients are shared by all buses of the process, and made anew after a fork. Raises QueueNotFound,
+    LeaseLost, ConnectionLost (not known whether it took place), AwsError (refused).
+    """
+
+    def __init__(self, session: Any, region: str | None, endpoint_url: str | None, emulated: bool) -> None:
+        self._clients = _clients(os.getpid(), session, region, endpoint_url, emulated)
+        self._sqs, self._sns = self._clients.sqs, self._clients.sns
+        self.identity: Identity = _identity(self._clients)
+
+    def hurry(self) -> None:
+        """From now on each call is made once, and waited for 3 s: the process wants to end."""
+        self._sqs, self._sns = self._clients.hasty_sqs, self._clients.hasty_sns
+
+    def sqs(self, verb: str, **parameters: Any) -> dict[str, Any]:
+        """One call to SQS."""
+        return call(self._sqs, verb, parameters)
+
+    def poll(self, **parameters: Any) -> list[dict[str, Any]]:
+        """What `ReceiveMessage` returns, which may take `WaitTimeSeconds`."""
+        messages: list[dict[str, Any]] = call(self._clients.polls, "receive_message", parameters).get("Messages", [])
+        return messages
+
+    def sns(self, verb: str, **parameters: Any) -> dict[str, Any]:
+        """One call to SNS."""
+        return call(self._sns, verb, parameters)
+
+    def ask_sns(self, verb: str, **parameters: Any) -> dict[str, Any]:
+        """One call to SNS that is not made again where it was throttled."""
+        return call(self._clients.hasty_sns, verb, parameters)
+
+    def now(self) -> float:
+        """The time of AWS's clock, which all participants share."""
+        return time.time() + self.identity.behind
+
+
+class _Clients(NamedTuple):
+    sqs: Any
+    polls: Any
+    sns: Any
+    sts: Any
+    hasty_sqs: Any
+    hasty_sns: Any
+
+
+@lru_cache(maxsize=16)
+def _clients(pid: int, session: Any, region: str | None, endpoint_url: str | None, emulated: bool) -> _Clients:
+    """Cached, since making one takes 20 ms and the first of a session 170; by process, since sockets do not survive a fork."""
+    try:
+        import boto3
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError
+    except ImportError as error:
+        raise ProviderError("the provider aws needs boto3; in a checkout of pymq: pip install -e '.[aws]'") from error
+    session = session or boto3.Session()
+    retries = {"mode": "standard", "total_max_attempts": 6}
+    usual = Config(retries=retries, max_pool_connections=50, connect_timeout=5, read_timeout=15)
+    patient = usual.merge(Config(max_pool_connections=100, read_timeout=LONGEST_POLL + 15))
+    hasty = Config(retries={"mode": "standard", "total_max_attempts": 1}, connect_timeout=1, read_timeout=3, max_pool_connections=50)
+    options: dict[str, Any] = {"region_name": region, "endpoint_url": endpoint_url}
+    if emulated and session.get_credentials() is None:
+        options |= {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
+    try:
+        wanted = (("sqs", usual), ("sqs", patient), ("sns", usual), ("sts", usual), ("sqs", hasty), ("sns", hasty))
+        return _Clients(*(session.client(name, config=config, **options) for name, config in wanted))
+    except (BotoCoreError, ValueError) as error:
+        raise translated(error) from error
+
+
+@lru_cache(maxsize=16)
+def _identity(clients: _Clients) -> Identity:
+    answer = call(clients.sts, "get_caller_identity", {})
+    partition = answer["Arn"].split(":")[1]
+    return Identity(partition, answer["Account"], clients.sqs.meta.region_name, _behind(answer["ResponseMetadata"]["HTTPHeaders"]))
+
+
+def _behind(headers: dict[str, str]) -> float:
+    """How far our clock is behind; 0 within 2 s, since the header has whole seconds and clocks are usually kept in time."""
+    from email.utils import parsedate_to_datetime
+
+    if "date" not in headers:
+        return 0.0
+    behind = parsedate_to_datetime(headers["date"]).timestamp() + 0.5 - time.time()
+    return behind if abs(behind) > 2 else 0.0
+
+
+def call(client: Any, verb: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    """One call, its errors as ours."""
+    try:
+        answer: dict[str, Any] = getattr(client, verb)(**parameters)
+        return answer
+    except Exception as error:
+        raise translated(error) from error
+
+
+def translated(error: Exception) -> Exception:
+    """Our error for one of botocore's."""
+    from botocore import exceptions as theirs
+
+    if isinstance(error, theirs.ClientError):
+        found = error.response.get("Error", {})
+        return refusal(str(found.get("Code", "")), str(error))
+    if isinstance(error, theirs.NoRegionError):
+        return ProviderError("AWS: no region; give AwsConfig(region=...), or set AWS_DEFAULT_REGION")
+    if isinstance(error, theirs.NoCredentialsError | theirs.PartialCredentialsError):
+        return ProviderError("AWS: no credentials; set AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give a session")
+    if isinstance(error, theirs.HTTPClientError | theirs.ConnectionError):
+        return ConnectionLost(f"AWS did not answer; it is not known whether the call took place: {error}")
+    return ProviderError(f"AWS: {error}")
+
+
+def refusal(code: str, text: str) -> Exception:
+    """Our error for one of AWS's codes."""
+    if code in _GONE:
+        return QueueNotFound(text)
+    if code in _SPENT:
+        return LeaseLost(text)
+    if code in _DENIED:
+        return AwsError(code, f"{text}; `pymq aws policy` prints what must be allowed")
+    return AwsError(code, text)

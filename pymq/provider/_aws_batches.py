@@ -1,0 +1,147 @@
+"""Batches: what several threads want to send to one place at the same time goes in one call, and nobody waits for company.
+
+While nothing is on its way to a place, a call is made at once, for one entry. What comes meanwhile waits for it to end, and then
+for 5 ms at most, and goes in the next call, of up to ten; ten that wait do not wait for anything, unless order matters. So an idle
+publisher pays nothing for this, a busy one makes a tenth of the calls, and in both cases `add` returns when AWS has the entry.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pymq.exceptions import ConnectionLost
+from pymq.provider._aws_account import AwsError, refusal
+from pymq.provider._aws_envelope import LARGEST_BODY
+
+MOST = 10
+ATTEMPTS = 6
+LINGER = 0.005
+"""Seconds; without it a call that ends finds the first few that the one before has let go, and 60 threads make 0.18 calls per entry."""
+
+
+class _Entry:
+    __slots__ = ("content", "error", "leads", "ready", "size")
+
+    def __init__(self, content: dict[str, Any], size: int) -> None:
+        self.content = content
+        self.size = size
+        self.ready = threading.Event()
+        self.leads = False
+        self.error: Exception | None = None
+
+
+class _Lane:
+    """What waits for a place, how many calls are being made or about to be, and whether the last of these waits to be filled."""
+
+    def __init__(self) -> None:
+        self.waiting: list[_Entry] = []
+        self.running = 0
+        self.lingers = False
+        self.filled = threading.Event()
+
+    def take(self) -> list[_Entry]:
+        """The first that fit into one call."""
+        count, size = 0, 0
+        for entry in self.waiting[:MOST]:
+            size += entry.size
+            if count and size > LARGEST_BODY:
+                break
+            count += 1
+        batch, self.waiting = self.waiting[:count], self.waiting[count:]
+        return batch
+
+
+class Batches:
+    """One kind of call: `call(place, entries)` makes it for up to ten entries. Safe in all threads."""
+
+    def __init__(self, call: Callable[[str, list[dict[str, Any]]], dict[str, Any]], in_order: bool) -> None:
+        self._call = call
+        self._in_order = in_order
+        self._lock = threading.Lock()
+        self._lanes: dict[str, _Lane] = {}
+
+    def add(self, place: str, content: dict[str, Any], size: int = 0) -> None:
+        """AWS has it when this returns. Raises what AWS says of this entry."""
+        entry = _Entry(content, size)
+        with self._lock:
+            lane = self._lanes.setdefault(place, _Lane())
+            lane.waiting.append(entry)
+            full = len(lane.waiting) >= MOST
+            if lane.lingers and full:
+                lane.filled.set()
+            elif not lane.lingers and (not lane.running or (full and not self._in_order)):
+                self._appoint(lane, linger=False)
+        try:
+            entry.ready.wait()
+        except BaseException:  # Ctrl-C: nobody may be left waiting for a call that this thread was to make
+            self._leave(lane, entry)
+            raise
+        finally:
+            if entry.leads:
+                self._run(place, lane)
+        if entry.error is not None:
+            raise entry.error
+
+    def _leave(self, lane: _Lane, entry: _Entry) -> None:
+        with self._lock:
+            if entry in lane.waiting and not entry.leads:
+                lane.waiting.remove(entry)
+
+    def _appoint(self, lane: _Lane, linger: bool) -> None:
+        """The thread of the first one that waits makes the next call. Under the lock."""
+        lane.running += 1
+        lane.lingers = True
+        if not linger:
+            lane.filled.set()
+        lane.waiting[0].leads = True
+        lane.waiting[0].ready.set()
+
+    def _run(self, place: str, lane: _Lane) -> None:
+        lane.filled.wait(LINGER)
+        with self._lock:
+            lane.lingers = False
+            lane.filled.clear()
+            batch = lane.take()
+        errors: Sequence[Exception | None] = [ConnectionLost("the call was interrupted; it is not known whether it took place")] * len(
+            batch
+        )
+        try:
+            errors = in_one_call(lambda entries: self._call(place, entries), [entry.content for entry in batch])
+        except Exception as error:
+            errors = [error] * len(batch)
+        finally:
+            self._end(place, lane)
+            for entry, error_or_none in zip(batch, errors):
+                entry.error = error_or_none
+                entry.ready.set()
+
+    def _end(self, place: str, lane: _Lane) -> None:
+        with self._lock:
+            lane.running -= 1
+            if lane.waiting and not lane.lingers:
+                self._appoint(lane, linger=len(lane.waiting) < MOST)
+            elif not lane.running:
+                self._lanes.pop(place, None)
+
+
+def in_one_call(call: Callable[[list[dict[str, Any]]], dict[str, Any]], contents: Sequence[dict[str, Any]]) -> list[Exception | None]:
+    """Make the call; those of its entries that AWS was too busy for again, after 0.1, 0.2, 0.4 … s with jitter. Each one's error."""
+    errors: list[Exception | None] = [None] * len(contents)
+    left = list(range(len(contents)))
+    for attempt in range(ATTEMPTS):
+        failed = call([contents[number] | {"Id": str(number)} for number in left]).get("Failed", [])
+        errors = [None if number in left else error for number, error in enumerate(errors)]
+        left = []
+        for failure in failed:
+            error = errors[int(failure["Id"])] = refusal(failure.get("Code", ""), failure.get("Message") or "refused by AWS")
+            if not failure.get("SenderFault") or (isinstance(error, AwsError) and error.throttled):
+                left.append(int(failure["Id"]))
+        if not left:
+            break
+        if attempt < ATTEMPTS - 1:
+            time.sleep(random.uniform(0.5, 1.0) * 0.1 * 2**attempt)
+    return errors

@@ -1,0 +1,434 @@
+"""Many machines, through Amazon SNS and SQS: events through topics, everything else directly into queues.
+
+========================  ===========================================================================================
+a temporary queue         an entry in this bus's *mailbox*, one queue of SQS that a thread reads (`_aws_mailbox`)
+a shared queue            a queue of SQS; its visibility timeout is the lease (`_aws_queue`)
+a topic                   a topic of SNS; a pattern: the namespace's topic for everything, filtered here (`_aws_topics`)
+who serves a topic        its subscriptions, and leases in the mailboxes' tags (`_aws_sweep`)
+========================  ===========================================================================================
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from pymq.bus import EventBus
+from pymq.exceptions import MessageTooLarge, ProviderError, QueueNotFound
+from pymq.provider._aws_account import LONGEST_POLL, Account
+from pymq.provider._aws_batches import Batches
+from pymq.provider._aws_config import AwsConfig, LocalstackConfig
+from pymq.provider._aws_directory import Directory
+from pymq.provider._aws_envelope import LARGEST_MESSAGE
+from pymq.provider._aws_keeper import Keeper
+from pymq.provider._aws_leases import Leases, lost
+from pymq.provider._aws_mailbox import Inbox, Mailbox, concurrently
+from pymq.provider._aws_names import EVERYTHING, SHARED, Names, all_of_many, mailbox_of, tags_of_many
+from pymq.provider._aws_queue import SharedQueue, SqsReceipt, Waiter
+from pymq.provider._aws_sender import Sender, gone
+from pymq.provider._aws_sweep import Sweeper, quietly
+from pymq.provider._aws_topics import Topics
+from pymq.provider.base import Delivery, Features, Provider, Receipt
+from pymq.topics import matcher
+
+__all__ = ["AwsConfig", "AwsEventBus", "AwsProvider", "LocalstackConfig"]
+
+SHORTEST_LEASE = 1.0
+
+
+class AwsProvider(Provider):
+    """The contract over SNS and SQS. Made by `AwsConfig.create`."""
+
+    features: Features = Features(
+        cross_machine=True,
+        durable="whatever SQS survives, for 14 days",
+        ordered=False,
+        counts_receivers=False,
+        exactly_bound=False,
+        weighs_consumers=False,
+        waits_on_io=True,
+        death_seconds=AwsConfig.lease,
+        max_delay=12 * 3600.0,
+        max_message_bytes=LARGEST_MESSAGE,
+    )
+
+    def __init__(self, config: AwsConfig) -> None:
+        if config.lease < SHORTEST_LEASE or not 1 <= config.poll <= LONGEST_POLL or config.refresh < 0:
+            asked = f"lease={config.lease}, poll={config.poll}, refresh={config.refresh}"
+            raise ValueError(f"{asked}: at least {SHORTEST_LEASE:.0f}, 1 to {LONGEST_POLL}, and at least 0 seconds are possible")
+        self.features = replace(type(self).features, ordered=config.ordered, death_seconds=config.lease)
+        self.max_message_bytes = LARGEST_MESSAGE
+        self._config = config
+        self._lock = threading.RLock()
+        self._token = secrets.token_hex(8)
+        self._wakes = 0
+        self._closed = False
+        self._mailboxes: dict[str, Mailbox] = {}
+        self._owners: dict[str, Mailbox] = {}
+        self._shared: dict[str, SharedQueue] = {}
+        self._consumers: dict[str, tuple[float, list[str]]] = {}
+        self._turns = itertools.count()
+        self._keeper = Keeper(config.lease / 3)
+        self._leases = Leases(self._keeper, config.lease)
+        self._making = threading.Lock()
+
+    # ------------------------------------------------------------------ open and close
+
+    def open(self) -> None:
+        config = self._config
+        self._account = Account(config.session, config.region, config.endpoint_url, config.emulated)
+        self.clock: Callable[[], float] = self._account.now
+        names = Names(config.namespace, config.ordered)
+        self._directory = Directory(self._account, names, config.ordered)
+        self._topics = Topics(self._account, names, config.ordered, config.refresh, self._token)
+        self.sweeper: Sweeper = Sweeper(self._directory, self._topics)
+        self._sender = Sender(self._account, self._directory, config.ordered, self._token)
+        self._deletes = Batches(self._delete_batch, False)
+
+    def _delete_batch(self, url: str, entries: list[dict[str, Any]]) -> dict[str, Any]:
+        return self._account.sqs("delete_message_batch", QueueUrl=url, Entries=entries)
+
+    def close(self) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self.wake()
+            for shared in self._shared.values():
+                shared.end()
+            mailboxes = list(self._mailboxes.values())
+        self._keeper.close()
+        self._account.hurry()
+        concurrently(lambda mailbox: quietly(mailbox.close, "removing this process's mailbox"), mailboxes)
+        self._leases.give_back()
+
+    def wake(self) -> None:
+        with self._lock:
+            self._wakes += 1
+            waiting: list[Inbox | SharedQueue] = list(self._shared.values())
+            for mailbox in self._mailboxes.values():
+                waiting += mailbox.inboxes.values()
+            for each in waiting:
+                each.changed.notify_all()
+
+    # ------------------------------------------------------------------ queues
+
+    def declare(self, queue: str, *, temporary: bool = False) -> None:
+        if temporary:
+            return self._declare_temporary(queue)
+        if queue in self._owners:
+            raise ProviderError(f"the queue {queue!r} exists already, of the other kind; rename it")
+        with self._making:
+            self._directory.make_shared(queue)
+        return None
+
+    def _declare_temporary(self, queue: str) -> None:
+        with self._making:
+            name = mailbox_of(queue)
+            if name not in self._mailboxes:
+                owner = f"{socket.gethostname()}/{os.getpid()}"
+                mailbox = Mailbox(self._account, self._directory, self._topics, self._lock, name, owner)
+                mailbox.open(self._config.lease, math.ceil(self._config.poll))
+                with self._lock:
+                    self._mailboxes[name] = mailbox
+                self._keeper.add(mailbox.renew, "renewing the lease of this process")
+                self._sweep_once()
+            mailbox = self._mailboxes[name]
+            with self._lock:
+                self._owners[queue] = mailbox
+                if queue not in mailbox.inboxes:
+                    mailbox.inboxes[queue] = Inbox(self._lock)
+
+    def _sweep_once(self) -> None:
+        """The first mailbox of a bus looks after those of the dead, without making anybody wait."""
+        if len(self._mailboxes) == 1:
+            arguments = self.sweeper.sweep, "looking for the remains of dead processes"
+            threading.Thread(target=quietly, args=arguments, name="pymq-aws-sweep", daemon=True).start()
+
+    def delete(self, queue: str) -> None:
+        with self._lock:
+            mailbox = self._owners.pop(queue, None)
+        if mailbox is not None:
+            return self._delete_temporary(queue, mailbox)
+        place = self._directory.find_shared(queue)
+        if place is not None:
+            arn = self._directory.arn(place)
+            concurrently(self._topics.unsubscribe, [found.arn for found in self._topics.all_subscriptions() if found.queue_arn == arn])
+            self._directory.delete(SHARED, queue)
+        with self._lock:
+            if (shared := self._shared.pop(queue, None)) is not None:
+                shared.end(gone(queue))
+        return None
+
+    def _delete_temporary(self, queue: str, mailbox: Mailbox) -> None:
+        mailbox.remove(queue)
+        if not mailbox.inboxes:
+            self._keeper.remove(mailbox.renew)
+            mailbox.close()
+            with self._lock:
+                self._mailboxes.pop(mailbox_of(queue), None)
+
+    def size(self, queue: str) -> int:
+        with self._lock:
+            if queue in self._owners:
+                return len(self._owners[queue].inboxes[queue])
+        try:
+            return self._sender.size(queue)
+        except QueueNotFound:
+            return 0
+
+    def queues(self, prefix: str) -> Sequence[str]:
+        return self._directory.shared(prefix)
+
+    def counters(self) -> dict[str, dict[str, int]]:
+        """Of this bus's own temporary queues: SQS keeps no such counts."""
+        with self._lock:
+            inboxes = [item for mailbox in self._mailboxes.values() for item in mailbox.inboxes.items()]
+            return {name: {"waiting": len(inbox), "leased": 0, "dropped": inbox.dropped, "expired": 0} for name, inbox in inboxes}
+
+    # ------------------------------------------------------------------ send
+
+    def send(
+        self,
+        queue: str,
+        message: bytes,
+        *,
+        timeout: float | None = None,
+        maxsize: int = 0,
+        delay: float = 0,
+        ttl: float | None = None,
+        priority: int = 0,
+    ) -> None:
+        self._check(message, delay, priority)
+        with self._lock:
+            if queue in self._owners:
+                return self._owners[queue].inboxes[queue].put(bytes(message))
+        if maxsize:
+            self._sender.wait_for_room(queue, maxsize, timeout)
+        try:
+            self._sender.send(queue, self._sender.envelope(message, ttl, queue=queue), delay)
+        except QueueNotFound:
+            self._consumers.clear()  # it may have been a server
+            raise
+        return None
+
+    def _check(self, message: bytes, delay: float, priority: int = 0) -> None:
+        if len(message) > self.max_message_bytes:
+            raise MessageTooLarge(f"a message of {len(message)} bytes; at most {self.max_message_bytes} are allowed")
+        if not 0 <= delay <= self.features.max_delay:
+            raise ValueError(f"delay={delay}: between 0 and {self.features.max_delay:.0f} seconds are possible")
+        if not 0 <= priority < self.features.priorities:
+            raise ValueError(f"priority={priority}: the levels are 0 to {self.features.priorities - 1}")
+
+    # ------------------------------------------------------------------ receive
+
+    def receive(
+        self,
+        queue: str,
+        timeout: float | None = 0,
+        *,
+        limit: int = 1,
+        lease: float | None = 30.0,
+        watch: Sequence[str] = (),
+        busy: bool = False,
+    ) -> list[Delivery]:
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        with self._lock:
+            wakes, mailbox = self._wakes, self._owners.get(queue)
+        if mailbox is not None:
+            inbox = mailbox.inboxes.get(queue)
+            if inbox is None:
+                raise gone(queue)
+            return self._wait(inbox, wakes, deadline, watch, inbox.take, lambda: gone(queue) if inbox.gone else None)
+        return self._receive_shared(queue, wakes, deadline, watch, Waiter(limit, lease, deadline))
+
+    def _receive_shared(self, queue: str, wakes: int, deadline: float, watch: Sequence[str], waiter: Waiter) -> list[Delivery]:
+        shared = self._shared_queue(queue)
+        taken: list[SqsReceipt]
+        try:
+            if waiter.deadline <= time.monotonic():
+                taken = self._look(shared, waiter)
+            else:
+                with self._lock:
+                    shared.wait_with(waiter, self._config.lease, math.ceil(self._config.poll))
+                try:
+                    taken = self._wait(shared, wakes, deadline, watch, lambda: shared.take(waiter.limit), lambda: shared.error)
+                finally:
+                    with self._lock:
+                        shared.waiters.remove(waiter)
+        except QueueNotFound:
+            self._forget(queue, shared)
+            raise gone(queue) from None
+        return self._claimed(shared, taken, waiter.lease)
+
+    def _claimed(self, shared: SharedQueue, taken: list[SqsReceipt], lease: float | None) -> list[Delivery]:
+        """Where AWS fails in the middle: what is claimed so far, since nobody else gets that; the rest comes again."""
+        claimed: list[Delivery] = []
+        for receipt in taken:
+            try:
+                if shared.claim(receipt, lease, self._config.lease):
+                    claimed.append(self._delivery(receipt, lease))
+            except ProviderError:
+                if not claimed:
+                    raise
+                break
+        return claimed
+
+    def _look(self, shared: SharedQueue, waiter: Waiter) -> list[SqsReceipt]:
+        """What is there now. A short poll asks some of SQS's servers only: where it is told in vain, a long one asks all."""
+        with self._lock:
+            if taken := shared.take(waiter.limit):
+                return taken
+        longest = self._config.lease
+        found = shared.poll(waiter.limit, waiter.lease, 0, longest)
+        if not found and self._sender.size(shared.name):
+            found = shared.poll(waiter.limit, waiter.lease, 1, longest)
+        return found
+
+    def _shared_queue(self, queue: str) -> SharedQueue:
+        if (known := self._shared.get(queue)) is not None:
+            return known
+        place = self._directory.find_shared(queue)
+        if place is None:
+            raise gone(queue)
+        with self._lock:
+            made = SharedQueue(self._account, self._directory, self._deletes, self._lock, queue, place)
+            return self._shared.setdefault(queue, made)
+
+    def _forget(self, queue: str, shared: SharedQueue) -> None:
+        with self._lock:
+            self._directory.forget(queue)
+            if self._shared.get(queue) is shared:
+                del self._shared[queue]
+
+    def _wait(
+        self,
+        waiting: Inbox | SharedQueue,
+        wakes: int,
+        deadline: float,
+        watch: Sequence[str],
+        take: Callable[[], list[Any]],
+        error: Callable[[], Exception | None],
+    ) -> list[Any]:
+        """What comes before the deadline, a wake, or the death of a process that is watched."""
+        look = time.monotonic() + self._config.lease / 6 if watch else math.inf
+        while True:
+            with self._lock:
+                while True:
+                    if taken := take():
+                        return taken
+                    if (failure := error()) is not None:
+                        raise failure
+                    now = time.monotonic()
+                    if self._wakes != wakes or self._closed or now >= deadline:
+                        return []
+                    if now >= look:
+                        break
+                    left = min(deadline, look) - now
+                    waiting.changed.wait(None if left == math.inf else min(left, threading.TIMEOUT_MAX))
+            if not all(map(self._lives, watch)):
+                with self._lock:
+                    return take()
+            look = time.monotonic() + self._config.lease / 6
+
+    def _lives(self, queue: str) -> bool:
+        if queue in self._owners:
+            return True
+        try:
+            url = self._directory.find(queue).url
+        except QueueNotFound:
+            return False
+        dead = self.sweeper.remove_if_dead(url)
+        if dead:
+            self._directory.forget(queue)
+        return not dead
+
+    # ------------------------------------------------------------------ settle
+
+    def _delivery(self, receipt: SqsReceipt, lease: float | None) -> Delivery:
+        if lease is None:
+            return receipt.envelope.message, None
+        self._leases.hold(receipt)
+        return receipt.envelope.message, receipt
+
+    def ack(self, receipt: Receipt) -> None:
+        assert isinstance(receipt, SqsReceipt)
+        self._leases.spend(receipt)
+        if not receipt.home.forget(receipt):
+            raise lost(receipt)
+
+    def nack(self, receipt: Receipt, delay: float = 0) -> None:
+        assert isinstance(receipt, SqsReceipt)
+        self._leases.spend(receipt)
+        if delay > 0:  # a copy: SQS does not count what is hidden among the waiting
+            again = self._sender.envelope(receipt.envelope.message, None, queue=receipt.queue, attempts=receipt.attempt)
+            self._sender.send(receipt.queue, again._replace(expires=receipt.envelope.expires), delay)
+            receipt.home.forget(receipt)
+        elif not receipt.home.hide(receipt, 0):
+            raise lost(receipt)
+
+    def extend(self, receipt: Receipt, seconds: float) -> None:
+        assert isinstance(receipt, SqsReceipt)
+        self._leases.extend(receipt, seconds)
+
+    # ------------------------------------------------------------------ topics
+
+    def bind(self, queue: str, pattern: str, *, exact: bool) -> None:
+        if not exact:
+            matcher(pattern)  # a bad glob is refused here, not met by every receiver
+        if queue in self._owners:
+            return self._owners[queue].bind(queue, pattern, exact)
+        place = self._directory.find(queue)
+        if place.kind != SHARED:
+            raise ProviderError(f"the queue {queue!r} is another process's; only that one binds it")
+        if not exact:
+            self._directory.tag(place.url, tags_of_many("pattern", pattern))
+            self._shared_queue(queue).bound(pattern, True)
+        self._topics.subscribe(pattern if exact else EVERYTHING, self._directory.arn(place))
+        return None
+
+    def unbind(self, queue: str, pattern: str, *, exact: bool) -> None:
+        if queue in self._owners:
+            return self._owners[queue].unbind(queue, pattern, exact)
+        place = self._directory.find_shared(queue)
+        if place is None:
+            return None
+        if not exact:
+            self._directory.untag(place.url, tags_of_many("pattern", pattern))
+            self._shared_queue(queue).bound(pattern, False)
+            if all_of_many("pattern", self._directory.tags(place.url)):
+                return None
+        if (subscription := self._topics.find(pattern if exact else EVERYTHING, self._directory.arn(place))) is not None:
+            self._topics.unsubscribe(subscription)
+        return None
+
+    def publish(
+        self, topics: Sequence[str], message: bytes, *, timeout: float | None = None, delay: float = 0, ttl: float | None = None
+    ) -> None:
+        self._check(message, delay)
+        due = self._account.now() + delay if delay else 0.0
+        self._topics.publish(self._sender.envelope(message, ttl, topics=tuple(topics), due=due))
+
+    def consumers(self, topic: str) -> Sequence[str]:
+        """Looked up anew after `refresh` seconds, and always where nobody was there."""
+        until, found = self._consumers.get(topic, (0.0, []))
+        if not found or time.monotonic() >= until:
+            found = self.sweeper.consumers(topic)
+            self._consumers[topic] = time.monotonic() + self._config.refresh, found
+        turn = next(self._turns) % max(1, len(found))
+        return found[turn:] + found[:turn]
+
+
+class AwsEventBus(EventBus):
+    """PyMQ's name for a bus over SNS and SQS."""
+
+    def __init__(self, config: AwsConfig | None = None) -> None:
+        super().__init__(config or AwsConfig())

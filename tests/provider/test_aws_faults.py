@@ -1,0 +1,439 @@
+"""The aws provider where AWS is busy, forgets, repeats itself or says no; and what it asks of AWS."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from aws_wire import Wire, refused
+from harness import GUARD, Heard, eventually, in_thread
+
+import pymq
+from pymq.exceptions import ConnectionLost, LeaseLost, ProviderError, QueueNotFound
+from pymq.provider._aws_envelope import unpack
+from pymq.provider.aws import AwsConfig, AwsProvider
+
+
+@pytest.fixture
+def wire() -> Wire:
+    return Wire()
+
+
+@pytest.fixture
+def provider(wire: Wire) -> Iterator[AwsProvider]:
+    provider = wire.config().create()
+    provider.open()
+    yield provider
+    provider.close()
+
+
+@pytest.fixture
+def heard() -> Heard:
+    return Heard()
+
+
+def some(provider: AwsProvider, queue: str, **options):
+    return provider.receive(queue, GUARD, **options)
+
+
+# --- what is asked ----------------------------------------------------------------------------------------------------
+
+
+def test_the_policy_is_in_the_request_that_makes_the_queue(wire, provider):
+    provider.declare("jobs")
+    provider.declare("inbox/7f", temporary=True)
+    made = [call.parameters for call in wire.named("CreateQueue")]
+    assert [name[-2:] for name in (queue["QueueName"] for queue in made)] == ["-0"] * 3  # the third for what SQS gives up on
+    for queue in made:
+        (statement,) = json.loads(queue["Attributes"]["Policy"])["Statement"]
+        assert statement["Resource"].split(":")[-1] == queue["QueueName"]
+        allowed = statement["Condition"]["ArnLike"]["aws:SourceArn"]
+        assert allowed == f"arn:aws:sns:us-east-1:123456789012:{provider._directory.names.prefix}*"
+    assert wire.named("SetQueueAttributes") == []
+
+
+def test_redrive_is_a_backstop_far_above_retries(wire, provider):
+    provider.declare("jobs")
+    (attributes,) = [call.parameters["Attributes"] for call in wire.named("CreateQueue") if "-s-" in call.parameters["QueueName"]]
+    assert int(json.loads(attributes["RedrivePolicy"])["maxReceiveCount"]) == 1000
+
+
+def test_a_mailbox_says_whose_it_is_and_until_when(wire, provider):
+    provider.declare("inbox/7f", temporary=True)
+    (tags,) = [call.parameters["tags"] for call in wire.named("CreateQueue")]
+    assert {key.partition(".")[0] for key in tags} == {"pymq:namespace", "pymq:owner", "pymq:lease"}
+    assert 0 < float(tags["pymq:lease"]) - provider.clock() <= 30
+
+
+def test_long_polls_take_20_seconds_by_default(wire):
+    with pymq.EventBus(wire.config(poll=AwsConfig.poll)) as bus:
+        bus.subscribe(lambda event: None, "c")
+        (poll,) = eventually(lambda: wire.named("ReceiveMessage"))
+    assert poll.parameters["WaitTimeSeconds"] == 20
+
+
+def test_shutdown_does_not_wait_for_a_poll(wire):
+    bus = pymq.EventBus(wire.config(poll=20.0))
+    bus.start()
+    bus.subscribe(lambda event: None, "c")
+    getting = in_thread(bus.queue("jobs").get)
+    eventually(lambda: len(wire.named("ReceiveMessage")) >= 2)
+    begun = time.monotonic()
+    bus.shutdown()
+    with pytest.raises(pymq.PymqError):
+        getting.result(GUARD)
+    assert time.monotonic() - begun < GUARD
+
+
+def test_an_exact_channel_gets_nothing_else(wire, heard):
+    """Neither by a topic of SNS for all, nor by a filter: what is not for it does not come to its mailbox at all."""
+    received = []
+    wire.changes["ReceiveMessage"] = lambda parsed: received.extend(parsed.get("Messages", []))
+    with pymq.EventBus(wire.config()) as bus, pymq.EventBus(wire.config(namespace=bus.config.namespace)) as other:
+        bus.subscribe(heard, "wanted")
+        other.subscribe(lambda event: None, "unwanted")
+        other.publish(1, "unwanted")
+        other.publish(2, "wanted")
+        assert heard.next() == 2
+        topics = [json.loads(message["Body"].partition("\n")[0]).get("topics") for message in received]
+    assert topics.count(["e/wanted"]) == 1
+    assert topics.count(["e/unwanted"]) == 1
+
+
+def test_an_event_is_one_call_while_nobody_binds_a_pattern(wire, heard):
+    with pymq.EventBus(wire.config(refresh=60.0)) as bus:
+        bus.subscribe(heard, "c")
+        bus.publish(0, "c")
+        before = len(wire.calls)
+        for number in range(1, 6):
+            bus.publish(number, "c")
+        sent = [call.name for call in wire.calls[before:] if call.name not in ("ReceiveMessage", "DeleteMessageBatch")]
+        assert sent == ["PublishBatch"] * 5
+        assert sorted(heard.take(6)) == list(range(6))
+
+
+def test_the_first_pattern_waits_until_every_publisher_has_looked_again(wire, heard):
+    """The publisher has just seen that there is none, and may believe it for `refresh` seconds."""
+    config = wire.config(refresh=1.5)
+    with pymq.EventBus(config) as publisher, pymq.EventBus(config) as bus:
+        publisher.publish("nobody listens", "sensors/7")
+        bus.subscribe(heard, "sensors/*", pattern=True)
+        publisher.publish("heard", "sensors/7")
+        assert heard.next() == "heard"
+        before = len(wire.named("ListSubscriptionsByTopic"))
+        bus.subscribe(heard, "doors/*", pattern=True)
+        assert len(wire.named("ListSubscriptionsByTopic")) == before, "the topic was subscribed to already"
+
+
+def test_who_serves_is_looked_up_once_in_a_while(wire):
+    config = wire.config(refresh=60.0)
+    with pymq.EventBus(config) as server, pymq.EventBus(config) as bus:
+        assert bus.stub("double", multi=True)(1) == []
+        server.expose(lambda number: 2 * number, "double")
+        double = bus.stub("double", timeout=GUARD)
+        assert double(2) == 4
+        before = len(wire.named("ListSubscriptionsByTopic"))
+        assert double(3) == 6
+        assert len(wire.named("ListSubscriptionsByTopic")) == before
+
+
+# --- what AWS may do --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "code"),
+    [
+        ("SendMessageBatch", "RequestThrottled"),
+        ("PublishBatch", "Throttling"),
+        ("ReceiveMessage", "ThrottlingException"),
+        ("DeleteMessageBatch", "RequestThrottled"),
+    ],
+)
+def test_throttled_calls_are_made_again(wire, provider, call, code):
+    provider.declare("jobs")
+    provider.bind("jobs", "e/c", exact=True)
+    wire.answers[call] = refused(code, times=2)
+    provider.send("jobs", b"sent")
+    provider.publish(["e/c"], b"published")
+    received = [some(provider, "jobs", lease=None)[0] for _ in range(2)]
+    assert sorted(received) == [(b"published", None), (b"sent", None)]
+    assert len(wire.named(call)) >= 3
+
+
+def test_a_publisher_that_is_not_told_about_patterns_assumes_there_are_some(wire, provider):
+    wire.answers["ListSubscriptionsByTopic"] = refused("Throttling", times=100)
+    provider.publish(["e/c"], b"x")
+    assert len(wire.named("PublishBatch")) == 2
+    assert len(wire.named("ListSubscriptionsByTopic")) == 1, "it does not wait for AWS to have time"
+
+
+def test_an_entry_of_a_batch_that_failed_is_sent_again(wire, provider):
+    provider.declare("jobs")
+    changed = []
+
+    def fail_once(parsed):
+        if not changed:
+            changed.append(True)
+            parsed["Failed"] = [{"Id": "0", "SenderFault": False, "Code": "InternalError", "Message": "busy"}]
+
+    wire.changes["SendMessageBatch"] = fail_once
+    provider.send("jobs", b"x")
+    assert len(wire.named("SendMessageBatch")) == 2
+
+
+def test_an_entry_that_is_refused_is_an_error(wire, provider):
+    provider.declare("jobs")
+    refusal = {"Id": "0", "SenderFault": True, "Code": "InvalidMessageContents", "Message": "illegal"}
+    wire.changes["SendMessageBatch"] = lambda parsed: parsed.update(Failed=[refusal])
+    with pytest.raises(ProviderError, match=r"illegal.*InvalidMessageContents"):
+        provider.send("jobs", b"x")
+
+
+def test_a_message_that_comes_twice_is_handled_once(wire, heard):
+    """SQS repeats one now and then; the repetition carries the same body, and the same MessageId."""
+    wire.changes["ReceiveMessage"] = lambda parsed: parsed.update(Messages=2 * parsed.get("Messages", []))
+    with pymq.EventBus(wire.config()) as bus:
+        bus.subscribe(heard, "c")
+        for number in range(3):
+            bus.publish(number, "c")
+        assert sorted(heard.take(3)) == [0, 1, 2]
+        bus.publish("last", "c")
+        assert heard.next() == "last"
+        assert heard.waiting() == 0
+
+
+def test_a_message_that_comes_again_after_its_ack_is_forgotten(wire, provider):
+    provider.declare("jobs")
+    provider.send("jobs", b"once")
+    received = []
+    wire.changes["ReceiveMessage"] = lambda parsed: received.extend(parsed.get("Messages", []))
+    ((_, receipt),) = some(provider, "jobs")
+    provider.ack(receipt)
+    wire.changes["ReceiveMessage"] = lambda parsed: parsed.update(Messages=received)
+    assert provider.receive("jobs") == []
+
+
+def test_a_message_is_deleted_only_after_the_handler_returned(wire, heard):
+    gate = threading.Event()
+
+    def handler(event):
+        heard(event)
+        assert gate.wait(GUARD)
+
+    with pymq.EventBus(wire.config()) as bus:
+        bus.subscribe(handler, "c", group="workers")
+        bus.publish("work", "c")
+        assert heard.next() == "work"
+        assert wire.named("DeleteMessageBatch") == []
+        gate.set()
+        eventually(lambda: wire.named("DeleteMessageBatch"))
+
+
+def test_visibility_is_extended_while_the_handler_runs(wire, heard):
+    gate = threading.Event()
+
+    def handler(event):
+        heard(event)
+        assert gate.wait(GUARD)
+
+    with pymq.EventBus(wire.config()) as bus:
+        bus.subscribe(handler, "c", group="workers", lease=1.5)
+        bus.publish("work", "c")
+        assert heard.next() == "work"
+        eventually(lambda: len(wire.named("ChangeMessageVisibility")) >= 3)
+        gate.set()
+        eventually(lambda: not bus.group("workers").qsize() and wire.named("DeleteMessageBatch"))
+        assert heard.waiting() == 0
+
+
+def test_a_lease_that_is_longer_than_the_processs_own_is_extended_piece_by_piece(wire):
+    provider = wire.config(lease=1.5).create()
+    provider.open()
+    provider.declare("jobs")
+    provider.send("jobs", b"long")
+    ((_, receipt),) = some(provider, "jobs", lease=1000.0)
+    poll = wire.named("ReceiveMessage")[0]
+    assert poll.parameters["VisibilityTimeout"] == 2
+    eventually(lambda: len(wire.named("ChangeMessageVisibility")) >= 5)
+    assert provider.receive("jobs") == []
+    provider.ack(receipt)
+    provider.close()
+
+
+def test_what_is_removed_already_is_returned_though_aws_fails_then(wire, provider):
+    provider.declare("jobs")
+    for message in (b"1", b"2", b"3"):
+        provider.send("jobs", message)
+    deleted = []
+    wire.answers["DeleteMessageBatch"] = lambda call: (
+        deleted.append(call) or (None if len(deleted) == 1 else refused("AccessDenied", 403)(call))
+    )
+    assert len(provider.receive("jobs", GUARD, limit=3, lease=None)) == 1
+
+
+def test_a_receipt_that_sqs_does_not_know_any_more_is_a_lost_lease(wire, provider):
+    provider.declare("jobs")
+    provider.send("jobs", b"x")
+    ((_, receipt),) = some(provider, "jobs")
+    wire.answers["ChangeMessageVisibility"] = refused("ReceiptHandleIsInvalid")
+    with pytest.raises(LeaseLost):
+        provider.extend(receipt, 10)
+    with pytest.raises(LeaseLost):
+        provider.ack(receipt)
+
+
+def test_a_name_that_is_blocked_after_a_deletion_gets_the_next_generation(wire, provider):
+    provider.declare("jobs")
+    provider.send("jobs", b"old")
+    provider.delete("jobs")
+    wire.answers["CreateQueue"] = refused("AWS.SimpleQueueService.QueueDeletedRecently")
+    with AwsOther(wire, provider) as other:
+        other.declare("jobs")
+        other.send("jobs", b"new")
+        assert some(provider, "jobs", lease=None) == [(b"new", None)]
+    names = [call.parameters["QueueName"] for call in wire.named("CreateQueue") if "-s-" in call.parameters["QueueName"]]
+    assert [name[-2:] for name in names] == ["-0", "-0", "-1"]
+
+
+def test_a_process_does_not_use_a_name_again_that_it_has_deleted(wire, provider):
+    for generation in ("-0", "-1", "-2"):
+        provider.declare("jobs")
+        made = [call.parameters["QueueName"] for call in wire.named("CreateQueue") if "-s-" in call.parameters["QueueName"]]
+        assert made[-1].endswith(generation)
+        provider.delete("jobs")
+
+
+class AwsOther:
+    """Another participant of the same namespace."""
+
+    def __init__(self, wire: Wire, provider: AwsProvider) -> None:
+        self.provider = wire.config(namespace=provider._config.namespace).create()
+
+    def __enter__(self) -> AwsProvider:
+        self.provider.open()
+        return self.provider
+
+    def __exit__(self, *_: object) -> None:
+        self.provider.close()
+
+
+def test_a_denied_call_says_what_to_do(wire, provider):
+    wire.answers["CreateQueue"] = refused("AccessDenied", 403)
+    with pytest.raises(ProviderError, match="pymq aws policy"):
+        provider.declare("jobs")
+
+
+def test_an_aws_that_is_not_there_is_named(monkeypatch):
+    wire = Wire()
+    config = AwsConfig(wire.session, endpoint_url="http://127.0.0.1:9")
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with pytest.raises(ConnectionLost, match=r"127\.0\.0\.1:9"):
+        config.create().open()
+
+
+def test_without_a_region_or_credentials_it_says_so(monkeypatch):
+    for name in ("AWS_DEFAULT_REGION", "AWS_REGION", "AWS_ACCESS_KEY_ID", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(ProviderError, match="no region"):
+        AwsConfig().create().open()
+    with pytest.raises(ProviderError, match="no credentials"):
+        AwsConfig(region="eu-west-1").create().open()
+
+
+def test_a_queue_that_was_deleted_elsewhere_is_not_found(wire, provider):
+    provider.declare("jobs")
+    provider.send("jobs", b"x")
+    with AwsOther(wire, provider) as other:
+        other.delete("jobs")
+    with pytest.raises(QueueNotFound, match="jobs"):
+        provider.send("jobs", b"y")
+
+
+# --- what SQS cannot do by itself --------------------------------------------------------------------------------------
+
+
+def test_a_delay_beyond_15_minutes_is_hidden_again(wire, provider):
+    provider.declare("jobs")
+    provider.send("jobs", b"tomorrow", delay=5000)
+    (sent,) = wire.named("SendMessageBatch")
+    assert sent.parameters["Entries"][0]["DelaySeconds"] == 900
+    assert provider.size("jobs") == 1
+    with pytest.raises(ValueError, match="delay=50000"):
+        provider.send("jobs", b"never", delay=50_000)
+
+
+def test_a_delay_that_is_rounded_up_does_not_use_up_the_ttl(wire, provider):
+    provider.declare("jobs")
+    before = provider.clock()
+    provider.send("jobs", b"short-lived", delay=0.3, ttl=0.5)  # 0.3 s invisible, then 0.2 s to live
+    entry = wire.named("SendMessageBatch")[0].parameters["Entries"][0]
+    assert entry["DelaySeconds"] == 1
+    assert unpack(entry["MessageBody"]).expires - before >= 1 + 0.2
+
+
+def test_what_is_received_before_it_is_due_stays_hidden_until_then(wire, provider):
+    """As a message that SQS has delayed for its 15 minutes and that is due later: here one published with a delay."""
+    provider.declare("jobs")
+    provider.bind("jobs", "e/c", exact=True)
+    provider.publish(["e/c"], b"later", delay=5000)
+    assert provider.receive("jobs", 0.5) == []
+    (hidden,) = wire.named("ChangeMessageVisibility")
+    assert 4990 <= hidden.parameters["VisibilityTimeout"] <= 5000
+
+
+def test_a_message_that_came_early_has_its_first_attempt_when_it_is_due(wire, provider):
+    provider.declare("jobs")
+    provider.bind("jobs", "e/c", exact=True)
+    provider.publish(["e/c"], b"later", delay=1.5)
+    assert provider.receive("jobs", 0.5) == []
+    ((_, receipt),) = some(provider, "jobs")
+    assert receipt.attempt == 1
+
+
+def test_attempts_count_on_when_a_message_is_given_back_with_a_delay(wire, provider):
+    """That makes a copy, since SQS would not count a hidden one among the waiting."""
+    provider.declare("jobs")
+    provider.send("jobs", b"x")
+    for attempt in (1, 2, 3):
+        ((_, receipt),) = some(provider, "jobs")
+        assert receipt.attempt == attempt
+        provider.nack(receipt, 0.5 if attempt == 1 else 0)
+
+
+def test_a_fifo_queue_delays_as_well(wire):
+    """SQS knows no delay for one message of such a queue; and what is delayed must not hold up the same sender's others."""
+    provider = wire.config(ordered=True).create()
+    provider.open()
+    provider.declare("jobs")
+    begun = time.monotonic()
+    provider.send("jobs", b"later", delay=2)
+    provider.send("jobs", b"now")
+    assert [some(provider, "jobs", lease=None) for _ in range(2)] == [[(b"now", None)], [(b"later", None)]]
+    assert time.monotonic() - begun >= 2
+    provider.close()
+
+
+def test_a_fifo_queue_leaves_out_what_was_sent_twice(wire):
+    """As botocore does where the answer to the first was lost."""
+    provider = wire.config(ordered=True).create()
+    provider.open()
+    provider.declare("jobs")
+    lost = []
+
+    def lose_the_first(parsed):
+        lost.append(True)
+        if len(lost) == 1:
+            parsed["Failed"] = [{"Id": "0", "SenderFault": False, "Code": "InternalError"}]
+
+    wire.changes["SendMessageBatch"] = lose_the_first
+    provider.send("jobs", b"once")
+    assert len(lost) == 2
+    assert some(provider, "jobs", lease=None) == [(b"once", None)]
+    assert provider.receive("jobs") == []
+    provider.close()
