@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Events, queues and remote calls between Python processes.")
+from pymq.cli import aws
+
+app: typer.Typer = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Events, queues and remote calls between Python processes."
+)
+
+app.add_typer(aws.app, name="aws")
 
 
 @app.callback()
@@ -18,3 +26,23 @@ def demo() -> None:
     from pymq.cli.demo.director import direct
 
     raise typer.Exit(direct())
+
+
+@app.command()
+def doctor() -> None:
+    """Check this machine: shared memory, limits, leftovers, what PYMQ_URL names. Exit status 1 where something would fail."""
+    from rich.console import Console
+
+    from pymq.cli.doctor import doctor as examine
+
+    raise typer.Exit(examine(Console()))
+
+
+@app.command()
+def clean(yes: Annotated[bool, typer.Option("--yes", help="Remove it; without this, only say what there is.")] = False) -> None:
+    """Remove what dead processes have left in the home of shm (PYMQ_HOME). Living processes and what waits in queues stay."""
+    from rich.console import Console
+
+    from pymq.cli.clean import clean as sweep
+
+    raise typer.Exit(sweep(Console(), remove=yes))

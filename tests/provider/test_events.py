@@ -716,12 +716,13 @@ def test_a_stopped_receiver_does_not_delay_the_others(separate, peers, place):
     assert stopped.hear() == (1, accepted - 2 * (count + 1), True), "what was counted arrived"
 
 
-def test_a_killed_receiver_is_not_counted(separate, peers):
+def test_a_killed_receiver_is_not_counted(separate, place, peers):
     alice, bob, carol = peers(3)
     for peer in (bob, carol):
         peer.subscribe(shop.orders)
     assert alice.publish(OrderPlaced(1)) == 2
     bob.kill()
+    place.see_death()
     assert alice.publish(OrderPlaced(2)) == 1
     assert [carol.hear(), carol.hear()] == [OrderPlaced(1), OrderPlaced(2)]
 

@@ -460,13 +460,14 @@ def test_multiprocessing_with_classes_in_main(separate, place, method):
 
 
 def test_a_killed_process_is_swept_by_the_living(separate, place, peers, bus):
-    for _ in range(5):
+    for _ in range(max(1, int(5 * place.scale))):
         (alice,) = peers(1)
         alice.subscribe(shop.orders)
         alice.expose(shop.add, "add")
         waiting = alice.begin(shop.get_as, "jobs", int)
         assert bus.publish(OrderPlaced(1)) == 1
         alice.kill()
+        place.see_death()
         assert bus.publish(OrderPlaced(2)) == 0
         assert isinstance(waiting.exception(GUARD), ChildProcessError)
     with pytest.raises(pymq.NoSuchRemoteError):
@@ -480,6 +481,7 @@ def test_the_last_process_killed_is_swept_by_the_next(separate, place, peers):
         peer.publish(OrderPlaced(1))
         peer.begin(shop.get_as, "jobs", int)
         peer.kill()
+    place.see_death()
     with pymq.EventBus(place.config) as bus:
         assert bus.publish(OrderPlaced(1)) == 0
     assert place.leftovers() == []

@@ -1,4 +1,8 @@
-"""Publishes from a signal handler that interrupts publishing, putting and calling for a second."""
+"""Publishes from a signal handler that interrupts publishing, putting and calling for a second.
+
+Where the interrupted call was writing into the same inbox's overflow log, the handler is told so. On ipc, where that begins behind
+ten messages, it happens on a busy machine; elsewhere it takes a full pipe.
+"""
 
 import queue
 import signal
@@ -12,7 +16,11 @@ pymq.expose(lambda: "pong", "ping")
 
 
 def on_signal(*_: object) -> None:
-    accepted.append(pymq.publish("tick", "ticks"))
+    try:
+        accepted.append(pymq.publish("tick", "ticks"))
+    except pymq.ProviderError as error:
+        if "signal handler has interrupted" not in str(error):
+            raise
 
 
 heard: "queue.Queue[str]" = queue.Queue()

@@ -1,0 +1,51 @@
+"""`pymq clean`: remove what dead processes have left."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from pymq.cli.leftovers import Namespace, namespaces
+from pymq.exceptions import ProviderError
+from pymq.provider.shm import ShmConfig
+
+
+def clean(console: Console, remove: bool) -> int:
+    """Say what is there, and remove it if told to; the status to exit with.
+
+    Every process that starts does the same in its own namespace, so this is for those in which none will.
+    """
+    home = ShmConfig().base_directory()
+    try:
+        found = [namespace for namespace in namespaces(home) if namespace.dead or not namespace.alive]
+    except ProviderError as error:
+        console.print(str(error), style="red", markup=False)
+        return 1
+    if not found:
+        console.print(f"nothing to clean in {home}", markup=False)
+    failures = [_clean_one(console, home, namespace, remove) for namespace in found]
+    if found and not remove:
+        console.print("nothing was removed; to remove it: pymq clean --yes")
+    return int(any(failures))
+
+
+def _clean_one(console: Console, home: str, namespace: Namespace, remove: bool) -> bool:
+    """Whether it failed."""
+    what = f"{namespace.path}: {len(namespace.dead)} files of dead processes"
+    if not namespace.alive:
+        what += ", nobody there (queues that hold something and groups stay)"
+    if not remove:
+        console.print(what, markup=False)
+        return False
+    if namespace.name is None:
+        text = f"{what}; its name was too long to be kept: start a process there, or remove the directory"
+        console.print(text, style="red", markup=False)
+        return True
+    try:
+        provider = ShmConfig(namespace.name, home).create()
+        provider.open()  # sweeps
+        provider.close()  # and, as the last one there, removes what is empty
+    except ProviderError as error:
+        console.print(f"{what}; {error}", style="red", markup=False)
+        return True
+    console.print(f"{what}: removed", markup=False)
+    return False

@@ -1,0 +1,57 @@
+"""What is in the home of shm: namespaces, whether anybody is there, and what dead processes have left. Looks, and changes nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import NamedTuple
+
+from pymq.exceptions import ProviderError
+from pymq.provider._files import Directory, close_file, decode_name, open_writer
+
+
+class Namespace(NamedTuple):
+    """One namespace: its name (None where it was too long to keep), how many files live processes have there, and dead ones."""
+
+    name: str | None
+    path: str
+    alive: int
+    dead: list[str]
+
+
+def namespaces(home: str) -> Iterator[Namespace]:
+    """All namespaces below a home; none where there is no home. Raises ProviderError where it is not ours."""
+    if not os.path.isdir(home):
+        return
+    base = Directory(home)
+    try:
+        for stem in base.names():
+            with suppress(ProviderError, FileNotFoundError):  # no directory of ours, or it goes away just now
+                yield _look_at(stem, Directory(stem, base))
+    finally:
+        base.close()
+
+
+def _look_at(stem: str, directory: Directory) -> Namespace:
+    alive, dead = 0, []
+    try:
+        for part in {"bells", "inboxes"} & set(directory.names()):
+            inside = Directory(part, directory)
+            for name in inside.names():
+                if _is_alive(inside, name if part == "bells" else f"{name.split('.')[0]}.fifo"):
+                    alive += 1
+                else:
+                    dead.append(f"{part}/{name}")
+            inside.close()
+        return Namespace(decode_name(stem), directory.path, alive, sorted(dead))
+    finally:
+        directory.close()
+
+
+def _is_alive(directory: Directory, fifo: str) -> bool:
+    writer = open_writer(directory, fifo)
+    if writer is None:
+        return False
+    close_file(writer)
+    return True

@@ -1,0 +1,141 @@
+"""`pymq doctor` finds what would fail and says what to do; `pymq clean` removes what the dead have left, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from harness import ROOT
+from stage import Nursery, Witness
+
+from pymq.provider.shm import ShmConfig
+
+pytestmark = pytest.mark.skipif(not (find_spec("typer") and find_spec("rich")), reason="needs the extra cli")
+
+
+def pymq_command(*words: str, home: Path, prefix: tuple[str, ...] = (), **environment: str) -> subprocess.CompletedProcess[str]:
+    given = {name: value for name, value in os.environ.items() if name != "PYMQ_URL"}
+    return subprocess.run(
+        [*prefix, sys.executable, "-m", "pymq.cli", *words],
+        env={**given, "PYTHONPATH": str(ROOT), "PYMQ_HOME": str(home), "COLUMNS": "300", **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def lines_with(done: subprocess.CompletedProcess[str], *words: str) -> list[str]:
+    return [line for line in done.stdout.splitlines() if all(word in line for word in words)]
+
+
+def test_a_healthy_machine(stage: Path) -> None:
+    done = pymq_command("doctor", home=stage / "pymq")
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    for checked in ("Python", "pydantic", "room in", "home", "open files", "pipes", "an event arrives", "PYMQ_URL"):
+        assert lines_with(done, checked), checked
+    assert not lines_with(done, "fails")
+    assert list(stage.rglob("*")) == [], "it leaves nothing"
+
+
+def test_a_home_that_others_may_enter(stage: Path) -> None:
+    (stage / "pymq").mkdir(mode=0o755)
+    done = pymq_command("doctor", home=stage / "pymq")
+    assert done.returncode == 1
+    assert lines_with(done, "fails", "home", "mode 755", "set PYMQ_HOME")
+
+
+def test_few_open_files(stage: Path) -> None:
+    done = pymq_command("doctor", home=stage / "pymq", prefix=("sh", "-c", 'ulimit -n 30; exec "$@"', "sh"))
+    assert done.returncode == 1
+    assert lines_with(done, "fails", "open files", "at most 30", "ulimit -n")
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [("redis://user:secret@localhost:1/0", "redis://localhost:1/0"), ("nosuch://x", "no provider is called 'nosuch'")],
+)
+def test_what_pymq_url_names_cannot_be_reached(url: str, told: str, stage: Path) -> None:
+    if url.startswith("redis") and not find_spec("redis"):
+        pytest.skip("needs the extra redis")
+    done = pymq_command("doctor", home=stage / "pymq", PYMQ_URL=url)
+    assert done.returncode == 1
+    assert lines_with(done, "fails", "PYMQ_URL", told)
+    assert "secret" not in done.stdout
+
+
+@pytest.mark.needs_root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_no_room(tmp_path: Path) -> None:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k,nr_inodes=40", "tmpfs", str(tmp_path)], check=False).returncode:
+        pytest.skip("needs the right to mount")
+    try:
+        done = pymq_command("doctor", home=tmp_path / "pymq")
+    finally:
+        subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+    assert done.returncode == 1
+    assert lines_with(done, "fails", "room in", "0 of 0 MiB free")
+    assert lines_with(done, "fails", "inodes there")
+
+
+def leave_something(actors: Nursery, home: Path) -> None:
+    """A process with items, a lease, a group and a subscription, killed."""
+    actors.shut()
+    actor = actors.begin("perform", str(home), "Close", actors.gate, False)
+    actors.wait_for(actor, "ready")
+    os.kill(actor, signal.SIGKILL)
+    actors.end(actor)
+
+
+def test_what_the_dead_have_left(actors: Nursery, stage: Path) -> None:
+    home = stage / "pymq"
+    leave_something(actors, home)
+    before = sorted(map(str, stage.rglob("*")))
+    examined = pymq_command("doctor", home=home)
+    assert examined.returncode == 0
+    assert lines_with(examined, "look", "0 files of living processes", "pymq clean")
+    looked = pymq_command("clean", home=home)
+    assert looked.returncode == 0
+    assert lines_with(looked, "files of dead processes", "nobody there")
+    assert lines_with(looked, "nothing was removed", "--yes")
+    assert sorted(map(str, stage.rglob("*"))) == before
+    cleaned = pymq_command("clean", "--yes", home=home)
+    assert lines_with(cleaned, "removed")
+    assert [path for path in stage.rglob("*") if path.parent.name in {"bells", "inboxes"}] == []
+    assert lines_with(pymq_command("doctor", home=home), "ok", "0 of dead ones")
+    found = [line[1] for line in finish(actors, home) if line[0] == "found"]
+    assert found == ["a", "b", "c"], "what waits, and what was lent, stays"
+    assert list(home.rglob("*")) == []
+
+
+def finish(actors: Nursery, home: Path) -> list[list[str]]:
+    """Somebody comes, and takes what is there."""
+    witness = Witness(ShmConfig("faults", str(home)))
+    try:
+        return actors.run("look", str(home))
+    finally:
+        witness.close()
+
+
+def test_the_living_stay(actors: Nursery, witness: Witness, stage: Path) -> None:
+    leave_something(actors, stage / "pymq")
+    done = pymq_command("clean", "--yes", home=stage / "pymq")
+    assert done.returncode == 0
+    assert lines_with(done, "removed")
+    found = actors.run("look", str(stage / "pymq"))
+    assert ["reached", "1", "0"] in found
+    assert ["echo", "look"] in found
+    assert [line[1] for line in found if line[0] == "found"] == ["a", "b", "c"]
+    witness.heard()
+
+
+def test_nothing_to_clean(stage: Path) -> None:
+    done = pymq_command("clean", home=stage / "pymq")
+    assert done.returncode == 0
+    assert lines_with(done, "nothing to clean")
+    assert list(stage.iterdir()) == []

@@ -1,0 +1,262 @@
+"""Signal handlers that use the bus while their own thread is in the middle of it: an error that says so, never a deadlock."""
+
+from __future__ import annotations
+
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+from harness import GUARD, eventually
+
+import pymq
+from pymq.provider._outlet import Outlet
+from pymq.provider._registry import Registry
+from pymq.provider._store import Store
+from pymq.provider.shm import ShmConfig
+from pymq.provider.simple import SimpleConfig, SimpleProvider
+
+LARGE = "x" * 100_000
+
+
+@pytest.fixture
+def bus() -> Iterator[pymq.EventBus]:
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="pymq-test-") as home:
+        with pymq.EventBus(ShmConfig("signals", f"{home}/pymq", max_pending=1 << 20)) as bus:
+            yield bus
+            bus.queue("jobs").free()
+        assert list(Path(home, "pymq").rglob("*")) == []
+
+
+@contextmanager
+def signalled_inside(owner: type, method: str, handler: Callable[[], None]) -> Iterator[None]:
+    """The handler runs once, in the middle of the next call of that method: its locks are held."""
+    original = getattr(owner, method)
+    left = [None]
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        if left:
+            left.pop()
+            signal.raise_signal(signal.SIGUSR1)
+        return original(*args, **kwargs)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        handler()
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    setattr(owner, method, interrupted)
+    try:
+        yield
+        assert not left, f"{method} was not called"
+    finally:
+        setattr(owner, method, original)
+        signal.signal(signal.SIGUSR1, before)
+
+
+class Outcome:
+    """What became of a call in a signal handler."""
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self._call = call
+        self.result: object = None
+
+    def __call__(self) -> None:
+        try:
+            self.result = self._call()
+        except pymq.ProviderError as error:
+            self.result = error
+
+
+def in_thread(call: Callable[[], object]) -> None:
+    """It must come to its end in another thread: nothing is locked any more."""
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(GUARD)
+    assert not thread.is_alive(), "deadlock"
+
+
+QUEUE_PLACES = [(Store, "append", "put"), (Store, "take", "get"), (Store, "take", "take"), (Store, "ack", "take")]
+
+
+def use(bus: pymq.EventBus, verb: str) -> object:
+    jobs = bus.queue("jobs")
+    if verb == "take":
+        with jobs.take(timeout=0) as job:
+            return job.value
+    return jobs.put("new") if verb == "put" else jobs.get(timeout=0)
+
+
+@pytest.mark.parametrize(("owner", "method", "verb"), QUEUE_PLACES)
+def test_in_the_middle_of_a_queues_operation(owner: type, method: str, verb: str, bus: pymq.EventBus) -> None:
+    jobs = bus.queue("jobs")
+    for number in range(5):
+        jobs.put(f"item {number}")
+    outcome = Outcome(lambda: use(bus, verb))
+    with signalled_inside(owner, method, outcome):
+        use(bus, verb)
+    assert isinstance(outcome.result, pymq.ProviderError)
+    assert "signal handler" in str(outcome.result)
+    in_thread(lambda: use(bus, verb))
+    assert jobs.qsize() == (7 if verb == "put" else 3)
+
+
+@pytest.mark.parametrize(("owner", "method", "verb"), QUEUE_PLACES)
+def test_what_the_handler_raises_leaves_nothing_locked(owner: type, method: str, verb: str, bus: pymq.EventBus) -> None:
+    def give_up() -> None:
+        raise KeyboardInterrupt
+
+    jobs = bus.queue("jobs")
+    for number in range(5):
+        jobs.put(f"item {number}")
+    with pytest.raises(KeyboardInterrupt), signalled_inside(owner, method, give_up):
+        use(bus, verb)
+    in_thread(lambda: use(bus, verb))
+    assert jobs.qsize() >= 3  # at most one is lent to the call that was interrupted, and one was taken in the thread
+
+
+@contextmanager
+def deaf(bus: pymq.EventBus) -> Iterator[Any]:
+    """A receiver that does not read: its pipe is full, and what is published goes to the log."""
+    provider = bus.config.create()
+    provider.open()
+    provider.declare("deaf", temporary=True)
+    provider.bind("deaf", "e/news", exact=True)
+    try:
+        yield provider
+    finally:
+        provider.close()
+
+
+def fill(bus: pymq.EventBus) -> int:
+    for _ in range(100):
+        assert bus.publish("x" * 3000, "news") == 1
+    return 100
+
+
+def received(provider: Any) -> int:
+    count = 0
+    while batch := provider.receive("deaf", 0):
+        count += len(batch)
+    return count
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "event", "full"), [(Outlet, "_append", "small", True), (Outlet, "_find_room", LARGE, False)]
+)
+def test_in_the_middle_of_a_publish(owner: type, method: str, event: str, full: bool, bus: pymq.EventBus) -> None:
+    with deaf(bus) as receiver:
+        sent = fill(bus) if full else bus.publish(event, "news")
+        outcome = Outcome(lambda: bus.publish(event, "news"))
+        with signalled_inside(owner, method, outcome):
+            assert bus.publish(event, "news") == 1
+        accepted = 0 if isinstance(outcome.result, pymq.ProviderError) else outcome.result
+        in_thread(lambda: bus.publish(event, "news"))
+        assert received(receiver) == sent + accepted + 2
+
+
+def test_a_large_message_that_was_interrupted_is_not_overwritten(bus: pymq.EventBus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference is out, and the call ends with the handler's exception: the next message must not take the same place."""
+    write = Outlet._write
+
+    def write_and_raise(outlet: Outlet, small: bytes) -> bool:
+        write(outlet, small)
+        raise KeyboardInterrupt
+
+    with deaf(bus) as receiver:
+        bus.publish("a" * 100_000, "news")
+        with monkeypatch.context() as patched:
+            patched.setattr(Outlet, "_write", write_and_raise)
+            with pytest.raises(KeyboardInterrupt):
+                bus.publish("b" * 100_000, "news")
+        bus.publish("c" * 100_000, "news")
+        found = [message[-50:-20] for _ in range(3) for message, _ in receiver.receive("deaf", 0)]
+        assert found == [b"a" * 30, b"b" * 30, b"c" * 30]
+
+
+def test_in_the_middle_of_learning_who_is_bound(bus: pymq.EventBus) -> None:
+    with deaf(bus) as receiver:
+        outcome = Outcome(lambda: bus.publish("nested", "news"))
+        with signalled_inside(Registry, "_replay", outcome):
+            assert bus.publish("event", "news") == 1
+        assert isinstance(outcome.result, pymq.ProviderError)
+        in_thread(lambda: bus.publish("event", "news"))
+        assert received(receiver) == 2
+
+
+@pytest.mark.parametrize(("method", "verb"), [("send", "put"), ("receive", "get"), ("receive", "take")])
+def test_simple(method: str, verb: str) -> None:
+    """Its one lock may be taken twice by a thread: the call in the handler comes first."""
+    with pymq.EventBus(SimpleConfig("signals")) as bus:
+        jobs = bus.queue("jobs")
+        for number in range(5):
+            jobs.put(f"item {number}")
+        outcome = Outcome(lambda: use(bus, verb))
+        with signalled_inside(SimpleProvider, method, outcome):
+            use(bus, verb)
+        assert not isinstance(outcome.result, Exception)
+        assert jobs.qsize() == (7 if verb == "put" else 3)
+        jobs.free()
+
+
+def test_many_signals(bus: pymq.EventBus) -> None:
+    """A burst of them at any moment: what was accepted arrives, and every refusal is an error."""
+    jobs, sent, accepted, refused = bus.queue("jobs"), 0, [0], [0]
+
+    def put(number: int, frame: FrameType | None) -> None:
+        try:
+            jobs.put("from the handler")
+            accepted[0] += 1
+        except pymq.ProviderError:
+            refused[0] += 1
+
+    before = signal.signal(signal.SIGUSR1, put)
+    stop = threading.Event()
+    sender = threading.Thread(target=send_signals, args=(threading.get_ident(), stop))
+    sender.start()
+    try:
+        while sent < 10_000 or accepted[0] <= 10:
+            jobs.put("from the thread")
+            sent += 1
+    finally:
+        stop.set()
+        sender.join()
+        signal.signal(signal.SIGUSR1, before)
+    print(accepted, refused)
+    assert jobs.qsize() == sent + accepted[0]
+
+
+def send_signals(thread: int, stop: threading.Event) -> None:
+    while not stop.wait(0.0005):
+        signal.pthread_kill(thread, signal.SIGUSR1)
+
+
+@pytest.mark.parametrize("blocked", ["get", "wait", "call"])
+def test_shutdown_in_a_handler(blocked: str) -> None:
+    """What a program does on SIGTERM: the call that waits ends with an error, or well, and soon."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="pymq-test-") as home:
+        bus = pymq.EventBus(ShmConfig("signals", f"{home}/pymq"))
+        bus.start()
+        bus.expose(lambda: threading.Event().wait(3), "slow")
+        waits: dict[str, Callable[[], object]] = {
+            "get": bus.queue("jobs").get,
+            "wait": lambda: bus.wait(GUARD),
+            "call": bus.stub("slow"),
+        }
+        before = signal.signal(signal.SIGUSR1, lambda number, frame: bus.shutdown(0.1))
+        main = threading.get_ident()
+        alarm = threading.Timer(0.2, lambda: signal.pthread_kill(main, signal.SIGUSR1))
+        alarm.start()
+        try:
+            waits[blocked]()
+        except (pymq.PymqError, pymq.Empty):
+            pass
+        finally:
+            alarm.join()
+            signal.signal(signal.SIGUSR1, before)
+        bus.shutdown()
+        eventually(lambda: not list(Path(home, "pymq").rglob("*")))

@@ -1,0 +1,242 @@
+"""What is raised in a bus's own threads, by the program's log handlers or from outside, ends none of them; and races of its verbs."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from queue import SimpleQueue
+from typing import Any
+
+import pytest
+from harness import GUARD, eventually
+
+import pymq
+
+pytestmark = pytest.mark.parametrize("place", ["simple", "shm"], indirect=True)
+
+
+class Raising(logging.Handler):
+    """A log handler that raises, as one does whose file is on a full disk and whose author forgot `handleError`."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.calls = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.calls += 1
+        raise OSError("the disk is full")
+
+
+@pytest.fixture
+def raising() -> Iterator[Raising]:
+    handler, log = Raising(), logging.getLogger("pymq")
+    log.addHandler(handler)
+    log.propagate, before = False, log.propagate
+    yield handler
+    log.removeHandler(handler)
+    log.propagate = before
+
+
+def handled_by(bus: pymq.EventBus, **options: Any) -> SimpleQueue[int]:
+    """Subscribe a handler that fails with 0; what else it got."""
+    got: SimpleQueue[int] = SimpleQueue()
+
+    def handler(number: int) -> None:
+        if not number:
+            raise ArithmeticError
+        got.put(number)
+
+    async def handler_async(number: int) -> None:
+        handler(number)
+
+    is_async = options.pop("is_async", False)
+    bus.subscribe(handler_async if is_async else handler, "numbers", **options)
+    return got
+
+
+KINDS: list[dict[str, Any]] = [{}, {"workers": 2}, {"is_async": True}, {"group": "members", "retries": 0}]
+
+
+@pytest.mark.parametrize("options", KINDS, ids=str)
+def test_a_log_handler_that_raises(options: dict[str, Any], bus: pymq.EventBus, raising: Raising) -> None:
+    got = handled_by(bus, **options)
+    for number in (1, 0, 2, 0, 0, 3):
+        bus.publish(number, "numbers")
+    assert {got.get(timeout=GUARD) for _ in range(3)} == {1, 2, 3}
+    assert raising.calls >= 3
+    bus.group("members").delete()
+
+
+def test_a_log_handler_that_raises_in_a_call(bus: pymq.EventBus, raising: Raising) -> None:
+    """A slow handler was replaced as the reader, and fails: its subscription goes on, in order."""
+    got: SimpleQueue[int] = SimpleQueue()
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(number: int) -> None:
+        if not number:
+            begun.set()
+            go_on.wait(GUARD)
+            raise ArithmeticError
+        got.put(number)
+
+    bus.subscribe(slow, "numbers")
+    bus.expose(lambda: "here", "where")
+    bus.publish(0, "numbers")
+    assert begun.wait(GUARD)
+    assert bus.stub("where", timeout=GUARD)() == "here"  # read by the standby
+    for number in (1, 2, 3):
+        bus.publish(number, "numbers")
+    go_on.set()
+    assert [got.get(timeout=GUARD) for _ in range(3)] == [1, 2, 3]
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("options", KINDS[:2] + KINDS[3:], ids=str)
+def test_an_exception_from_another_thread(options: dict[str, Any], bus: pymq.EventBus, caplog: pytest.LogCaptureFixture) -> None:
+    """As debuggers and watchdogs raise it: the thread that it hits goes on."""
+    before = set(threading.enumerate())  # of a test before this one, and about to end
+    got = handled_by(bus, **options)
+    bus.publish(1, "numbers")
+    assert got.get(timeout=GUARD) == 1
+    ours = [thread for thread in threading.enumerate() if thread.name.startswith("pymq") and thread not in before]
+    assert ours
+    for thread in ours:
+        assert ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(Stop)) == 1
+    for number in range(2, 8):
+        assert bus.publish(number, "numbers") == 1
+    if "group" in options:  # else what was in the hands of the thread that was hit may be lost
+        missing = set(range(2, 8))
+        while missing:
+            missing.discard(got.get(timeout=GUARD))
+    else:
+        eventually(lambda: bus.publish(99, "numbers") and not got.empty() and got.get() == 99)
+    assert [thread for thread in ours if not thread.is_alive()] == []
+    bus.group("members").delete()
+
+
+def race(*verbs: Callable[[], object], rounds: int) -> None:
+    """Each in a thread of its own, over and over."""
+
+    def repeat(verb: Callable[[], object]) -> None:
+        for _ in range(rounds):
+            with suppress(pymq.PymqError, ValueError, TimeoutError):
+                verb()
+
+    threads = [threading.Thread(target=repeat, args=[verb]) for verb in verbs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive(), "deadlock"
+
+
+def test_shutdowns_and_starts_at_once(config: Any) -> None:
+    bus = pymq.EventBus(config)
+    race(bus.shutdown, bus.shutdown, bus.start, lambda: bus.publish(1, "numbers"), rounds=40)
+    bus.start()
+    got = handled_by(bus)
+    assert bus.publish(7, "numbers") == 1
+    assert got.get(timeout=GUARD) == 7
+    assert not bus.wait(0)
+    bus.shutdown()
+    assert bus.wait(0)
+
+
+def test_a_start_in_the_middle_of_a_shutdown(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One shutdown is late: by then another has ended the bus, and it was started again."""
+    bus = pymq.EventBus(config)
+    bus.start()
+    close, got = bus.provider.close, []
+
+    def late() -> None:
+        monkeypatch.undo()
+        bus.shutdown()
+        bus.start()
+        got.append(handled_by(bus))
+        close()
+
+    monkeypatch.setattr(bus.provider, "close", late)
+    bus.shutdown()
+    assert bus.publish(7, "numbers") == 1
+    assert got[0].get(timeout=GUARD) == 7
+    assert not bus.wait(0)
+    bus.shutdown()
+
+
+def test_an_expose_in_the_middle_of_an_unexpose(bus: pymq.EventBus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread serves the name again while it is being unbound: it is bound afterwards."""
+    bus.expose(lambda: "old", "where")
+    unbind = bus.provider.unbind
+    other = threading.Thread(target=bus.expose, args=(lambda: "new", "where"))
+
+    def slow(queue: str, pattern: str, *, exact: bool) -> None:
+        other.start()
+        other.join(0.2)  # it waits for us, or would be unbound
+        unbind(queue, pattern, exact=exact)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(bus.provider, "unbind", slow)
+        bus.unexpose("where")
+        other.join(GUARD)
+    assert bus.stub("where", timeout=GUARD)() == "new"
+
+
+def test_expose_and_unexpose_at_once(bus: pymq.EventBus) -> None:
+    """Whatever came last is in force: a remote that is served is also found."""
+
+    def remote() -> str:
+        return "here"
+
+    race(
+        lambda: bus.expose(remote, "where"),
+        lambda: bus.unexpose("where"),
+        lambda: bus.expose(remote, "where"),
+        bus.stub("where", timeout=5),
+        rounds=200,
+    )
+    bus.expose(remote, "where")
+    assert bus.stub("where", timeout=GUARD)() == "here"
+    bus.unexpose("where")
+    with pytest.raises(pymq.NoSuchRemoteError):
+        bus.stub("where", timeout=GUARD)()
+
+
+def test_subscribe_and_unsubscribe_at_once(bus: pymq.EventBus) -> None:
+    got: SimpleQueue[int] = SimpleQueue()
+    race(
+        lambda: bus.subscribe(got.put, "numbers"),
+        lambda: bus.unsubscribe(got.put, "numbers"),
+        lambda: bus.publish(1, "numbers"),
+        rounds=200,
+    )
+    bus.subscribe(got.put, "numbers")
+    assert bus.publish(2, "numbers") == 1
+    while got.get(timeout=GUARD) != 2:
+        pass
+
+
+def test_shutdown_in_a_groups_handler(config: Any) -> None:
+    """Its event was not acked any more: it comes again, and says so."""
+    bus, attempts, ended = pymq.EventBus(config), SimpleQueue[int](), threading.Event()
+    bus.start()
+
+    def handler(number: int, message: pymq.Message) -> None:
+        attempts.put(message.attempt)
+        if message.attempt == 1:
+            bus.shutdown(0.1)
+            ended.set()
+
+    bus.subscribe(handler, "numbers", group="members")
+    bus.publish(1, "numbers")
+    assert ended.wait(GUARD)
+    with pymq.EventBus(config) as other:
+        other.subscribe(handler, "numbers", group="members")
+        assert [attempts.get(timeout=GUARD) for _ in range(2)] == [1, 2]
+        eventually(lambda: not other.stats()["in_flight"])
+        other.group("members").delete()

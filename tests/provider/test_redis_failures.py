@@ -1,0 +1,286 @@
+"""What happens when the server, or the way to it, fails: real servers that are killed, stopped, filled and replaced."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import queue
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from harness import GUARD, Heard, eventually, in_thread
+from redis_server import RedisServer
+
+import pymq
+from pymq.provider.redis import RedisConfig
+
+DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
+
+
+@pytest.fixture
+def start() -> Iterator[object]:
+    """`start(*options)` is a server of the test's own."""
+    servers: list[RedisServer] = []
+
+    def one(*options: str) -> RedisServer:
+        servers.append(RedisServer(*options))
+        return servers[-1].start()
+
+    yield one
+    for server in servers:
+        server.end()
+
+
+@pytest.fixture
+def heard() -> Heard:
+    return Heard()
+
+
+def confirmed(call, *args):
+    """Whether a call came through, or said that it cannot be confirmed."""
+    try:
+        call(*args)
+    except pymq.ConnectionLost:
+        return False
+    return True
+
+
+def arrives(bus: pymq.EventBus, heard: Heard, event: int, seconds: float) -> float:
+    """Seconds until an event comes through again."""
+    began = time.monotonic()
+    eventually(lambda: confirmed(bus.publish, event, "c") and heard.waiting(), seconds)
+    heard.rest()
+    return time.monotonic() - began
+
+
+@pytest.mark.parametrize("seconds", [1, 5, 15])
+def test_a_restarted_server_is_found_again(start, heard, seconds, caplog):
+    server = start()
+    config = RedisConfig.from_url(server.url)
+    with pymq.EventBus(config) as receiver, pymq.EventBus(config) as publisher:
+        receiver.subscribe(heard, "c")
+        receiver.subscribe(heard, "for a group", group="g")
+        receiver.expose(lambda: "pong", "ping")
+        assert publisher.publish(0, "c") == 1
+        assert heard.next() == 0
+        server.kill()
+        with pytest.raises(pymq.ConnectionLost, match=str(server.port)):
+            publisher.publish(1, "c")
+        eventually(lambda: publisher.health().state == "reconnecting")
+        assert time.time() - publisher.health().since < GUARD
+        time.sleep(seconds)
+        server.start()
+        arrives(publisher, heard, 2, 10)
+        assert publisher.stub("ping", timeout=5)() == "pong"
+        assert publisher.publish(3, "for a group") == 1, "the group was made anew"
+        assert heard.next() == 3
+        assert publisher.health().state == "connected"
+        assert receiver.health().gaps >= 1, "it had no memory of what it was sent"
+    assert [record for record in caplog.records if record.levelno > logging.WARNING] == []
+
+
+def test_groups_and_queues_lose_nothing_over_a_restart(start, heard):
+    server = start(*DURABLE)
+    config = RedisConfig.from_url(server.url)
+    with pymq.EventBus(config) as bus:
+        jobs, group = bus.queue("jobs"), bus.group("billing")
+        group.bind("c")
+        for number in range(20):
+            jobs.put(number)
+            bus.publish(number, "c")
+        taken = [jobs.receive() for _ in range(3)]
+        server.kill()
+        server.start()
+        eventually(lambda: confirmed(jobs.qsize))
+        taken[0].ack()
+        assert jobs.qsize() == 17
+        assert [jobs.get(timeout=5) for _ in range(17)] == list(range(3, 20))
+        bus.subscribe(heard, "c", group="billing")
+        assert heard.take(20) == list(range(20))
+    with pymq.EventBus(config) as bus:
+        again = [bus.queue("jobs").receive(timeout=10) for _ in range(2)]
+        assert [(item.value, item.attempt) for item in again] == [(1, 2), (2, 2)]
+        for item in again:
+            item.ack()
+
+
+def test_puts_and_gets_while_the_server_is_killed_lose_nothing_that_was_confirmed(start):
+    server = start(*DURABLE)
+    config = RedisConfig.from_url(server.url)
+    put: list[int] = []
+    unsure: list[int] = []
+    done = threading.Event()
+
+    def produce() -> None:
+        with pymq.EventBus(config) as bus:
+            jobs, number = bus.queue("jobs"), 0
+            while not done.is_set():
+                number += 1
+                (put if confirmed(jobs.put, number) else unsure).append(number)
+
+    producing = in_thread(produce)
+    for _ in range(3):
+        count = len(put)
+        eventually(lambda count=count: len(put) > count + 50)
+        server.kill()
+        server.start()
+    done.set()
+    producing.result(GUARD)
+    with pymq.EventBus(config) as bus:
+        jobs = bus.queue("jobs")
+        found = [jobs.get(timeout=5) for _ in range(jobs.qsize())]
+    assert sorted(set(found)) == sorted(found), "nothing came twice"
+    assert found == sorted(found)
+    assert set(put) <= set(found) <= {*put, *unsure}
+
+
+def test_a_killed_connection_loses_and_repeats_nothing(start, heard):
+    server = start()
+    config = RedisConfig.from_url(server.url)
+    with pymq.EventBus(config) as receiver, pymq.EventBus(config) as publisher, server.client() as client:
+        receiver.subscribe(heard, "c")
+        jobs = publisher.queue("jobs")
+        for number in range(300):
+            if number % 30 == 0:
+                client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+            assert publisher.publish(number, "c") == 1
+            jobs.put(number)
+        assert heard.take(300) == list(range(300))
+        assert [jobs.get(timeout=5) for _ in range(300)] == list(range(300))
+        assert jobs.empty()
+        assert (receiver.health().gaps, publisher.health().gaps) == (0, 0)
+
+
+def test_a_silent_server_is_noticed_and_used_again(start, heard):
+    server = start()
+    config = RedisConfig.from_url(server.url)
+    with pymq.EventBus(config) as receiver, pymq.EventBus(config) as publisher:
+        receiver.subscribe(heard, "c")
+        publisher.publish(0, "c")
+        assert heard.next() == 0
+        server.pause()
+        stopped = time.monotonic()
+        eventually(lambda: publisher.health().state == receiver.health().state == "reconnecting", 20)
+        noticed = time.monotonic() - stopped
+        with pytest.raises(pymq.ConnectionLost):
+            publisher.publish(1, "c")
+        server.resume()
+        arrives(publisher, heard, 2, 10)
+    assert noticed < 20, "5 s on an idle machine"
+
+
+def test_shutting_down_without_a_server_takes_no_longer(start, heard):
+    server = start()
+    bus = pymq.EventBus(RedisConfig.from_url(server.url))
+    bus.start()
+    bus.subscribe(heard, "c")
+    bus.subscribe(heard, "c", group="g")
+    server.kill()
+    began = time.monotonic()
+    bus.shutdown()
+    assert time.monotonic() - began < 20, "2 s on an idle machine"
+
+
+def test_a_stopped_process_is_forgotten_and_comes_back(start, heard):
+    """Its registration is gone, as after a SIGSTOP: it registers again, and says that it may have missed something."""
+    server = start()
+    config = RedisConfig.from_url(server.url)
+    with pymq.EventBus(config) as receiver, pymq.EventBus(config) as publisher, server.client() as client:
+        receiver.subscribe(heard, "c")
+        receiver.subscribe(heard, "d*", pattern=True)
+        client.zadd(f"{config.prefix}members", {receiver.provider._pipe.token: 1})
+        eventually(lambda: publisher.publish(1, "c") == 1 and receiver.health().gaps == 1)
+        assert publisher.publish(2, "dd") == 1
+        eventually(lambda: 2 in heard.rest())
+
+
+def _fill(jobs: pymq.Queue) -> None:
+    while True:
+        jobs.put(b"x" * 1_000_000)
+
+
+def test_a_full_server_refuses_and_says_so(start, heard):
+    server = start("--maxmemory", "30mb", "--maxmemory-policy", "noeviction")
+    with pymq.EventBus(RedisConfig.from_url(server.url)) as bus:
+        jobs = bus.queue("jobs")
+        with pytest.raises(pymq.ProviderError, match="OOM") as caught:
+            _fill(jobs)
+        assert not isinstance(caught.value, pymq.ConnectionLost)
+        count = jobs.qsize()
+        assert count > 5
+        bus.subscribe(heard, "c")
+        with jobs.take() as job:
+            assert len(job.value) == 1_000_000
+        for _ in range(count - 1):
+            jobs.get(timeout=5)
+        jobs.put("room again")
+        assert jobs.get(timeout=5) == "room again"
+
+
+def test_a_wrong_password_is_an_error_that_names_the_host_and_not_the_password(start):
+    server = start("--requirepass", "s3cret")
+    for password in ("wr0ng", None):
+        with pytest.raises(pymq.ProviderError, match=f"127.0.0.1:{server.port}") as caught:
+            pymq.EventBus(RedisConfig(host="127.0.0.1", port=server.port, password=password)).start()
+        assert "wr0ng" not in str(caught.value)
+    config = RedisConfig(server.client(password="s3cret"))
+    assert "s3cret" not in repr(config)
+    with pymq.EventBus(config) as bus:
+        assert bus.publish(1, "nobody") == 0
+
+
+def test_no_server_is_an_error_at_once(start):
+    server = start()
+    server.kill()
+    with pytest.raises(pymq.ConnectionLost, match=f"127.0.0.1:{server.port}.*started"):
+        pymq.EventBus(RedisConfig.from_url(server.url)).start()
+
+
+def test_the_users_needed_rights_are_enough(start):
+    server = start()
+    rights = "+evalsha +script|load +client|id +client|unblock +blpop +ping +select"
+    scripts = "+time +incr +get +set +del +exists +pexpire +rpush +llen +lrange +ltrim"
+    more = "+hset +hget +hmget +hsetnx +hdel +hlen +hkeys +hgetall +hincrby +hexists +hstrlen +sadd +srem +smembers +sunion"
+    sets = "+zadd +zrem +zscore +zcard +zrange +zrangebyscore +zrangebylex +zpopmin"
+    with server.client() as client:
+        allowed = f"{rights} {scripts} {more} {sets}".split()
+        client.execute_command("ACL", "SETUSER", "mq", "on", ">pw", "resetkeys", "~pymq:*", *allowed)
+    with pymq.EventBus(RedisConfig(host="127.0.0.1", port=server.port, username="mq", password="pw")) as bus:
+        heard = Heard()
+        bus.subscribe(heard, "c*", pattern=True)
+        bus.subscribe(heard, "c", group="g")
+        assert bus.publish(1, "c") == 2
+        assert heard.take(2) == [1, 1]
+        jobs = bus.queue("jobs", maxsize=1)
+        jobs.put(1, ttl=60)
+        with pytest.raises(queue.Full):
+            jobs.put(2, timeout=0.1)
+        with jobs.take() as job:
+            assert job.value == 1
+        bus.expose(lambda: 1, "one")
+        assert bus.stub("one", timeout=5)() == 1
+        jobs.free()
+        bus.group("g").delete()
+        bus.stats()
+
+
+def test_the_config_of_a_full_inbox_is_the_receivers(start, heard):
+    """What a receiver buffers is its own affair: whoever publishes keeps to it."""
+    server = start()
+    config = RedisConfig.from_url(server.url)
+    small = dataclasses.replace(config, max_pending=10_000)
+    gate = threading.Event()
+
+    def slow(value: bytes) -> None:
+        heard(value)
+        gate.wait(GUARD)
+
+    with pymq.EventBus(small) as receiver, pymq.EventBus(dataclasses.replace(config, publish_timeout=0.1)) as publisher:
+        receiver.inbox_ready()
+        receiver.provider.declare("inbox/small", temporary=True)
+        receiver.provider.bind("inbox/small", "e/c", exact=True)
+        counts = [publisher.publish(b"x" * 4000, "c") for _ in range(5)]
+        gate.set()
+    assert counts == [1, 1, 0, 0, 0]
