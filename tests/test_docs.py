@@ -19,10 +19,18 @@ NAMED_TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 
 
 def test_the_tables_of_the_providers_are_the_codes() -> None:
-    page = (DOCS / "providers.md").read_text()
     tables = runpy.run_path(str(DOCS / "_features.py"))
-    assert tables["features_table"]() in page
-    assert page == tables["renewed"](page), "run python docs/_features.py"
+    assert tables["features_table"]() in (DOCS / "providers.md").read_text()
+    for page, text in tables["pages"]().items():
+        assert page.read_text() == text, "run python docs/_features.py"
+
+
+def test_every_provider_has_a_page_with_its_features() -> None:
+    tables = runpy.run_path(str(DOCS / "_features.py"))
+    modules = {path.stem for path in (ROOT / "pymq" / "provider").glob("[a-z]*.py")} - {"base"}
+    assert modules == set(tables["FEATURES"]) == {path.stem for path in (DOCS / "providers").glob("*.md")}
+    for name in modules:
+        assert tables["features_table"]([name]) in (DOCS / "providers" / f"{name}.md").read_text()
 
 
 def test_every_file_of_the_package_is_in_the_design() -> None:
@@ -42,9 +50,40 @@ def functions_of(file: Path) -> set[str]:
 
 
 def test_every_page_is_in_the_table_of_contents() -> None:
-    contents = re.search(r"^:::\{toctree\}\n(.*?)^:::", (DOCS / "index.md").read_text(), re.M | re.S)
-    assert contents is not None
-    assert {f"{line}.md" for line in contents[1].split() if line.isalpha()} == {page.name for page in DOCS.glob("*.md")} - {"index.md"}
+    contents = "".join(re.findall(r"^:::\{toctree\}\n(.*?)^:::", (DOCS / "index.md").read_text(), re.M | re.S))
+    listed = set(re.findall(r"^[\w/-]+$", contents, re.M))
+    assert listed == {str(path.relative_to(DOCS).with_suffix("")) for path in pages_of_docs()} - {"index"}
+
+
+def test_llms_txt_links_every_page() -> None:
+    linked = set(re.findall(r"\]\((?:docs/)?([\w./-]+)\)", (DOCS / "llms.txt").read_text()))
+    assert {str(path.relative_to(DOCS)) for path in pages_of_docs()} <= linked
+    assert [name for name in linked if not (DOCS / name).exists() and not (ROOT / name).exists()] == []
+
+
+def pages_of_docs() -> list[Path]:
+    """All of them, in whatever language, and not what was built."""
+    return [path for path in DOCS.rglob("*") if path.suffix in (".md", ".rst") and "_build" not in path.parts]
+
+
+def test_every_public_name_is_on_the_page_of_the_api() -> None:
+    page = (DOCS / "api.rst").read_text()
+    errors = [name for name in pymq.__all__ if getattr(getattr(pymq, name), "__module__", "") == "pymq.exceptions"]
+    assert "automodule:: pymq.exceptions\n   :members:\n" in page
+    assert [name for name in pymq.__all__ if name not in (*errors, "Empty", "Full") and not re.search(rf"\b{name}\b", page)] == []
+
+
+def test_every_link_of_the_readmes_leads_somewhere() -> None:
+    for readme in (ROOT / "README.md", *(ROOT / "examples").rglob("README.md")):
+        links = re.findall(r"\]\(([^)#]+)", readme.read_text())
+        assert [link for link in links if not (readme.parent / link).exists()] == [], readme
+
+
+def test_services_of_docker_compose_are_for_this_machine_only() -> None:
+    text = (ROOT / "docker-compose.yml").read_text()
+    ports = re.findall(r"[\d.:]*\d:\d+", text)
+    assert len(ports) >= text.count("image:") >= 2
+    assert [port for port in ports if not port.startswith("127.0.0.1:")] == []
 
 
 def test_the_tree_of_errors_is_the_codes() -> None:

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from harness import ROOT, run_program
 
 import pymq
@@ -136,7 +135,6 @@ REVEALED = [
 
 
 def test_what_type_checkers_see(tmp_path: Path):
-    pytest.importorskip("mypy")
     (tmp_path / "program.py").write_text(TYPED)
     checked = subprocess.run(
         [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--follow-imports=silent", "program.py"],

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "providers").glob("*.md"))]
 PATIENCE = 30
 
 BLOCK = re.compile(r"^(?:<!-- (?P<word>[a-z ]+): (?P<argument>.+?) -->\n)?```(?P<language>\w+)\n(?P<source>.*?)^```$", re.M | re.S)
@@ -66,7 +66,13 @@ class Terminal:
     def __init__(self, path: Path, environment: dict[str, str]) -> None:
         command = [sys.executable, "-c", STARTER, str(path)]
         self.process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+            command,
+            cwd=path.parent,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
         )
         self.printed: list[str] = []
         self._ended = False

@@ -8,7 +8,7 @@ import pymq
 from pymq.cli.demo.shop import Counted, Tick
 from pymq.cli.demo.speed import TICKS
 
-seen = 0
+seen: int = 0
 
 
 @pymq.subscriber

@@ -8,7 +8,9 @@ from decimal import Decimal
 import pymq
 from pymq.cli.demo.shop import OrderPlaced, Parcel
 
-if __name__ == "__main__":
+
+def main() -> None:
+    """The whole program."""
     pymq.init()
     parcels = pymq.queue("parcels")
     for number, item in enumerate(["a lamp", "two chairs", "a table", "a clock"], 1):
@@ -17,3 +19,7 @@ if __name__ == "__main__":
         parcels.put(Parcel(number, item))
         pymq.topic("sensors/door").publish(20.5 + number / 2)
         time.sleep(0.3)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,10 @@
+import secrets
+
+from pigeon_post import PigeonConfig
+
+from pymq.testing import ProviderSuite
+
+
+class TestPigeon(ProviderSuite):
+    def config(self):
+        return PigeonConfig(namespace=secrets.token_hex(4))
