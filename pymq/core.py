@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, cast, overload
 
 from pymq.bus import SHUTDOWN_SECONDS, EventBus, Route, Topic, decorator
 from pymq.exceptions import NotInitialized
@@ -211,8 +211,8 @@ def stub(fn: Any, timeout: float | None = None, multi: bool = False) -> StubMeth
 
 
 def topic(name: str, pattern: bool = False) -> Topic:
-    """`EventBus.topic` on the process-wide bus. Raises NotInitialized before `init`."""
-    return _bus().topic(name, pattern)
+    """`EventBus.topic` on the process-wide bus; before `init`, on the one that runs when it is used."""
+    return Topic(cast(EventBus, sys.modules[__name__]), name, pattern) if bus is None else bus.topic(name, pattern)
 
 
 @overload

@@ -22,13 +22,13 @@ def clean(console: Console, remove: bool) -> int:
         return 1
     if not found:
         console.print(f"nothing to clean in {home}", markup=False)
-    failures = [_clean_one(console, home, namespace, remove) for namespace in found]
+    failures = [_clean_one(console, namespace, remove) for namespace in found]
     if found and not remove:
         console.print("nothing was removed; to remove it: pymq clean --yes")
     return int(any(failures))
 
 
-def _clean_one(console: Console, home: str, namespace: Namespace, remove: bool) -> bool:
+def _clean_one(console: Console, namespace: Namespace, remove: bool) -> bool:
     """Whether it failed."""
     what = f"{namespace.path}: {len(namespace.dead)} files of dead processes"
     if not namespace.alive:
@@ -36,12 +36,12 @@ def _clean_one(console: Console, home: str, namespace: Namespace, remove: bool) 
     if not remove:
         console.print(what, markup=False)
         return False
-    if namespace.name is None:
+    if namespace.config is None:
         text = f"{what}; its name was too long to be kept: start a process there, or remove the directory"
         console.print(text, style="red", markup=False)
         return True
     try:
-        provider = ShmConfig(namespace.name, home).create()
+        provider = namespace.config.create()
         provider.open()  # sweeps
         provider.close()  # and, as the last one there, removes what is empty
     except ProviderError as error:

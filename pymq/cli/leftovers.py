@@ -1,4 +1,4 @@
-"""What is in the home of shm: namespaces, whether anybody is there, and what dead processes have left. Looks, and changes nothing."""
+"""What is in the home of shm and ipc: namespaces, whether anybody is there, and what dead processes have left. Looks, and changes nothing."""
 
 from __future__ import annotations
 
@@ -9,12 +9,17 @@ from typing import NamedTuple
 
 from pymq.exceptions import ProviderError
 from pymq.provider._files import Directory, close_file, decode_name, open_writer
+from pymq.provider.ipc import IpcConfig
+from pymq.provider.shm import ShmConfig
+
+IPC = "ipc."
+"""What the directories of ipc's namespaces begin with; in an encoded name there is no dot."""
 
 
 class Namespace(NamedTuple):
-    """One namespace: its name (None where it was too long to keep), how many files live processes have there, and dead ones."""
+    """One namespace: its config (None where its name was too long to keep), how many files live processes have there, and dead ones."""
 
-    name: str | None
+    config: ShmConfig | None
     path: str
     alive: int
     dead: list[str]
@@ -28,12 +33,12 @@ def namespaces(home: str) -> Iterator[Namespace]:
     try:
         for stem in base.names():
             with suppress(ProviderError, FileNotFoundError):  # no directory of ours, or it goes away just now
-                yield _look_at(stem, Directory(stem, base))
+                yield _look_at(stem, home, Directory(stem, base))
     finally:
         base.close()
 
 
-def _look_at(stem: str, directory: Directory) -> Namespace:
+def _look_at(stem: str, home: str, directory: Directory) -> Namespace:
     alive, dead = 0, []
     try:
         for part in {"bells", "inboxes"} & set(directory.names()):
@@ -44,9 +49,15 @@ def _look_at(stem: str, directory: Directory) -> Namespace:
                 else:
                     dead.append(f"{part}/{name}")
             inside.close()
-        return Namespace(decode_name(stem), directory.path, alive, sorted(dead))
+        return Namespace(_config_of(stem, home), directory.path, alive, sorted(dead))
     finally:
         directory.close()
+
+
+def _config_of(stem: str, home: str) -> ShmConfig | None:
+    config_class = IpcConfig if stem.startswith(IPC) else ShmConfig
+    name = decode_name(stem.removeprefix(IPC))
+    return None if name is None else config_class(name, home)
 
 
 def _is_alive(directory: Directory, fifo: str) -> bool:

@@ -70,12 +70,14 @@ def _option(name: str, text: str, url: str) -> Any:
         raise ValueError(f"option {name}={text!r} in {url!r} is not a number") from None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class LocalstackConfig(AwsConfig):
-    """An emulator of AWS on this machine; without credentials in the environment it is given some, since it checks none."""
+    """An emulator of AWS on this machine; without credentials in the environment it is given some, since it checks none.
 
-    session: Any = None
-    region: str | None = "us-east-1"
-    endpoint_url: str | None = "http://localhost:4566"
+    The other arguments are those of `AwsConfig`, by name.
+    """
 
     emulated = True
+
+    def __init__(self, endpoint_url: str = "http://localhost:4566", region: str = "us-east-1", **others: Any) -> None:
+        super().__init__(endpoint_url=endpoint_url, region=region, **others)

@@ -15,7 +15,7 @@ from contextlib import suppress
 from functools import partial
 
 from pymq.exceptions import QueueNotFound
-from pymq.provider._files import Bells, Directory, Lock, Mutex, Owned, close_file, encode_name, make_fifo, map_file
+from pymq.provider._files import Bells, Directory, Lock, Mutex, Owned, close_file, encode_name, interrupted, make_fifo, map_file
 from pymq.provider._frames import (
     BEHIND,
     DATA,
@@ -120,25 +120,15 @@ class Inbox:
 
     def take(self) -> list[Delivery]:
         """All that has come, without waiting."""
-        with self._mutex:
-            if self.head[DELETED]:
-                raise QueueNotFound(f"the temporary queue {self.name!r} was deleted")
-            if self._data or self.head[LOGGED] or self._found or not self._is_bare:
-                self._read(_LARGE_BATCH)
-            else:  # what nearly always happens, in one step
-                self._batch, self._position = _LARGE_BATCH, 0
-                try:
-                    self._data = data = os.read(self._fifo, _BATCH)
-                except BlockingIOError:
-                    data = b""
-                self._is_whole = len(data) < _BATCH or not self._load_pipe()
-                self._parse()
-                if self.head[LOGGED]:
-                    self._read(self._batch)
-            found, self._found = self._found, []
-            # then a poll is all it takes to learn of more: a read that finds nothing costs 2 us, most of it the exception
-            self._is_drained = self._is_whole and not self._data and not self.head[LOGGED] and not self._woken
-        return found
+        mutex = self._mutex
+        with mutex.mutex:  # `with mutex` written out: 0.5 us less
+            if mutex.is_held:
+                raise interrupted()
+            try:
+                mutex.is_held = True
+                return self._take()
+            finally:
+                mutex.is_held = False
 
     def make_room(self) -> None:
         """Move what has come into memory, for a sender of this same process, which must not wait for itself."""
@@ -197,6 +187,27 @@ class Inbox:
         return True
 
     # The mutex is held
+
+    def _take(self) -> list[Delivery]:
+        head = self.head
+        if head[DELETED]:
+            raise QueueNotFound(f"the temporary queue {self.name!r} was deleted")
+        if self._data or head[LOGGED] or self._found or not self._is_bare:
+            self._read(_LARGE_BATCH)
+        else:  # what nearly always happens, in one step
+            self._batch, self._position = _LARGE_BATCH, 0
+            try:
+                self._data = data = os.read(self._fifo, _BATCH)
+            except BlockingIOError:
+                data = b""
+            self._is_whole = len(data) < _BATCH or not self._load_pipe()
+            self._parse()
+            if head[LOGGED]:
+                self._read(self._batch)
+        found, self._found = self._found, []
+        # then a poll is all it takes to learn of more: a read that finds nothing costs 2 us, most of it the exception
+        self._is_drained = self._is_whole and not self._data and not head[LOGGED] and not self._woken
+        return found
 
     def _read(self, batch: float) -> None:
         """What has come, but of what is large about `batch` bytes: receivers that free one before the next reuse warm memory."""

@@ -122,6 +122,22 @@ def finish(actors: Nursery, home: Path) -> list[list[str]]:
         witness.close()
 
 
+LISTENER = "import pymq, signal; pymq.init('ipc://shop'); pymq.subscribe(print, 'c'); print('ready', flush=True); signal.pause()"
+
+
+def test_what_the_dead_have_left_in_kernel_queues(stage: Path) -> None:
+    home = stage / "pymq"
+    with subprocess.Popen(
+        [sys.executable, "-c", LISTENER], env={**os.environ, "PYMQ_HOME": str(home)}, stdout=subprocess.PIPE, text=True
+    ) as listener:
+        assert listener.stdout is not None
+        assert listener.stdout.readline() == "ready\n"
+        listener.kill()
+    assert [path.name for path in home.iterdir()] == ["ipc.shop"]
+    assert lines_with(pymq_command("clean", "--yes", home=home), "ipc.shop", "removed")
+    assert list(home.rglob("*")) == []
+
+
 def test_the_living_stay(actors: Nursery, witness: Witness, stage: Path) -> None:
     leave_something(actors, stage / "pymq")
     done = pymq_command("clean", "--yes", home=stage / "pymq")

@@ -114,7 +114,8 @@ def test_a_wrong_config_is_refused(wrong):
 
 
 def test_the_names_that_programs_import():
-    assert LocalstackConfig() == LocalstackConfig(endpoint_url="http://localhost:4566", region="us-east-1")
+    assert LocalstackConfig() == LocalstackConfig("http://localhost:4566", "us-east-1")
+    assert LocalstackConfig("http://localhost:1", "eu-west-1", namespace="n").region == "eu-west-1"
     assert AwsEventBus().config == AwsConfig()
 
 

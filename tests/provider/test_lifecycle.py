@@ -242,6 +242,15 @@ def test_declarations_are_applied_by_every_init(place):
     ]
 
 
+def test_a_topic_made_before_init_is_that_of_the_bus_that_runs(config, heard):
+    topic = pymq.topic("c")
+    assert topic.publish("nobody runs") is None
+    topic.subscribe(heard)
+    pymq.init(config)
+    assert topic.publish(1) == 1
+    assert heard.next() == 1
+
+
 def test_the_module_has_every_verb(config, heard):
     """Each works through the bus that `init` made."""
     pymq.init(config)
