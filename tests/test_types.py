@@ -13,7 +13,6 @@ import pytest
 from harness import ROOT
 from test_readme import PAGES, blocks_of
 
-
 PYRIGHT = "basedpyright"
 """Pyright as a wheel with all it needs; the package `pyright` fetches its program from elsewhere when it is first run."""
 

@@ -53,7 +53,7 @@ def purge(
 @app.command()
 def policy(namespace: Namespace = "default", region: str = "*", account: str = "*", partition: str = "aws") -> None:
     """Print the IAM policy that a participant needs."""
-    from pymq.provider._aws_names import Names, access_policy
+    from pymq.provider._aws.names import Names, access_policy
 
     typer.echo(json.dumps(access_policy(Names(namespace, ordered=False), partition, region, account), indent=2))
 

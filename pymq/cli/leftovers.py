@@ -1,4 +1,4 @@
-"""What is in the home of shm and ipc: namespaces, whether anybody is there, and what dead processes have left. Looks, and changes nothing."""
+"""What is in the home of shm and ipc: namespaces, whether anybody is there, what dead processes have left. Changes nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from pymq.exceptions import ProviderError
-from pymq.provider._files import Directory, close_file, decode_name, open_writer
+from pymq.provider._shm.files import Directory, close_file, decode_name, open_writer
 from pymq.provider.ipc import IpcConfig
 from pymq.provider.shm import ShmConfig
 

@@ -1,4 +1,4 @@
-"""Inboxes that the kernel keeps: a POSIX message queue in the place of the FIFO's messages; all the rest is as `_frames` says.
+"""Inboxes that the kernel keeps: a POSIX message queue in the place of the FIFO's messages; all the rest is as `_shm.frames` says.
 
 **The kernel queue** holds ten messages of a kilobyte, so that the 819,200 bytes that a user's queues may take by default
 (RLIMIT_MSGQUEUE) are enough for 73. One message is one frame. What does not fit goes as in any inbox: by reference where it is too
@@ -26,11 +26,11 @@ from importlib import import_module
 from typing import Any, TypeAlias
 
 from pymq.exceptions import ProviderError
-from pymq.provider._files import Bells, Directory, Owned, adopt_file, close_file, encode_name, translated, write_at
-from pymq.provider._frames import DATA, HEADER, LOGGED, URGENT, frame
-from pymq.provider._inbox import Inbox
-from pymq.provider._outlet import Outlet
-from pymq.provider._registry import Registry
+from pymq.provider._shm.files import Bells, Directory, Owned, adopt_file, close_file, encode_name, translated, write_at
+from pymq.provider._shm.frames import DATA, HEADER, LOGGED, URGENT, frame
+from pymq.provider._shm.inbox import Inbox
+from pymq.provider._shm.outlet import Outlet
+from pymq.provider._shm.registry import Registry
 
 posix_ipc: Any = import_module("posix_ipc")
 """The driver, which comes without types."""

@@ -1,10 +1,10 @@
 """Many machines, through Amazon SNS and SQS: events through topics, everything else directly into queues.
 
 ========================  ===========================================================================================
-a temporary queue         an entry in this bus's *mailbox*, one queue of SQS that a thread reads (`_aws_mailbox`)
-a shared queue            a queue of SQS; its visibility timeout is the lease (`_aws_queue`)
-a topic                   a topic of SNS; a pattern: the namespace's topic for everything, filtered here (`_aws_topics`)
-who serves a topic        its subscriptions, and leases in the mailboxes' tags (`_aws_sweep`)
+a temporary queue         an entry in this bus's *mailbox*, one queue of SQS that a thread reads (`_aws.mailbox`)
+a shared queue            a queue of SQS; its visibility timeout is the lease (`_aws.queue`)
+a topic                   a topic of SNS; a pattern: the namespace's topic for everything, filtered here (`_aws.topics`)
+who serves a topic        its subscriptions, and leases in the mailboxes' tags (`_aws.sweep`)
 ========================  ===========================================================================================
 """
 
@@ -23,19 +23,19 @@ from typing import Any
 
 from pymq.bus import EventBus
 from pymq.exceptions import MessageTooLarge, ProviderError, QueueNotFound
-from pymq.provider._aws_account import LONGEST_POLL, Account
-from pymq.provider._aws_batches import Batches
-from pymq.provider._aws_config import AwsConfig, LocalstackConfig
-from pymq.provider._aws_directory import Directory
-from pymq.provider._aws_envelope import LARGEST_MESSAGE
-from pymq.provider._aws_keeper import Keeper
-from pymq.provider._aws_leases import Leases, lost
-from pymq.provider._aws_mailbox import Inbox, Mailbox, concurrently
-from pymq.provider._aws_names import EVERYTHING, SHARED, Names, all_of_many, mailbox_of, tags_of_many
-from pymq.provider._aws_queue import SharedQueue, SqsReceipt, Waiter
-from pymq.provider._aws_sender import Sender, gone
-from pymq.provider._aws_sweep import Sweeper, quietly
-from pymq.provider._aws_topics import Topics
+from pymq.provider._aws.account import LONGEST_POLL, Account
+from pymq.provider._aws.batches import Batches
+from pymq.provider._aws.config import AwsConfig, LocalstackConfig
+from pymq.provider._aws.directory import Directory
+from pymq.provider._aws.envelope import LARGEST_MESSAGE
+from pymq.provider._aws.keeper import Keeper
+from pymq.provider._aws.leases import Leases, lost
+from pymq.provider._aws.mailbox import Inbox, Mailbox, concurrently
+from pymq.provider._aws.names import EVERYTHING, SHARED, Names, all_of_many, mailbox_of, tags_of_many
+from pymq.provider._aws.queue import SharedQueue, SqsReceipt, Waiter
+from pymq.provider._aws.sender import Sender, gone
+from pymq.provider._aws.sweep import Sweeper, quietly
+from pymq.provider._aws.topics import Topics
 from pymq.provider.base import Delivery, Features, Provider, Receipt
 from pymq.topics import matcher
 

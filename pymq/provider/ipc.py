@@ -15,9 +15,9 @@ from pymq.exceptions import ProviderError
 from pymq.provider.shm import Route, ShmConfig, ShmProvider
 
 if TYPE_CHECKING:
-    from pymq.provider._inbox import Inbox
-    from pymq.provider._outlet import Outlet
-    from pymq.provider._registry import Registry
+    from pymq.provider._shm.inbox import Inbox
+    from pymq.provider._shm.outlet import Outlet
+    from pymq.provider._shm.registry import Registry
 
 REPLIES = "reply/"
 """Temporary queues of these names stay FIFOs: a process has one for each thread that calls, and a user only some 70 kernel queues."""

@@ -1,6 +1,7 @@
 """The default provider: queues in shared memory, between the processes of one user on one Linux machine. Nothing to install.
 
-`_inbox` and `_outlet` are the temporary queues, `_queue` the shared ones, `_registry` the bindings; here the contract is put over them.
+The parts are in `_shm`: `inbox` and `outlet` are the temporary queues, `queue` the shared ones, `registry` the bindings. Here the
+contract is put over them.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ from pymq.provider.base import LATER, Delivery, Features, Provider, Readiness, R
 from pymq.topics import matcher
 
 if sys.platform == "linux":  # elsewhere this file can be imported, and `open` says what to use instead
-    from pymq.provider._files import Directory, Owned, decode_name, encode_name, translated
-    from pymq.provider._frames import BEHIND, DATA, DELETED, DROPPED, INLINE_BYTES, LOGGED, checksum, frames_of, pack_header
-    from pymq.provider._inbox import Inbox
-    from pymq.provider._outlet import Outlet
-    from pymq.provider._queue import SharedQueue
-    from pymq.provider._readiness import InboxReadiness, QueueReadiness
-    from pymq.provider._registry import WORD, Registry
+    from pymq.provider._shm.files import Directory, Owned, decode_name, encode_name, translated
+    from pymq.provider._shm.frames import BEHIND, DATA, DELETED, DROPPED, INLINE_BYTES, LOGGED, checksum, frames_of, pack_header
+    from pymq.provider._shm.inbox import Inbox
+    from pymq.provider._shm.outlet import Outlet
+    from pymq.provider._shm.queue import SharedQueue
+    from pymq.provider._shm.readiness import InboxReadiness, QueueReadiness
+    from pymq.provider._shm.registry import WORD, Registry
 
 logger: logging.Logger = logging.getLogger("pymq")
 

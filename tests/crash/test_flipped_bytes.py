@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import pymq
-from pymq.provider._frames import LOGGED
+from pymq.provider._shm.frames import LOGGED
 from pymq.provider.shm import ShmConfig, ShmProvider
 
 ITEMS = ["first " + "a" * 30, {"second": [1, 2.5, None]}, "third " + "c" * 30]

@@ -15,9 +15,11 @@ from pathlib import Path
 import pytest
 
 from pymq.exceptions import LeaseLost
-from pymq.provider import _claims, _segments, _state
-from pymq.provider._files import Bells, Directory, Lock
-from pymq.provider._queue import SharedQueue
+from pymq.provider._shm import claims as _claims
+from pymq.provider._shm import segments as _segments
+from pymq.provider._shm import state as _state
+from pymq.provider._shm.files import Bells, Directory, Lock
+from pymq.provider._shm.queue import SharedQueue
 
 SECONDS = float(os.environ.get("PYMQ_KILL_SECONDS", "5"))
 

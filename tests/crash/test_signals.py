@@ -15,9 +15,9 @@ import pytest
 from harness import GUARD, eventually
 
 import pymq
-from pymq.provider._outlet import Outlet
-from pymq.provider._registry import Registry
-from pymq.provider._store import Store
+from pymq.provider._shm.outlet import Outlet
+from pymq.provider._shm.registry import Registry
+from pymq.provider._shm.store import Store
 from pymq.provider.shm import ShmConfig
 from pymq.provider.simple import SimpleConfig, SimpleProvider
 

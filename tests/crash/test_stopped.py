@@ -12,7 +12,7 @@ from harness import eventually
 from stage import Nursery, Witness
 
 import pymq
-from pymq.provider import _files
+from pymq.provider._shm import files as _files
 
 SECTIONS: list[tuple[str, str, Callable[[pymq.EventBus], object]]] = [
     ("Put", "append", lambda bus: bus.queue("jobs").put("mine")),

@@ -186,7 +186,7 @@ def test_policy_prints_the_policy():
 
 def test_every_call_that_is_made_is_in_the_policy(peer):
     """The emulator asks for no permission, so a call that the policy forgets would be seen on AWS only."""
-    from pymq.provider._aws_names import Names, access_policy
+    from pymq.provider._aws.names import Names, access_policy
 
     wire = Wire()
     with pymq.EventBus(wire.config(lease=1.5)) as bus:

@@ -13,7 +13,7 @@ from harness import GUARD, Heard, eventually, in_thread
 
 import pymq
 from pymq.exceptions import ConnectionLost, LeaseLost, ProviderError, QueueNotFound
-from pymq.provider._aws_envelope import unpack
+from pymq.provider._aws.envelope import unpack
 from pymq.provider.aws import AwsConfig, AwsProvider
 
 

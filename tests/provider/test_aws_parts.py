@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from pymq.exceptions import LeaseLost, MessageTooLarge, ProviderError
 from pymq.provider import config_from
-from pymq.provider._aws_batches import Batches, in_one_call
-from pymq.provider._aws_envelope import LARGEST_BODY, LARGEST_MESSAGE, Envelope, Window, unpack
-from pymq.provider._aws_names import Names, access_policy, all_of_many, delivery_policy, mailbox_of, tagged, tags_of_many, untagged
+from pymq.provider._aws.batches import Batches, in_one_call
+from pymq.provider._aws.envelope import LARGEST_BODY, LARGEST_MESSAGE, Envelope, Window, unpack
+from pymq.provider._aws.names import Names, access_policy, all_of_many, delivery_policy, mailbox_of, tagged, tags_of_many, untagged
 from pymq.provider.aws import AwsConfig, AwsEventBus, LocalstackConfig
 
 texts = st.text(max_size=100)

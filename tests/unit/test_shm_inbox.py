@@ -25,7 +25,7 @@ from typing import Any
 import pytest
 
 from pymq.exceptions import MessageTooLarge, ProviderError, QueueNotFound
-from pymq.provider._frames import DATA, INLINE_BYTES, LOGGED, NUDGE, REFERENCE, SLEEPERS, WAITING, frame
+from pymq.provider._shm.frames import DATA, INLINE_BYTES, LOGGED, NUDGE, REFERENCE, SLEEPERS, WAITING, frame
 from pymq.provider.shm import ShmConfig, ShmProvider
 
 GUARD = 20.0

@@ -19,9 +19,13 @@ from typing import Any
 import pytest
 
 from pymq.exceptions import LeaseLost, MessageTooLarge, ProviderError, QueueNotFound
-from pymq.provider import _claims, _queue, _segments, _state, _store
-from pymq.provider._files import Bell, Bells, Directory, Lock, open_file
-from pymq.provider._queue import SharedQueue
+from pymq.provider._shm import claims as _claims
+from pymq.provider._shm import queue as _queue
+from pymq.provider._shm import segments as _segments
+from pymq.provider._shm import state as _state
+from pymq.provider._shm import store as _store
+from pymq.provider._shm.files import Bell, Bells, Directory, Lock, open_file
+from pymq.provider._shm.queue import SharedQueue
 
 GUARD = 20.0
 spawn = multiprocessing.get_context("spawn")

@@ -28,9 +28,9 @@ import pydantic  # noqa: F401 - warm, so that no actor has to import it
 import pymq
 from pymq import codec  # noqa: F401
 from pymq import message as frames
-from pymq.provider._outlet import Outlet
-from pymq.provider._registry import Registry
-from pymq.provider._store import Store
+from pymq.provider._shm.outlet import Outlet
+from pymq.provider._shm.registry import Registry
+from pymq.provider._shm.store import Store
 from pymq.provider.shm import ShmConfig
 
 NOBODY = 65534

@@ -28,10 +28,10 @@ import pydantic  # noqa: F401 - warm, so that no participant has to import it
 import pymq
 from pymq import codec  # noqa: F401
 from pymq.deliveries import Leased
-from pymq.provider import _inbox
-from pymq.provider._outlet import Outlet
-from pymq.provider._queue import SharedQueue
-from pymq.provider._store import Store
+from pymq.provider._shm import inbox as _inbox
+from pymq.provider._shm.outlet import Outlet
+from pymq.provider._shm.queue import SharedQueue
+from pymq.provider._shm.store import Store
 from pymq.provider.shm import ShmConfig
 
 PLACES: dict[str, list[Callable[..., Any]]] = {

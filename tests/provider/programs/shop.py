@@ -375,7 +375,7 @@ def hang_on_one(me: Participant) -> Callable[..., Any]:
 
 def subscribe_with_a_small_pipe(me: Participant) -> None:
     """`counting_when_released`, from an inbox whose pipe holds 8 KiB."""
-    from pymq.provider import _inbox
+    from pymq.provider._shm import inbox as _inbox
 
     usual, _inbox._PIPE_BYTES = _inbox._PIPE_BYTES, 8192
     try:

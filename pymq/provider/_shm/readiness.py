@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pymq.provider._frames import WAITING
+from pymq.provider._shm.frames import WAITING
 
 if TYPE_CHECKING:
-    from pymq.provider._files import Owned
-    from pymq.provider._inbox import Inbox
-    from pymq.provider._outlet import Outlet
-    from pymq.provider._queue import SharedQueue
+    from pymq.provider._shm.files import Owned
+    from pymq.provider._shm.inbox import Inbox
+    from pymq.provider._shm.outlet import Outlet
+    from pymq.provider._shm.queue import SharedQueue
 
 
 class _Poller:

@@ -1,4 +1,4 @@
-"""The reading end of an inbox; `_frames` says what is in it."""
+"""The reading end of an inbox; `frames` says what is in it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from contextlib import suppress
 from functools import partial
 
 from pymq.exceptions import QueueNotFound
-from pymq.provider._files import Bells, Directory, Lock, Mutex, Owned, close_file, encode_name, interrupted, make_fifo, map_file
-from pymq.provider._frames import (
+from pymq.provider._shm.files import Bells, Directory, Lock, Mutex, Owned, close_file, encode_name, interrupted, make_fifo, map_file
+from pymq.provider._shm.frames import (
     BEHIND,
     DATA,
     DELETED,

@@ -6,7 +6,7 @@ A file of native words, allocated before it is touched (a full file system is an
     LEVELS     per level, for senders, `changes, copy, copy`; a copy is `tail, count, bytes` of all that was ever put;
                eight words further the same for receivers: `head, count, bytes` of all that was ever taken
     RECEIVERS, SENDERS, OWNERS   tables: how many, then that many numbers of bells
-    SLOTS      the claims, eight words each (see `_claims`)
+    SLOTS      the claims, eight words each (see `claims`)
 
 `changes & 1` says which copy is valid. Whoever changes an end of a level writes the other copy, then counts: one store is the
 commit, and a process that is killed before it has changed nothing. So each end needs the lock of its own side only; whoever looks at
@@ -21,7 +21,7 @@ import struct
 import sys
 import time
 
-from pymq.provider._files import Directory, map_file, write_at
+from pymq.provider._shm.files import Directory, map_file, write_at
 
 LEVELS_COUNT = 10
 FORMAT = int.from_bytes(b"pymq-q\0\1", "little")

@@ -5,7 +5,7 @@ a put and a get never wait for each other (one lock for both cost a third of the
 processor). Whoever goes to sleep, for a message or for room, takes both, the senders' first: then nothing can slip in between the
 last look and the registration. What is left is a process that dies (kill -9) between two of its stores.
 
-`_state` has the mapped words, `_segments` the log, `_claims` what has left it under a lease or is delayed, `_store` what is done with
+`state` has the mapped words, `segments` the log, `claims` what has left it under a lease or is delayed, `store` what is done with
 them under the locks; this file has the locks, the waiting and the deaths of others.
 """
 
@@ -20,11 +20,11 @@ from fcntl import LOCK_UN, flock
 from time import monotonic_ns
 
 from pymq.exceptions import ProviderError, QueueNotFound
-from pymq.provider._claims import NEVER, LeaseReceipt
-from pymq.provider._files import Bell, Bells, Directory, close_file, is_dead
-from pymq.provider._guard import Guard, closed
-from pymq.provider._segments import NS, Ahead, pack_record
-from pymq.provider._state import (
+from pymq.provider._shm.claims import NEVER, LeaseReceipt
+from pymq.provider._shm.files import Bell, Bells, Directory, close_file, is_dead
+from pymq.provider._shm.guard import Guard, closed
+from pymq.provider._shm.segments import NS, Ahead, pack_record
+from pymq.provider._shm.state import (
     FORMAT,
     IS_DELETED,
     LEVELS_COUNT,
@@ -38,7 +38,7 @@ from pymq.provider._state import (
     format_state,
     read_format,
 )
-from pymq.provider._store import Store
+from pymq.provider._shm.store import Store
 from pymq.provider.base import Delivery
 
 __all__ = ["LeaseReceipt", "SharedQueue"]

@@ -9,9 +9,9 @@ from functools import partial
 from typing import NamedTuple
 
 from pymq.exceptions import ProviderError
-from pymq.provider._aws_directory import Directory
-from pymq.provider._aws_names import BURIED, MAILBOX, SHARED, all_of_many, untagged
-from pymq.provider._aws_topics import Topics
+from pymq.provider._aws.directory import Directory
+from pymq.provider._aws.names import BURIED, MAILBOX, SHARED, all_of_many, untagged
+from pymq.provider._aws.topics import Topics
 
 log = logging.getLogger("pymq")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from pymq.provider._aws_sweep import quietly
+from pymq.provider._aws.sweep import quietly
 
 
 class Keeper:

@@ -17,8 +17,8 @@ from typing import TypeAlias
 from zlib import crc32
 
 from pymq.exceptions import MessageTooLarge
-from pymq.provider._files import Directory, close_file
-from pymq.provider._state import START
+from pymq.provider._shm.files import Directory, close_file
+from pymq.provider._shm.state import START
 
 SEGMENT_BYTES = 256 << 10  # what is consumed is given back by whole segments; a new one costs 20 us
 SHIFT = 28

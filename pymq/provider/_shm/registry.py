@@ -19,7 +19,7 @@ from contextlib import ExitStack, suppress
 from typing import Any
 
 from pymq.exceptions import ProviderError
-from pymq.provider._files import Bells, Directory, Lock, Mutex, close_file, encode_name, map_file, open_writer, write_at
+from pymq.provider._shm.files import Bells, Directory, Lock, Mutex, close_file, encode_name, map_file, open_writer, write_at
 from pymq.topics import Bindings
 
 _VERSION = int.from_bytes(b"pymq-r\0\1", "little")

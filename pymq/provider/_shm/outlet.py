@@ -1,4 +1,4 @@
-"""The writing end of an inbox; `_frames` says what is in it."""
+"""The writing end of an inbox; `frames` says what is in it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,20 @@ import time
 from functools import partial
 
 from pymq.exceptions import QueueNotFound
-from pymq.provider._files import Bells, Directory, Lock, Mutex, Owned, close_file, encode_name, is_dead, map_file, open_writer, write_at
-from pymq.provider._frames import (
+from pymq.provider._shm.files import (
+    Bells,
+    Directory,
+    Lock,
+    Mutex,
+    Owned,
+    close_file,
+    encode_name,
+    is_dead,
+    map_file,
+    open_writer,
+    write_at,
+)
+from pymq.provider._shm.frames import (
     BEHIND,
     DELETED,
     DROPPED,
@@ -35,7 +47,7 @@ from pymq.provider._frames import (
     frames_of,
     pack_header,
 )
-from pymq.provider._inbox import Inbox
+from pymq.provider._shm.inbox import Inbox
 
 _ARENA_BYTES = 4 << 20
 _PATIENCE = 0.001

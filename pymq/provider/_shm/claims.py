@@ -15,7 +15,20 @@ import os
 import struct
 
 from pymq.exceptions import ProviderError
-from pymq.provider._state import ALLOCATED, FREE, HEAPED, HELD, LEASED, LEVELS_COUNT, MOST_SLOTS, NEXT, SLOT_WORDS, SLOTS, USED, State
+from pymq.provider._shm.state import (
+    ALLOCATED,
+    FREE,
+    HEAPED,
+    HELD,
+    LEASED,
+    LEVELS_COUNT,
+    MOST_SLOTS,
+    NEXT,
+    SLOT_WORDS,
+    SLOTS,
+    USED,
+    State,
+)
 from pymq.provider.base import Receipt
 
 RECEIPT, DUE, OWNER, ATTEMPT, POSITION, SIZE, INDEX, HEAP = range(SLOT_WORDS)

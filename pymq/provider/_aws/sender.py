@@ -10,10 +10,10 @@ from queue import Full
 from typing import Any
 
 from pymq.exceptions import QueueNotFound
-from pymq.provider._aws_account import Account
-from pymq.provider._aws_batches import Batches
-from pymq.provider._aws_directory import Directory
-from pymq.provider._aws_envelope import Envelope
+from pymq.provider._aws.account import Account
+from pymq.provider._aws.batches import Batches
+from pymq.provider._aws.directory import Directory
+from pymq.provider._aws.envelope import Envelope
 
 NATIVE_DELAY = 900
 """Seconds that SQS delays a message by itself; what is due later is hidden again by whoever gets it then."""

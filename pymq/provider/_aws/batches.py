@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pymq.exceptions import ConnectionLost
-from pymq.provider._aws_account import AwsError, refusal
-from pymq.provider._aws_envelope import LARGEST_BODY
+from pymq.provider._aws.account import AwsError, refusal
+from pymq.provider._aws.envelope import LARGEST_BODY
 
 MOST = 10
 ATTEMPTS = 6

@@ -15,12 +15,12 @@ from contextlib import suppress
 from typing import Any
 
 from pymq.exceptions import ProviderError, QueueNotFound
-from pymq.provider._aws_account import Account
-from pymq.provider._aws_batches import in_one_call
-from pymq.provider._aws_directory import Directory, Place, owner_tags
-from pymq.provider._aws_envelope import Envelope, Window, unpack
-from pymq.provider._aws_names import EVERYTHING, MAILBOX, tags_of_many
-from pymq.provider._aws_topics import Topics
+from pymq.provider._aws.account import Account
+from pymq.provider._aws.batches import in_one_call
+from pymq.provider._aws.directory import Directory, Place, owner_tags
+from pymq.provider._aws.envelope import Envelope, Window, unpack
+from pymq.provider._aws.names import EVERYTHING, MAILBOX, tags_of_many
+from pymq.provider._aws.topics import Topics
 from pymq.provider.base import Delivery
 from pymq.topics import Bindings
 

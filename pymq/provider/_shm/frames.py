@@ -24,7 +24,7 @@ import struct
 import termios
 import zlib
 
-from pymq.provider._files import Directory, map_file
+from pymq.provider._shm.files import Directory, map_file
 
 PIPE_BUF = 4096
 HEADER = struct.Struct("<III")

@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from time import monotonic_ns
 
 from pymq.exceptions import LeaseLost, ProviderError, QueueNotFound
-from pymq.provider._claims import ATTEMPT, DUE, OWNER, POSITION, Claims, LeaseReceipt
-from pymq.provider._files import Bells, Directory
-from pymq.provider._segments import LEVEL_SHIFT, NS, SHIFT, Ahead, Log, next_segment
-from pymq.provider._state import (
+from pymq.provider._shm.claims import ATTEMPT, DUE, OWNER, POSITION, Claims, LeaseReceipt
+from pymq.provider._shm.files import Bells, Directory
+from pymq.provider._shm.segments import LEVEL_SHIFT, NS, SHIFT, Ahead, Log, next_segment
+from pymq.provider._shm.state import (
     ARMED,
     CORRUPT,
     DIRTY,

@@ -16,11 +16,11 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 from pymq.exceptions import LeaseLost, QueueNotFound
-from pymq.provider._aws_account import Account
-from pymq.provider._aws_batches import Batches
-from pymq.provider._aws_directory import Directory, Place
-from pymq.provider._aws_envelope import Envelope, Window, unpack
-from pymq.provider._aws_names import all_of_many
+from pymq.provider._aws.account import Account
+from pymq.provider._aws.batches import Batches
+from pymq.provider._aws.directory import Directory, Place
+from pymq.provider._aws.envelope import Envelope, Window, unpack
+from pymq.provider._aws.names import all_of_many
 from pymq.provider.base import Receipt
 from pymq.topics import matcher
 

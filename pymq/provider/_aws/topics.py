@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from pymq.exceptions import LeaseLost, ProviderError, QueueNotFound
-from pymq.provider._aws_account import Account, AwsError
-from pymq.provider._aws_batches import Batches
-from pymq.provider._aws_envelope import Envelope
-from pymq.provider._aws_names import EVERYTHING, Names, tagged, untagged
+from pymq.provider._aws.account import Account, AwsError
+from pymq.provider._aws.batches import Batches
+from pymq.provider._aws.envelope import Envelope
+from pymq.provider._aws.names import EVERYTHING, Names, tagged, untagged
 
 CONFIRM_SECONDS = 10.0
 

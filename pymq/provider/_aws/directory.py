@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pymq.exceptions import QueueNotFound
-from pymq.provider._aws_account import DELETED_RECENTLY, Account, AwsError
-from pymq.provider._aws_names import BURIED, MAILBOX, SHARED, TAG, Names, delivery_policy, is_temporary, mailbox_of, tagged, untagged
+from pymq.provider._aws.account import DELETED_RECENTLY, Account, AwsError
+from pymq.provider._aws.names import BURIED, MAILBOX, SHARED, TAG, Names, delivery_policy, is_temporary, mailbox_of, tagged, untagged
 
 GENERATIONS = 3
 """AWS refuses a deleted queue's name for 60 s: a queue that is made again within them gets the next number."""

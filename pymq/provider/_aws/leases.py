@@ -7,10 +7,10 @@ import threading
 import time
 
 from pymq.exceptions import LeaseLost
-from pymq.provider._aws_keeper import Keeper
-from pymq.provider._aws_mailbox import concurrently
-from pymq.provider._aws_queue import SqsReceipt
-from pymq.provider._aws_sweep import quietly
+from pymq.provider._aws.keeper import Keeper
+from pymq.provider._aws.mailbox import concurrently
+from pymq.provider._aws.queue import SqsReceipt
+from pymq.provider._aws.sweep import quietly
 
 ROUNDING = 0.5
 """Seconds by which a lease may end after the visibility timeout that stands for it."""

@@ -7,7 +7,7 @@ import os
 from fcntl import flock
 
 from pymq.exceptions import ProviderError, PymqError
-from pymq.provider._files import EXCLUSIVE_NOW, Lock, close_file, interrupted, translated
+from pymq.provider._shm.files import EXCLUSIVE_NOW, Lock, close_file, interrupted, translated
 
 _TRIES, _LOOKS = 4, 100  # each look takes 0.1 us, a holder 3 us
 
