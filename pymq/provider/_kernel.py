@@ -96,7 +96,7 @@ class KernelOutlet(Outlet):
             return not self._is_full(len(message)) and self.send_by_arena(message)  # a lane's own arena gives no more room
         return not self.head[self._gate] and self._write(frame(DATA, message))
 
-    def backlog(self) -> tuple[int, bool]:
+    def backlog(self) -> tuple[int, int]:
         waiting, busy = super().backlog()
         return waiting + (self._queue.current_messages if self._queue else 0), busy
 

@@ -13,6 +13,9 @@ from time import monotonic
 from pymq.exceptions import QueueNotFound
 from pymq.provider.base import Delivery, Provider, Receipt
 
+IDLE, RUNNING, BUSY = range(3)
+"""What a receiver does, the best for a new message first: it waits; it will receive again at once; a handler holds it up."""
+
 
 class Changed(threading.Condition):
     """What threads wait on, and event loops, by the write ends of their pipes."""
@@ -53,7 +56,7 @@ class MemoryReadiness:
                 pass
             if self._queues.get(self._name) is not queue:
                 raise QueueNotFound(f"the queue {self._name!r} was deleted")
-            queue.is_idle = True
+            queue.state = IDLE
             if queue.holds_ready():
                 return 0.0
             due = queue.due()
@@ -77,7 +80,7 @@ class Inbox:
         self.owner = owner
         self.changed: Changed = Changed(lock)
         self.behind: bool = False
-        self.is_idle = False
+        self.state = RUNNING
         self.dropped = 0
         self._limit = limit
         self._messages: list[bytes] = []
@@ -139,7 +142,7 @@ class SharedQueue:
 
     def __init__(self, name: str, lock: threading.RLock, limit: int) -> None:
         self.changed: Changed = Changed(lock)
-        self.is_idle = False
+        self.state = RUNNING
         self.hidden: dict[Item, float] = {}
         self._ready: list[tuple[tuple[int, int], Item]] = []
         self._timers: list[tuple[float, int, Item]] = []  # void where `hidden` has another time

@@ -22,7 +22,7 @@ from typing import Any
 from pymq.bus import EventBus
 from pymq.exceptions import LeaseLost, MessageTooLarge, ProviderError, PublishFull, QueueNotFound
 from pymq.provider import dataclass_from_url
-from pymq.provider._memory import Inbox, LeaseReceipt, MemoryReadiness, SharedQueue
+from pymq.provider._memory import BUSY, IDLE, RUNNING, Inbox, LeaseReceipt, MemoryReadiness, SharedQueue
 from pymq.provider.base import LATER, Delivery, Features, Provider, Receipt, WouldWait
 from pymq.topics import Bindings, matcher
 
@@ -210,13 +210,14 @@ class SimpleProvider(Provider):
             wakes = self._wakes
             while self._wakes == wakes:
                 found = self._broker.find(queue)
+                found.state = BUSY if busy else RUNNING
                 taken = found.take(limit, lease, self)
                 self._broker.room.notify_all()
                 if taken or not self._broker.queues.keys() >= set(watch):
                     return taken
-                found.is_idle = not busy
+                found.state = BUSY if busy else IDLE
                 in_time = _wait(found.changed, deadline, found.due())
-                found.is_idle = False
+                found.state = BUSY if busy else RUNNING
                 if not in_time:
                     return []
             return []
@@ -265,7 +266,7 @@ class SimpleProvider(Provider):
             queues = self._broker.queues
             bound = [name for name in self._broker.bindings.bound(topic) if isinstance(queues[name], Inbox)]
             turn = next(self._turns) % max(1, len(bound))
-            return sorted(bound[turn:] + bound[:turn], key=lambda name: (queues[name].size(), not queues[name].is_idle))
+            return sorted(bound[turn:] + bound[:turn], key=lambda name: (queues[name].size(), queues[name].state))
 
     def bind(self, queue: str, pattern: str, *, exact: bool) -> None:
         if not exact:

@@ -13,7 +13,7 @@ from redis_server import RedisServer, shared_url
 
 import pymq
 from pymq.provider import config_from
-from pymq.provider._redis_wire import _slot
+from pymq.provider._redis.wire import _slot
 from pymq.provider.redis import RedisConfig, RedisEventBus
 
 

@@ -11,7 +11,7 @@ from harness import GUARD, eventually, in_thread
 from redis_server import shared_url
 
 from pymq.exceptions import LeaseLost
-from pymq.provider._redis_script import SOURCE, packed, script, script_for
+from pymq.provider._redis.script import SOURCE, packed, script, script_for
 from pymq.provider.redis import RedisConfig
 
 

@@ -25,7 +25,7 @@ from typing import Any
 import pytest
 
 from pymq.exceptions import MessageTooLarge, ProviderError, QueueNotFound
-from pymq.provider._shm.frames import DATA, INLINE_BYTES, LOGGED, NUDGE, REFERENCE, SLEEPERS, WAITING, frame
+from pymq.provider._shm.frames import DATA, IDLE, INLINE_BYTES, LOGGED, NUDGE, REFERENCE, SLEEPERS, STATE, frame
 from pymq.provider.shm import ShmConfig, ShmProvider
 
 GUARD = 20.0
@@ -407,7 +407,7 @@ def test_an_idle_receiver_makes_no_system_call(opened, peers, tmp_path):
     try:
         if "attached" not in tracer.stderr.readline():
             pytest.skip("needs the right to ptrace")
-        while not waker._outlet("inbox").head[WAITING]:
+        while waker._outlet("inbox").head[STATE] != IDLE:
             time.sleep(0.001)
         time.sleep(0.05)
         before = log.read_text()

@@ -40,8 +40,10 @@ DATA, LARGE, REFERENCE, NUDGE, WAKE = (int.from_bytes(bytes([*PREFIX, kind]), "l
 """Two bits apart from each other, so that no flipped bit makes one into another. LARGE is as DATA, but only fits into the log."""
 
 HEAD_BYTES = 4096
-LOGGED, DROPPED, BEHIND, WAITING, DELETED, URGENT, SLEEPERS = range(7)
+LOGGED, DROPPED, BEHIND, STATE, DELETED, URGENT, SLEEPERS = range(7)
 """The words of the mapped head; the last one counts the bells behind it that want to be rung when there is room."""
+IDLE, RUNNING, BUSY = range(3)
+"""What the receiver does, the best for a new message first: it sleeps; it reads, and will again at once; a handler holds it up."""
 MOST_SLEEPERS = HEAD_BYTES // 8 - SLEEPERS - 1
 
 LOCATION = struct.Struct("<QQQ")

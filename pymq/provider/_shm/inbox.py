@@ -18,12 +18,14 @@ from pymq.exceptions import QueueNotFound
 from pymq.provider._shm.files import Bells, Directory, Lock, Mutex, Owned, close_file, encode_name, interrupted, make_fifo, map_file
 from pymq.provider._shm.frames import (
     BEHIND,
+    BUSY,
     DATA,
     DELETED,
     DROPPED,
     FREED,
     HEAD_BYTES,
     HEADER,
+    IDLE,
     INLINE_BYTES,
     LARGE,
     LOCATION,
@@ -32,9 +34,10 @@ from pymq.provider._shm.frames import (
     NUDGE_FRAME,
     PREFIX,
     REFERENCE,
+    RUNNING,
     SLEEPERS,
+    STATE,
     URGENT,
-    WAITING,
     WAKE,
     WAKE_FRAME,
     Arena,
@@ -100,6 +103,7 @@ class Inbox:
 
     def receive(self, timeout: float | None, spin: float, watch: Sequence[int], busy: bool = False) -> list[Delivery]:
         """All that has come; [] after the timeout, when woken, and when the reader of one of the write ends `watch` has died."""
+        self.head[STATE] = BUSY if busy else RUNNING
         if not self._is_drained or timeout == 0:
             found = self.take()
             if found or timeout == 0:
@@ -174,11 +178,11 @@ class Inbox:
     def _sleep(self, end: float, busy: bool) -> bool:
         """Until something comes, the end, or a death (True)."""
         head = self.head
-        head[WAITING] = not busy
+        head[STATE] = BUSY if busy else IDLE
         try:
             ready = self._poll.poll(None if end == math.inf else max(0, (end - time.monotonic()) * 1000))
         finally:
-            head[WAITING] = 0
+            head[STATE] = BUSY if busy else RUNNING
         if len(ready) < 2 and (not ready or ready[0][0] in self.sources):
             return False
         if all(fd in self.sources for fd, _ in ready):

@@ -37,7 +37,7 @@ from pymq.provider._shm.frames import (
     REFERENCE,
     SENT,
     SLEEPERS,
-    WAITING,
+    STATE,
     WAKE_FRAME,
     Arena,
     aligned,
@@ -165,9 +165,9 @@ class Outlet:
             self.head[DROPPED] += 1
             self.head[BEHIND] = 1 if self.head[LOGGED] else 0
 
-    def backlog(self) -> tuple[int, bool]:
-        """How much waits, and whether the receiver is busy: the less, the sooner it gets to a new message."""
-        return bytes_waiting(self.fifo) + self.head[LOGGED], not self.head[WAITING]
+    def backlog(self) -> tuple[int, int]:
+        """How much waits, and what the receiver does: the less, the sooner it gets to a new message."""
+        return bytes_waiting(self.fifo) + self.head[LOGGED], self.head[STATE]
 
     # The lock is held
 

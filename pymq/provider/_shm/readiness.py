@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pymq.provider._shm.frames import WAITING
+from pymq.provider._shm.frames import IDLE, STATE
 
 if TYPE_CHECKING:
     from pymq.provider._shm.files import Owned
@@ -56,7 +56,7 @@ class InboxReadiness:
         if self._watched:
             for writer in self._poller.deaths():
                 self._watched.pop(writer, None)
-        self._inbox.head[WAITING] = 1
+        self._inbox.head[STATE] = IDLE
         return None if self._inbox._is_drained else 0.0
 
     def watch(self, queue: str) -> bool:

@@ -1,0 +1,350 @@
+"""The connection over which a provider's threads do everything that does not wait: operations of many threads, one round trip.
+
+Whoever comes first sends its own operation at once, and with the next round trip those of all who came meanwhile (`_Task`).
+So nobody waits for company, and under load a round trip carries many operations. A batch has a number, under which the script
+remembers its result: where the reply is lost with the connection, the batch is sent again and is executed once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import random
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import Any
+
+from pymq.exceptions import ConnectionLost, ProviderError
+from pymq.provider._redis.script import Operation, packed, script, script_for
+from pymq.provider._redis.wire import Away, Finder, Wire, bulks, command, left
+from pymq.provider.base import Health
+
+log = logging.getLogger("pymq")
+
+CONFIRM = 1.0
+"""Seconds for which an operation waits for a connection that was lost, before it raises ConnectionLost."""
+LEASE = 4.0
+"""Seconds for which a registration lasts; with `BLOCK` it makes the five after which everybody knows of a death."""
+BEAT = 1.0
+"""Seconds between its extensions."""
+THOROUGH = 60
+"""Every so many beats the keys of inboxes are kept from expiring, too; they last ten minutes."""
+MOST_OPERATIONS = 100
+MOST_NESTED = 3
+"""Signal handlers that publish while another one does."""
+MOST_BYTES = 4 << 20
+"""What is sent in one batch, but for a single larger operation."""
+
+UNREGISTERED = b"unregistered"
+
+
+class Unsure(ConnectionLost):
+    """The operation was sent, and no reply came: it may have been executed."""
+
+
+class _Task:
+    """An operation that a thread wants done, and how it learns the outcome."""
+
+    __slots__ = ("_lock", "done", "error", "operation", "result")
+
+    def __init__(self, operation: Operation) -> None:
+        self.operation = operation
+        self.done = False
+        self.result: Any = None
+        self.error: Exception | None = None
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def wait(self) -> None:
+        """Until it is done, or there is nobody to do it."""
+        self._lock.acquire()
+
+    def wake(self) -> None:
+        try:
+            self._lock.release()
+        except RuntimeError:
+            pass  # it was woken already
+
+
+class Pipe:
+    """Executes operations. Every method may be called from any thread, and `call` in a signal handler, too.
+
+    `declarations` gives what the server must know of this member, as operations: sent when it has forgotten it.
+    """
+
+    def __init__(self, finder: Finder, prefix: str, declarations: Callable[[bool], list[Operation]]) -> None:
+        self.token = secrets.token_hex(8).encode()
+        self._finder = finder
+        self._declarations = declarations
+        self._prefix = prefix.encode()
+        self._head = bulks((b"1", self._prefix, self.token))
+        self._waiting: deque[_Task] = deque()
+        self._lead = threading.RLock()
+        self._leading = self._crowded = False
+        self._numbers = itertools.count(1)
+        self._wire: Wire | None = None
+        self._spares: list[Wire] = []
+        self._apart_depth = 0
+        self._epoch = b""
+        self._offset: float | None = None
+        self._health = Health("connected", time.time(), 0)
+        self._closed = threading.Event()
+        self._beats = threading.Thread(target=self._keep_alive, name="pymq-redis", daemon=True)
+
+    # ------------------------------------------------------------------ life
+
+    def open(self) -> None:
+        """Connect and register. Raises ProviderError."""
+        for name in (b"publish", b"send", b"take", b"fetch", b"ack"):
+            script(name)  # made before it is needed: not within the first call, or in a signal handler
+        wire = self._wire = self._finder.connect()
+        self._register(wire)
+        self._beat(True)
+        self._beats.start()
+
+    def close(self) -> None:
+        """Deregister, where the server can be reached, and disconnect."""
+        self._closed.set()
+        if self._beats.is_alive() and self._beats is not threading.current_thread():
+            self._beats.join(2 * CONFIRM)
+        with self._lead:
+            wire, self._wire = self._wire, None
+            if wire is not None and not self._leading:
+                try:
+                    self._evaluate(wire, [packed(b"leave")])
+                except ProviderError:
+                    pass  # the registration ends by itself
+                wire.close()
+        self._promote()  # who came meanwhile is told that it is closed
+        for spare in self._spares:
+            spare.close()
+
+    def kind_and_name(self, key: bytes) -> tuple[bytes, bytes]:
+        """The two parts of a key that tokens are in: "w:" or "f:", and a queue's name."""
+        key = key[len(self._prefix) :]
+        return key[:2], key[2:]
+
+    def clock(self) -> float:
+        """The server's time in seconds."""
+        return monotonic() + (self._offset or 0.0)
+
+    def health(self) -> Health:
+        return self._health
+
+    def _keep_alive(self) -> None:
+        for number in itertools.count(1):
+            if self._closed.wait(BEAT if self._wire else random.uniform(0.05, 0.2)):
+                return
+            try:
+                self._beat(number % THOROUGH == 0)
+            except ProviderError as error:
+                log.debug("no sign of life reached the Redis server: %s", error)
+
+    def _beat(self, thoroughly: bool) -> None:
+        """Stay registered, and read the server's clock: to within half the round trip that brought the reading."""
+        before = monotonic()
+        seconds, micros = self.call(packed(b"beat", b"%d" % (LEASE * 1000), b"1" if thoroughly else b"0"))
+        after = monotonic()
+        read = int(seconds) + int(micros) / 1e6
+        lowest, highest = read - after, read - before
+        self._offset = (lowest + highest) / 2 if self._offset is None else min(max(self._offset, lowest), highest)
+
+    # ------------------------------------------------------------------ operations
+
+    def call(self, operation: Operation) -> Any:
+        """The result of an operation. Raises Unsure where it may have been executed, ConnectionLost where it surely was not."""
+        task = _Task(operation)
+        self._waiting.append(task)
+        while not task.done:
+            if not self._lead.acquire(blocking=False):
+                task.wait()
+                continue
+            try:
+                if self._leading:  # a signal handler has interrupted this very thread in the middle of a batch
+                    return self._apart(task)
+                self._serve(task)
+            finally:
+                self._lead.release()
+            self._promote()
+        if task.error is not None:
+            raise task.error
+        return task.result
+
+    def _promote(self) -> None:
+        """Somebody who came while this thread led may wait for a leader."""
+        try:
+            self._waiting[0].wake()
+        except IndexError:
+            pass
+
+    def _serve(self, own: _Task) -> None:
+        self._leading = True
+        try:
+            while not own.done:
+                self._execute(self._next_batch())
+        finally:
+            self._leading = False
+
+    def _next_batch(self) -> list[_Task]:
+        if self._crowded:
+            time.sleep(0)  # those who were served last are about to come again, and need the interpreter for that
+        batch, size = [self._waiting.popleft()], 0
+        while self._waiting and len(batch) < MOST_OPERATIONS and size < MOST_BYTES:
+            size += len(self._waiting[0].operation.data)
+            batch.append(self._waiting.popleft())
+        self._crowded = len(batch) > 1
+        return batch
+
+    def _execute(self, batch: Sequence[_Task]) -> None:
+        try:
+            results = self._confirmed([task.operation for task in batch])
+        except BaseException as error:
+            if isinstance(error, ConnectionLost) or not isinstance(error, ProviderError):
+                self._drop()  # a reply may still be on its way
+            results = [error if isinstance(error, ProviderError) else _interrupted(error)] * len(batch)
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            for task, result in zip(batch, results):
+                task.error, task.result = _refused(result), result
+                task.done = True
+                task.wake()
+
+    def _apart(self, task: _Task) -> Any:
+        """Over another connection. Handlers that interrupt handlers, faster than they end, would go on for ever: they are refused."""
+        self._waiting.remove(task)
+        if self._apart_depth >= MOST_NESTED:
+            raise ProviderError("not executed: a signal handler has interrupted others like it, which are not finished")
+        self._apart_depth += 1
+        wire = None
+        try:
+            wire = self._spares.pop() if self._spares else self._finder.connect()
+            (result,) = self.run(wire, [task.operation])
+            self._spares.append(wire)
+        except BaseException:
+            if wire is not None:
+                wire.close()
+            raise
+        finally:
+            self._apart_depth -= 1
+        return checked(result)
+
+    # ------------------------------------------------------------------ batches
+
+    def _confirmed(self, operations: list[Operation]) -> list[Any]:
+        """The batch's results, over as many connections as it takes within `CONFIRM` seconds."""
+        number = b"%d" % next(self._numbers)
+        deadline = monotonic() + CONFIRM
+        sent = False
+        while True:
+            try:
+                wire = self._wire or self._reconnect(deadline)
+            except ConnectionLost as error:
+                raise self._given_up(error, sent) from error
+            try:
+                reply = self._evaluate(wire, operations, b"?" + number if sent else number)
+                if reply != UNREGISTERED:
+                    return list(reply)
+                if sent:
+                    raise Unsure("the server has forgotten this member, and with it whether the operation was executed")
+                self._register(wire)
+            except Unsure:
+                raise
+            except ConnectionLost as error:
+                self._lost(error)
+                sent = sent or not isinstance(error, Away)
+                if monotonic() >= deadline or self._closed.is_set():
+                    raise self._given_up(error, sent) from error
+
+    @staticmethod
+    def _given_up(error: ConnectionLost, sent: bool) -> ConnectionLost:
+        return Unsure(f"not confirmed, it may have been executed or not: {error}") if sent else ConnectionLost(f"not executed: {error}")
+
+    def run(self, wire: Wire, operations: list[Operation]) -> list[Any]:
+        """The results of a batch that is not remembered, over another connection."""
+        while (reply := self._evaluate(wire, operations)) == UNREGISTERED:
+            self._beat(True)
+        return list(reply)
+
+    def _evaluate(self, wire: Wire, operations: Sequence[Operation], number: bytes = b"") -> Any:
+        text, sha = script_for(operations)
+        count = 6 + sum([operation.words for operation in operations])
+        arguments = [operation.data for operation in operations]
+        data = b"".join((b"*%d\r\n" % count, bulks((b"EVALSHA", sha)), self._head, bulks((number,)), *arguments))
+        try:
+            return wire.call(data)
+        except ProviderError as error:
+            if "NOSCRIPT" not in str(error):
+                raise
+        wire.call(command(b"SCRIPT", b"LOAD", text))
+        return wire.call(data)
+
+    def _register(self, wire: Wire) -> None:
+        """Make the server know this member, its inboxes and their bindings; all that is shared as well where it has lost all."""
+        epoch = secrets.token_hex(8).encode()
+        found = self._evaluate(wire, [packed(b"register", epoch, b"%d" % (LEASE * 1000))])[0]
+        found = found[0] if isinstance(found, list) else found
+        declarations = self._declarations(bool(self._epoch) and found != self._epoch)
+        if self._epoch:
+            self._health = Health(self._health.state, self._health.since, self._health.gaps + 1)
+            log.warning("the Redis server had forgotten this process, which is registered again; events may have been missed")
+        self._epoch = found
+        if declarations:
+            self._evaluate(wire, declarations)
+
+    # ------------------------------------------------------------------ the connection
+
+    def _reconnect(self, deadline: float) -> Wire:
+        pause = 0.02
+        while True:
+            if self._closed.is_set():
+                raise ConnectionLost("the provider was closed")
+            try:
+                self._wire = self._finder.connect()
+                break
+            except ConnectionLost as error:
+                self._lost(error)
+                if left(deadline) < pause or self._closed.wait(random.uniform(0.5, 1.0) * pause):
+                    raise
+                pause = min(2 * pause, 0.5)
+        self._health = Health("connected", time.time(), self._health.gaps)
+        log.warning("connected to the Redis server again")
+        return self._wire
+
+    def _lost(self, error: Exception) -> None:
+        self._drop()
+        if self._health.state == "connected" and not self._closed.is_set():
+            self._health = Health("reconnecting", time.time(), self._health.gaps)
+            log.warning("%s; reconnecting", error)
+
+    def _drop(self) -> None:
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            wire.close()
+
+
+def checked(result: Any) -> Any:
+    """The result of an operation. Raises the error that stands in its place."""
+    error = _refused(result)
+    if error is not None:
+        raise error
+    return result
+
+
+def _interrupted(error: BaseException) -> ConnectionLost:
+    lost = Unsure("the operation was interrupted")
+    lost.__cause__ = error
+    return lost
+
+
+def _refused(result: Any) -> Exception | None:
+    """The error that stands in the place of a result."""
+    if isinstance(result, ProviderError):
+        return result
+    if isinstance(result, list) and result and result[0] == b"error":
+        return ProviderError(f"the Redis server refused: {result[1].decode(errors='replace')}")
+    return None

@@ -1,0 +1,501 @@
+"""Redis (6.2 or newer) or Valkey: the processes of many machines.
+
+A participant is a *member*: a token with a registration that it extends each second, and that ends four seconds after the last time.
+Its inboxes are bounded lists; one script (`_redis/script.lua`) finds the receivers of a message, counts the bytes and appends, so what
+`publish` returns is what was accepted. Shared queues are sorted sets of ids beside a hash of messages. Whoever waits blocks on a list
+of wake-up tokens (`_redis/receiver.py`); everything else shares one connection (`_redis/pipe.py`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from queue import Full
+from time import monotonic
+from typing import Any
+from urllib.parse import quote
+
+from pymq.bus import EventBus
+from pymq.exceptions import ConnectionLost, LeaseLost, MessageTooLarge, ProviderError, PublishFull, QueueNotFound
+from pymq.provider._redis import url as _redis_url
+from pymq.provider._redis.pipe import Pipe, Unsure
+from pymq.provider._redis.receiver import BLOCK, Receivers, Woken, pass_on, pull, seconds_to_block
+from pymq.provider._redis.script import Operation, packed
+from pymq.provider._redis.stream import SHORTEST_LEASE, RedisReceipt, Streams
+from pymq.provider._redis.wire import Finder, bulks, left
+from pymq.provider.base import Delivery, Features, Health, Provider, Receipt
+from pymq.topics import matcher
+
+log: logging.Logger = logging.getLogger("pymq")
+
+MOST_PLANS = 10_000
+
+
+@dataclass(frozen=True, init=False)
+class RedisConfig:
+    """Processes that name the same server and `namespace` meet.
+
+    `RedisConfig()` is localhost:6379; `RedisConfig(client)` takes the address and the credentials of a client of redis-py, which itself
+    is not touched; `RedisConfig(host=…, port=…, db=…, username=…, password=…, ssl=…, unix_socket_path=…)` and more of redis-py's names
+    say them. A receiver buffers `max_pending` bytes, a shared queue holds `max_queue_bytes`; a publish waits at most `publish_timeout`
+    seconds for the full ones. Raises TypeError for an argument that redis-py does not have,
+    ValueError for an empty namespace.
+    """
+
+    namespace: str
+    max_pending: int
+    publish_timeout: float
+    max_message_bytes: int
+    max_queue_bytes: int
+    connection: Mapping[str, Any] = field(repr=False, hash=False)
+    mode: str
+    nodes: tuple[tuple[str, int], ...]
+    service: str
+    sentinel: Mapping[str, Any] = field(repr=False, hash=False)
+
+    def __init__(
+        self,
+        client: Any = None,
+        *,
+        namespace: str = "default",
+        max_pending: int = 32 << 20,
+        publish_timeout: float = 1.0,
+        max_message_bytes: int = 64 << 20,
+        max_queue_bytes: int = 256 << 20,
+        connection: Mapping[str, Any] | None = None,
+        mode: str = "",
+        nodes: Sequence[tuple[str, int]] = (),
+        service: str = "",
+        sentinel: Mapping[str, Any] | None = None,
+        **arguments: Any,
+    ) -> None:
+        if not namespace:
+            raise ValueError("the namespace is a text that is not empty: on a cluster it decides where the keys are")
+        found = _redis_url.of_client(client) if client is not None else {}
+        where = {"mode": mode, "nodes": tuple(nodes), "service": service, "sentinel": dict(sentinel or {})}
+        values = {
+            "namespace": namespace,
+            "max_pending": max_pending,
+            "publish_timeout": publish_timeout,
+            "max_message_bytes": max_message_bytes,
+            "max_queue_bytes": max_queue_bytes,
+            **where,
+            **found,
+            "connection": {**found.get("connection", {}), **(connection or {}), **_redis_url.connection_arguments(arguments)},
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def prefix(self) -> str:
+        """What all keys of the namespace begin with; in the braces, what decides on the slot in a cluster."""
+        return f"pymq:{{{quote(self.namespace, safe='', errors='surrogatepass')}}}:"
+
+    def create(self) -> RedisProvider:
+        """A new provider, not open yet. Raises ProviderError where redis-py is not installed."""
+        try:
+            import redis  # noqa: F401 - so that its absence is told here
+        except ImportError as error:
+            raise ProviderError("the provider redis needs redis-py: pip install '.[redis]' in a checkout of pymq") from error
+        return RedisProvider(self)
+
+    @classmethod
+    def from_url(cls, url: str) -> RedisConfig:
+        """`redis://user:password@host:6379/0/namespace?max_pending=…`, `rediss://` (TLS), `unix:///path?db=0&namespace=…`,
+        `redis+sentinel://host:26379,host:26379/service/0/namespace`, `redis+cluster://host:7000,host:7001/0/namespace`.
+
+        Raises ValueError.
+        """
+        return cls(**_redis_url.parse(url))
+
+
+class _Inbox:
+    """How far a temporary queue has been read: what was handed out is trimmed by the next fetch."""
+
+    def __init__(self) -> None:
+        self.done = 0
+
+    def hand_out(self, first: int, messages: Sequence[bytes]) -> list[Delivery]:
+        self.done = first + len(messages)
+        return [(message, None) for message in messages]
+
+
+class _Patterns:
+    """Bindings to globs, as of one generation: they are matched here, and the script refuses a publish with an older one."""
+
+    def __init__(self, generation: bytes, entries: Sequence[bytes]) -> None:
+        self.generation = generation
+        self._entries = [_entry(each) for each in entries]
+
+    def matching(self, topics: Sequence[str]) -> list[bytes]:
+        return list(dict.fromkeys(name for pattern, name in self._entries if any(map(matcher(pattern), topics))))
+
+
+def _entry(packed_entry: bytes) -> tuple[str, bytes]:
+    length, _, rest = packed_entry.partition(b":")
+    return _text(rest[: int(length)]), rest[int(length) :]
+
+
+class RedisProvider(Provider):
+    """The contract over a Redis server. Made by `RedisConfig.create`."""
+
+    features: Features = Features(
+        cross_machine=True, durable="what the server survives", waits_on_io=True, death_seconds=5.0, priorities=10
+    )
+
+    def __init__(self, config: RedisConfig) -> None:
+        self.max_message_bytes: int = config.max_message_bytes
+        self._config = config
+        finder = Finder(config)
+        self._pipe = Pipe(finder, config.prefix, self._declarations)
+        self._receivers = Receivers(finder, self._pipe)
+        self._streams = Streams(self._pipe.call)
+        self._prefix = _bytes(config.prefix)
+        self._limit = b"%d" % config.max_queue_bytes
+        self.clock: Callable[[], float] = self._pipe.clock
+        self._inboxes: dict[str, _Inbox] = {}
+        self._shared: set[str] = set()
+        self._bindings: dict[tuple[str, str, bool], None] = {}
+        self._patterns = _Patterns(b"-", ())
+        self._plans: dict[Sequence[str], Operation] = {}
+        self._turns = itertools.count()
+        self._next_warning = 0.0
+
+    # ------------------------------------------------------------------ open, close, declare, delete
+
+    def open(self) -> None:
+        self._pipe.open()
+
+    def close(self) -> None:
+        self._receivers.close()
+        self._streams.close()
+        self._pipe.close()
+
+    def health(self) -> Health:
+        return self._pipe.health()
+
+    def _declarations(self, shared_too: bool) -> list[Operation]:
+        """What makes the server know what it has forgotten of this member."""
+        names = [*self._inboxes, *(self._shared if shared_too else ())]
+        declared = [self._declaration(name, name in self._inboxes) for name in names]
+        return declared + [_binding(b"bind", *binding) for binding in list(self._bindings) if binding[0] in names]
+
+    def _declaration(self, queue: str, temporary: bool) -> Operation:
+        return packed(b"declare", _bytes(queue), b"%d" % self._config.max_pending if temporary else b"")
+
+    def declare(self, queue: str, *, temporary: bool = False) -> None:
+        (outcome,) = self._pipe.call(self._declaration(queue, temporary))
+        if outcome != b"ok":
+            raise ProviderError(f"the queue {queue!r} exists already, of the other kind or for another receiver; rename it")
+        if temporary:
+            self._inboxes.setdefault(queue, _Inbox())
+        else:
+            self._shared.add(queue)
+
+    def delete(self, queue: str) -> None:
+        self._inboxes.pop(queue, None)
+        self._shared.discard(queue)
+        for binding in [each for each in self._bindings if each[0] == queue]:
+            self._bindings.pop(binding, None)
+        for verb in (b"delete", b"hush"):  # who waits is woken between the two
+            self._pipe.call(packed(verb, _bytes(queue)))
+
+    # ------------------------------------------------------------------ send
+
+    def send(
+        self,
+        queue: str,
+        message: bytes,
+        *,
+        timeout: float | None = None,
+        maxsize: int = 0,
+        delay: float = 0,
+        ttl: float | None = None,
+        priority: int = 0,
+    ) -> None:
+        self._check(message, delay, priority)
+        deadline = math.inf if timeout is None else monotonic() + timeout
+        wait, how = b"1" if timeout != 0 else b"0", (b"%d" % maxsize, self._limit, _ms(delay), _ms(ttl), b"%d" % priority)
+        operation = packed(b"send", _bytes(queue), wait, *how, message)
+        has_waited = False
+        while (outcome := self._pipe.call(operation)[0]) == b"full":
+            has_waited = True
+            if not self._wait_for_room([_bytes(queue)], deadline):
+                raise Full(f"no room in the queue {queue!r} within {timeout} s")
+        if outcome != b"ok":
+            if has_waited:
+                pass_on(self._pipe.call, queue)
+            raise QueueNotFound(f"there is no queue {queue!r}: it was not declared, was deleted, or its owner has ended")
+
+    def _check(self, message: bytes, delay: float, priority: int = 0) -> None:
+        if len(message) > self.max_message_bytes:
+            raise MessageTooLarge(f"a message of {len(message)} bytes; at most {self.max_message_bytes} are allowed")
+        if not 0 <= delay <= self.features.max_delay:
+            raise ValueError(f"delay={delay}: between 0 and {self.features.max_delay:.0f} seconds are possible")
+        if not 0 <= priority < self.features.priorities:
+            raise ValueError(f"priority={priority}: the levels are 0 to {self.features.priorities - 1}")
+
+    def _wait_for_room(self, queues: Sequence[bytes], deadline: float) -> bool:
+        """Until there may be room in one of them; False after the deadline, or when the provider is closed."""
+        if not left(deadline):
+            return False
+        try:
+            with self._receivers.lend() as receiver:
+                receiver.block([self._prefix + b"f:" + queue for queue in queues], min(left(deadline), BLOCK))
+        except (Woken, ConnectionLost):
+            return not self._receivers.closed
+        return True
+
+    # ------------------------------------------------------------------ receive
+
+    def receive(
+        self,
+        queue: str,
+        timeout: float | None = 0,
+        *,
+        limit: int = 1,
+        lease: float | None = 30.0,
+        watch: Sequence[str] = (),
+        busy: bool = False,
+    ) -> list[Delivery]:
+        deadline = math.inf if timeout is None else monotonic() + timeout
+        try:
+            inbox = self._inboxes.get(queue)
+            if inbox is not None:
+                return self._receive_from_inbox(queue, inbox, deadline, watch, busy)
+            return self._receive_shared(queue, deadline, limit, lease, watch)
+        except Woken:
+            return []
+
+    def _receive_from_inbox(self, queue: str, inbox: _Inbox, deadline: float, watch: Sequence[str], busy: bool) -> list[Delivery]:
+        name, watched, token = _bytes(queue), _list(watch), self._prefix + b"w:" + _bytes(queue)
+        with self._receivers.lend() as receiver:
+
+            def fetch(blocks: bool) -> Any:
+                state = b"%d" % inbox.done, b"1" if blocks else b"0", b"1" if busy else b"0"
+                return receiver.run(packed(b"fetch", name, *state, *watched))
+
+            while (answer := pull(receiver, fetch, token, deadline, queue)) is not None:
+                if answer[0] == b"ok":
+                    return inbox.hand_out(int(answer[1]), answer[2])
+                first, _, message = answer[1].partition(b" ")
+                if int(first) >= inbox.done:
+                    return inbox.hand_out(int(first), [message])
+            return []
+
+    def _receive_shared(self, queue: str, deadline: float, limit: int, lease: float | None, watch: Sequence[str]) -> list[Delivery]:
+        if limit == 1 and deadline == math.inf and lease is not None and lease >= SHORTEST_LEASE and not watch:
+            return self._receive_ahead(queue, lease)
+        found, _ = self._take(queue, deadline, limit, lease, watch)
+        return [(message, None if lease is None else RedisReceipt(queue, n, identity)) for identity, n, message in found]
+
+    def _receive_ahead(self, queue: str, lease: float) -> list[Delivery]:
+        """For a consumer that goes on: more than one in a round trip, where it is fast enough."""
+        stream = self._streams.of(queue)
+        delivery = stream.next()
+        if delivery is None:
+            found, has_waited = self._take(queue, math.inf, stream.wanted(), lease, ())
+            stream.load([(message, RedisReceipt(queue, n, identity, stream)) for identity, n, message in found], has_waited)
+            delivery = stream.next()
+            if len(found) > 1:
+                self._streams.watch(stream)
+        return [] if delivery is None else [delivery]
+
+    def _take(
+        self, queue: str, deadline: float, limit: int, lease: float | None, watch: Sequence[str]
+    ) -> tuple[list[tuple[bytes, int, bytes]], bool]:
+        """(id, attempt, message) of the first ones, and whether they had to be waited for."""
+        milliseconds = b"-1" if lease is None else _ms(lease)
+        operation = packed(b"take", _bytes(queue), b"%d" % min(limit, 1000), milliseconds, *_list(watch))
+
+        def take(_: bool = True) -> Any:
+            return self._pipe.call(operation)
+
+        try:
+            answer = take()
+        except ConnectionLost as error:
+            if not left(deadline) or (isinstance(error, Unsure) and lease is None):
+                raise
+            answer = [b"empty", 0]
+        if answer[0] == b"ok":
+            return _threes(answer[1]), False
+        if not seconds_to_block(answer, deadline, queue):
+            return [], True
+        with self._receivers.lend() as receiver:
+            answer = pull(receiver, take, self._prefix + b"w:" + _bytes(queue), deadline, queue, twice=lease is not None)
+        return ([] if answer is None else _threes(answer[1])), True
+
+    def wake(self) -> None:
+        self._receivers.wake()
+
+    # ------------------------------------------------------------------ ack, nack, extend
+
+    def ack(self, receipt: Receipt) -> None:
+        assert isinstance(receipt, RedisReceipt)
+        stream = receipt.stream
+        if stream is not None and stream.put_off(receipt):
+            return
+        if stream is not None:
+            self._streams.flush(stream)
+        self._expect_settled(receipt, self._streams.settle(receipt.queue, [receipt]))
+
+    def nack(self, receipt: Receipt, delay: float = 0) -> None:
+        self._settle(b"nack", receipt, _ms(delay), b"0")
+
+    def extend(self, receipt: Receipt, seconds: float) -> None:
+        self._settle(b"extend", receipt, _ms(seconds))
+
+    def _settle(self, verb: bytes, receipt: Receipt, *how: bytes) -> None:
+        assert isinstance(receipt, RedisReceipt)
+        outcomes = self._pipe.call(packed(verb, _bytes(receipt.queue), receipt.identity, b"%d" % receipt.attempt, *how))
+        self._expect_settled(receipt, outcomes)
+
+    @staticmethod
+    def _expect_settled(receipt: Receipt, outcomes: Sequence[int]) -> None:
+        if not outcomes[0]:
+            raise LeaseLost(f"the lease of delivery {receipt.attempt} from {receipt.queue!r} had ended; nothing was settled")
+
+    # ------------------------------------------------------------------ numbers and names
+
+    def size(self, queue: str) -> int:
+        (count,) = self._pipe.call(packed(b"size", _bytes(queue)))
+        return int(count)
+
+    def counters(self) -> dict[str, dict[str, int]]:
+        kinds = ("waiting", "leased", "dropped", "expired")
+        return {_text(name): dict(zip(kinds, counts)) for name, *counts in self._pipe.call(packed(b"counters"))}
+
+    def queues(self, prefix: str) -> Sequence[str]:
+        return [_text(name) for name in self._pipe.call(packed(b"queues", _bytes(prefix)))]
+
+    def consumers(self, topic: str) -> Sequence[str]:
+        found = self._pipe.call(packed(b"consumers", _bytes(topic)))
+        found.sort()  # the server's order of a set is any
+        turn = next(self._turns) % max(1, len(found))
+        return [_text(name) for name, *_ in sorted(found[turn:] + found[:turn], key=lambda each: each[1:])]
+
+    # ------------------------------------------------------------------ bind and publish
+
+    def bind(self, queue: str, pattern: str, *, exact: bool) -> None:
+        if not exact:
+            matcher(pattern)  # a bad glob is refused here, not met by every publisher
+        (outcome,) = self._pipe.call(_binding(b"bind", queue, pattern, exact))
+        if outcome != b"ok":
+            raise QueueNotFound(f"there is no queue {queue!r} to bind: it was not declared, was deleted, or its owner has ended")
+        self._bindings[queue, pattern, exact] = None
+
+    def unbind(self, queue: str, pattern: str, *, exact: bool) -> None:
+        self._bindings.pop((queue, pattern, exact), None)
+        self._pipe.call(_binding(b"unbind", queue, pattern, exact))
+
+    def publish(
+        self, topics: Sequence[str], message: bytes, *, timeout: float | None = None, delay: float = 0, ttl: float | None = None
+    ) -> int:
+        self._check(message, delay)
+        how = (_ms(delay), _ms(ttl))
+        while True:
+            result = self._pipe.call(_with(self._plan(tuple(topics), how), message))
+            if result[0] != b"stale":
+                break
+            self._refresh()
+        accepted, full, behind = result
+        if full or behind:
+            timeout = self._config.publish_timeout if timeout is None else timeout
+            return self._publish_to_full(accepted, full, behind, message, monotonic() + timeout, how)
+        return int(accepted)
+
+    def _plan(self, topics: tuple[str, ...], how: tuple[bytes, bytes]) -> Operation:
+        """A publish without its message, packed: it is the same for one topic until the bindings to patterns change."""
+        found = self._plans.get(topics) if how == NEITHER else None
+        if found is None:
+            names = self._patterns.matching(topics)
+            found = _publication(self._patterns.generation, self._limit, how, list(map(_bytes, topics)), names)
+            if how == NEITHER and len(self._plans) < MOST_PLANS:
+                self._plans[topics] = found
+        return found
+
+    def _refresh(self) -> None:
+        generation, inboxes, shared = self._pipe.call(packed(b"patterns"))
+        self._patterns = _Patterns(generation, [*inboxes, *shared])
+        self._plans = {}
+
+    def _publish_to_full(
+        self,
+        accepted: int,
+        full: list[bytes],
+        behind: list[bytes],
+        message: bytes,
+        deadline: float,
+        how: tuple[bytes, bytes],
+    ) -> int:
+        """Wait for room until the deadline; what has none then is lost, and counted, or, in a shared queue, refused."""
+        while full and self._wait_for_room(full, deadline):
+            more, full, fallen = self._pipe.call(_with(_publication(b"", self._limit, how, (), full), message))
+            accepted += more
+            behind += fallen
+        dropped = self._pipe.call(packed(b"drop", *_list_of(full))) if full else []
+        self._warn(behind + dropped)
+        groups = [_text(name) for name in full if name not in dropped]
+        if groups:
+            raise PublishFull(accepted, groups)
+        return accepted
+
+    def _warn(self, lost: Sequence[bytes]) -> None:
+        """At most once a second."""
+        if lost and monotonic() >= self._next_warning:
+            self._next_warning = monotonic() + 1
+            log.warning("a message was dropped: %d receivers do not keep up, that of %r among them", len(lost), _text(lost[0]))
+
+
+def _publication(
+    generation: bytes, limit: bytes, how: tuple[bytes, bytes], topics: Sequence[bytes], names: Sequence[bytes]
+) -> Operation:
+    arguments = (generation, b"1", limit, *how, *_list_of(topics), *_list_of(names))
+    return Operation(b"publish", len(arguments) + 3, bulks((b"publish", b"%d" % (len(arguments) + 1), *arguments)))
+
+
+def _with(operation: Operation, message: bytes) -> Operation:
+    """The operation, with the one argument that it still lacks."""
+    return Operation(operation.name, operation.words, b"%b$%d\r\n%b\r\n" % (operation.data, len(message), message))
+
+
+def _binding(verb: bytes, queue: str, pattern: str, exact: bool) -> Operation:
+    return packed(verb, _bytes(queue), b"1" if exact else b"0", _bytes(pattern))
+
+
+def _bytes(name: str) -> bytes:
+    return name.encode("utf-8", "surrogatepass")
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "surrogatepass")
+
+
+def _threes(flat: Sequence[Any]) -> list[tuple[Any, Any, Any]]:
+    return list(zip(*[iter(flat)] * 3))
+
+
+def _list(names: Sequence[str]) -> tuple[bytes, ...]:
+    return _list_of([_bytes(name) for name in names])
+
+
+def _list_of(items: Sequence[bytes]) -> tuple[bytes, ...]:
+    return b"%d" % len(items), *items
+
+
+def _ms(seconds: float | None) -> bytes:
+    """Whole milliseconds, never fewer; what is not limited is -1."""
+    return b"-1" if seconds is None else b"%d" % math.ceil(min(seconds, 1e12) * 1000)
+
+
+NEITHER = (_ms(0), _ms(None))
+
+
+class RedisEventBus(EventBus):
+    """PyMQ's name for a bus on Redis."""
+
+    def __init__(self, config: Any = None) -> None:
+        super().__init__(config if isinstance(config, RedisConfig) else RedisConfig(config))
