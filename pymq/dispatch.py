@@ -332,14 +332,17 @@ class Schedule:
 
     def _run(self) -> None:
         while (due := self._next()) is not None:
-            self._hand_over(*due)
+            self._hand_over(*due[2:])
+            with self._changed:  # only now: what is neither here nor there would be in flight and not be seen
+                self._waiting.remove(due)
+                heapq.heapify(self._waiting)
 
-    def _next(self) -> tuple[Task, bytes] | None:
+    def _next(self) -> tuple[float, int, Task, bytes] | None:
         with self._changed:
             while not self._closed:
                 left = self._waiting[0][0] - time.monotonic() if self._waiting else threading.TIMEOUT_MAX
                 if left <= 0:
-                    return heapq.heappop(self._waiting)[2:]
+                    return self._waiting[0]
                 self._changed.wait(min(left, threading.TIMEOUT_MAX))
         return None
 

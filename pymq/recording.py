@@ -57,10 +57,14 @@ class RecordingBus(EventBus):
                 self.provider.delete(queue)
 
     def publish(self, event: Any, channel: str | None = None, **options: Any) -> int | None:
-        """As `EventBus.publish`, and recorded once it was accepted."""
-        reached = super().publish(event, channel, **options)
-        self.recorded.append(Published(event, channel, options.get("headers")))
-        return reached
+        """As `EventBus.publish`, and recorded, unless that raises."""
+        entry = Published(event, channel, options.get("headers"))
+        self.recorded.append(entry)  # before its handlers can publish in turn
+        try:
+            return super().publish(event, channel, **options)
+        except BaseException:
+            self.recorded[:] = [each for each in self.recorded if each is not entry]
+            raise
 
     def assert_published(self, what: type | str, **attributes: Any) -> Any:
         """The first event of that class, or on that channel, whose attributes have these values. Waits for the handlers that may still
@@ -90,11 +94,11 @@ class RecordingBus(EventBus):
         """
         deadline = time.monotonic() + timeout
         while True:
-            published = len(self.recorded)
+            published, are_delayed = len(self.recorded), bool(self._schedule._waiting)
             with self._behind_what_came() as passed:
                 is_read = passed.wait(max(0.0, deadline - time.monotonic()))
             left = self._in_flight() or ([] if is_read else ["the inbox"])
-            if not left and len(self.recorded) == published:
+            if not (left or are_delayed) and len(self.recorded) == published:
                 return
             if time.monotonic() >= deadline:
                 raise TimeoutError(f"still in flight after {timeout} s: {', '.join(left) or 'handlers that publish'}")

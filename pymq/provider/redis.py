@@ -262,11 +262,20 @@ class RedisProvider(Provider):
         busy: bool = False,
     ) -> list[Delivery]:
         deadline = math.inf if timeout is None else monotonic() + timeout
-        try:
+
+        def attempt() -> list[Delivery]:
             inbox = self._inboxes.get(queue)
             if inbox is not None:
                 return self._receive_from_inbox(queue, inbox, deadline, watch, busy)
             return self._receive_shared(queue, deadline, limit, lease, watch)
+
+        try:
+            try:
+                return attempt()
+            except QueueNotFound:
+                # a server that has lost all knows this process before its queues; behind that on the other connection, it knows both
+                self._pipe.beat(False)
+                return attempt()
         except Woken:
             return []
 

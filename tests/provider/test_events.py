@@ -167,9 +167,9 @@ def test_headers_and_everything_else_a_message_tells(peers):
         peer.subscribe(shop.envelopes, "a.channel")
     alice.publish(OrderPlaced(1), "a.channel", headers={"trace": "abc", "ü": "ä\n"})
     alice.publish("bare", "a.channel")
-    bobs, carols = [[peer.hear(), peer.hear()] for peer in (bob, carol)]
+    bobs, carols = [[peer.hear()[1:], peer.hear()[1:]] for peer in (bob, carol)]  # the event's class may be named in one of them only
     assert bobs == carols
-    (_, channel, headers, attempt, first_id, sender, type_name), (_, _, no_headers, _, second_id, same_sender, _) = bobs
+    (channel, headers, attempt, first_id, sender, type_name), (_, no_headers, _, second_id, same_sender, _) = bobs
     assert (channel, headers, attempt, type_name) == ("a.channel", {"trace": "abc", "ü": "ä\n"}, 1, "programs.shop.OrderPlaced")
     assert no_headers == {}
     assert first_id != second_id

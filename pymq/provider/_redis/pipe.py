@@ -103,7 +103,7 @@ class Pipe:
             script(name)  # made before it is needed: not within the first call, or in a signal handler
         wire = self._wire = self._finder.connect()
         self._register(wire)
-        self._beat(True)
+        self.beat(True)
         self._beats.start()
 
     def close(self) -> None:
@@ -140,11 +140,11 @@ class Pipe:
             if self._closed.wait(BEAT if self._wire else random.uniform(0.05, 0.2)):
                 return
             try:
-                self._beat(number % THOROUGH == 0)
+                self.beat(number % THOROUGH == 0)
             except ProviderError as error:
                 log.debug("no sign of life reached the Redis server: %s", error)
 
-    def _beat(self, thoroughly: bool) -> None:
+    def beat(self, thoroughly: bool) -> None:
         """Stay registered, and read the server's clock: to within half the round trip that brought the reading."""
         before = monotonic()
         seconds, micros = self.call(packed(b"beat", b"%d" % (LEASE * 1000), b"1" if thoroughly else b"0"))
@@ -267,7 +267,7 @@ class Pipe:
     def run(self, wire: Wire, operations: list[Operation]) -> list[Any]:
         """The results of a batch that is not remembered, over another connection."""
         while (reply := self._evaluate(wire, operations)) == UNREGISTERED:
-            self._beat(True)
+            self.beat(True)
         return list(reply)
 
     def _evaluate(self, wire: Wire, operations: Sequence[Operation], number: bytes = b"") -> Any:
