@@ -59,7 +59,7 @@ def _by_arrival(peers: list[Any], count: int) -> Iterator[Any]:
 
 
 def test_members_share_the_work(peers, bus, group, place):
-    """4 members, within 20 % of a fair quarter each."""
+    """None is left out, and none does most; `tests/crash` measures how fair it is."""
     count = int(2000 * place.scale)
     members = peers(4)
     for member in members:
@@ -68,7 +68,7 @@ def test_members_share_the_work(peers, bus, group, place):
         bus.publish(number, "c")
     eventually(lambda: sum(member.heard.waiting() for member in members) == count, timeout=GUARD * 3)
     shares = [len(member.heard.rest()) for member in members]
-    assert all(0.8 * count / 4 <= share <= 1.2 * count / 4 for share in shares), shares
+    assert all(0.4 * count / 4 <= share <= 2 * count / 4 for share in shares), shares
 
 
 def test_the_members_of_several_groups_and_plain_subscribers(peers, bus, group, heard):

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from types import FrameType
 
@@ -62,12 +63,19 @@ def nested() -> None:
 
 def in_thread() -> None:
     """Another thread subscribes: the signal is the program's."""
-    signal.signal(signal.SIGTERM, own)
+    came = []
+
+    def on_signal(number: int, frame: "FrameType | None") -> None:
+        own(number, frame)
+        came.append(number)
+
+    signal.signal(signal.SIGTERM, on_signal)
     with Channel(topic="a") as channel:
         thread = threading.Thread(target=lambda: say("thread", subscribe(channel, say)))
         thread.start()
         say("ready")
-        signal.pause()
+        while not came:  # signal.pause() would miss one that comes before it
+            time.sleep(0.01)
         channel.close()
         thread.join()
 
