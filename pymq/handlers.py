@@ -34,7 +34,7 @@ class Shape:
         by_hint = [p.name for p in (*positional[1:], *keywords) if Message in (hints.get(p.name), *typing.get_args(hints.get(p.name)))]
         left = [p.name for p in keywords if p.default is p.empty and p.name not in by_hint]
         if not positional or len(required) > 2 or left or (len(required) == 2 and by_hint and by_hint[0] != required[1].name):
-            raise TypeError(f"{describe(handler)}{_signature(handler)} cannot take an event; {EXAMPLE}")
+            raise TypeError(f"{describe(handler)}{signature_of(handler)} cannot take an event; {EXAMPLE}")
         self.hint: Any = hints.get(positional[0].name, Any)
         self.message_position: bool = len(required) == 2
         self.message_keyword: str | None = None if self.message_position or not by_hint else by_hint[0]
@@ -99,11 +99,15 @@ def describe(handler: Handler) -> str:
     return str(getattr(handler, "__qualname__", None) or repr(handler))
 
 
-def _signature(handler: Handler) -> str:
-    return str(inspect.signature(handler))
+def signature_of(function: Callable[..., Any]) -> inspect.Signature:
+    """Its signature; that of a builtin that tells none (`print` before Python 3.11, `dict.update`) is `(*args, **kwargs)`."""
+    try:
+        return inspect.signature(function)
+    except ValueError:
+        return inspect.signature(lambda *args, **kwargs: None)
 
 
 def _parameters(handler: Handler) -> tuple[list[inspect.Parameter], list[inspect.Parameter]]:
-    parameters = list(inspect.signature(handler).parameters.values())
+    parameters = list(signature_of(handler).parameters.values())
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL)]
     return positional, [p for p in parameters if p.kind is p.KEYWORD_ONLY]

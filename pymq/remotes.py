@@ -15,7 +15,7 @@ from pymq import message as frames
 from pymq.calls import CallReader
 from pymq.dispatch import Serial, Task
 from pymq.exceptions import NoSuchRemoteError, PymqError, QueueNotFound
-from pymq.handlers import describe, hints_of
+from pymq.handlers import describe, hints_of, signature_of
 from pymq.message import Prefix
 from pymq.topics import qualified_name
 
@@ -54,7 +54,7 @@ class Remote:
         for hint in hints.values():
             codec.name_type(hint)
         self.returns: Any = hints.get("return", Any)
-        parameters = inspect.signature(fn).parameters.values()
+        parameters = signature_of(fn).parameters.values()
         every = {p.kind: hints.get(p.name, Any) for p in parameters}
         in_order = [hints.get(p.name, Any) for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         by_name = {p.name: hints.get(p.name, Any) for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}

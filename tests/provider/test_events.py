@@ -634,6 +634,14 @@ def test_a_burst_that_a_busy_handler_cannot_keep_up_with_is_kept(peers, place):
     assert bob.hear(GUARD * 4) == (7, count, True)
 
 
+def test_a_builtin_that_tells_no_signature_may_be_a_handler(bus):
+    """`print` tells none before Python 3.11."""
+    known: dict[str, int] = {}
+    bus.subscribe(known.update, "c")
+    bus.publish({"a": 1}, "c")
+    eventually(lambda: known == {"a": 1})
+
+
 def test_a_handler_may_publish(bus, heard):
     def count_down(value: int):
         heard(value)

@@ -387,6 +387,11 @@ def test_a_busy_server_does_not_get_the_call(peers, bus):
     assert (first.result(GUARD), second.result(GUARD)) == (1, 2)
 
 
+def test_a_builtin_that_tells_no_signature_may_be_a_remote(bus):
+    bus.expose(max, "max")
+    assert bus.stub("max", timeout=GUARD)(1, 3, 2) == 3
+
+
 def test_multi_asks_everybody(peers, bus):
     servers = peers(3)
     for server in servers:

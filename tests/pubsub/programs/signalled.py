@@ -73,7 +73,7 @@ def in_thread() -> None:
     with Channel(topic="a") as channel:
         thread = threading.Thread(target=lambda: say("thread", subscribe(channel, say)))
         thread.start()
-        say("ready")
+        threading.Thread(target=say, args=["ready"]).start()  # a handler must not print in the middle of that
         while not came:  # signal.pause() would miss one that comes before it
             time.sleep(0.01)
         channel.close()
