@@ -11,10 +11,7 @@ from collections.abc import Mapping
 from time import monotonic
 
 from pymq.exceptions import QueueNotFound
-from pymq.provider.base import Delivery, Provider, Receipt
-
-IDLE, RUNNING, BUSY = range(3)
-"""What a receiver does, the best for a new message first: it waits; it will receive again at once; a handler holds it up."""
+from pymq.provider.base import IDLE, RUNNING, Delivery, Provider, Receipt
 
 
 class Changed(threading.Condition):

@@ -80,6 +80,9 @@ Delivery: TypeAlias = "tuple[bytes, Receipt | None]"
 """A message, and what settles it: None where there is nothing to settle. A plain tuple: 25 ns, a NamedTuple takes 219."""
 
 
+IDLE, RUNNING, BUSY = range(3)
+"""What a receiver does, the best for a new message first: it waits; it will receive again at once; a handler holds it up."""
+
 LATER = -1.0
 """A timeout for `Provider.publish`: nothing is waited for; where something must be, `WouldWait` is raised instead."""
 

@@ -22,8 +22,8 @@ from typing import Any
 from pymq.bus import EventBus
 from pymq.exceptions import LeaseLost, MessageTooLarge, ProviderError, PublishFull, QueueNotFound
 from pymq.provider import dataclass_from_url
-from pymq.provider._memory import BUSY, IDLE, RUNNING, Inbox, LeaseReceipt, MemoryReadiness, SharedQueue
-from pymq.provider.base import LATER, Delivery, Features, Provider, Receipt, WouldWait
+from pymq.provider._memory import Inbox, LeaseReceipt, MemoryReadiness, SharedQueue
+from pymq.provider.base import BUSY, IDLE, LATER, RUNNING, Delivery, Features, Provider, Receipt, WouldWait
 from pymq.topics import Bindings, matcher
 
 _log = logging.getLogger("pymq")

@@ -25,7 +25,8 @@ from typing import Any
 import pytest
 
 from pymq.exceptions import MessageTooLarge, ProviderError, QueueNotFound
-from pymq.provider._shm.frames import DATA, IDLE, INLINE_BYTES, LOGGED, NUDGE, REFERENCE, SLEEPERS, STATE, frame
+from pymq.provider._shm.frames import DATA, INLINE_BYTES, LOGGED, NUDGE, REFERENCE, SLEEPERS, STATE, frame
+from pymq.provider.base import IDLE
 from pymq.provider.shm import ShmConfig, ShmProvider
 
 GUARD = 20.0

@@ -41,9 +41,8 @@ DATA, LARGE, REFERENCE, NUDGE, WAKE = (int.from_bytes(bytes([*PREFIX, kind]), "l
 
 HEAD_BYTES = 4096
 LOGGED, DROPPED, BEHIND, STATE, DELETED, URGENT, SLEEPERS = range(7)
-"""The words of the mapped head; the last one counts the bells behind it that want to be rung when there is room."""
-IDLE, RUNNING, BUSY = range(3)
-"""What the receiver does, the best for a new message first: it sleeps; it reads, and will again at once; a handler holds it up."""
+"""The words of the mapped head. STATE is what the receiver does (IDLE and the others of `pymq.provider.base`); the last one counts the
+bells behind it that want to be rung when there is room."""
 MOST_SLEEPERS = HEAD_BYTES // 8 - SLEEPERS - 1
 
 LOCATION = struct.Struct("<QQQ")

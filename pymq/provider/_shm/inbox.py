@@ -18,14 +18,12 @@ from pymq.exceptions import QueueNotFound
 from pymq.provider._shm.files import Bells, Directory, Lock, Mutex, Owned, close_file, encode_name, interrupted, make_fifo, map_file
 from pymq.provider._shm.frames import (
     BEHIND,
-    BUSY,
     DATA,
     DELETED,
     DROPPED,
     FREED,
     HEAD_BYTES,
     HEADER,
-    IDLE,
     INLINE_BYTES,
     LARGE,
     LOCATION,
@@ -34,7 +32,6 @@ from pymq.provider._shm.frames import (
     NUDGE_FRAME,
     PREFIX,
     REFERENCE,
-    RUNNING,
     SLEEPERS,
     STATE,
     URGENT,
@@ -45,7 +42,7 @@ from pymq.provider._shm.frames import (
     arena_name,
     checksum,
 )
-from pymq.provider.base import Delivery
+from pymq.provider.base import BUSY, IDLE, RUNNING, Delivery
 
 _CONTROL = (LARGE, REFERENCE, NUDGE, WAKE)
 _PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC)

@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pymq.provider._shm.frames import IDLE, STATE
+from pymq.provider._shm.frames import STATE
+from pymq.provider.base import IDLE
 
 if TYPE_CHECKING:
     from pymq.provider._shm.files import Owned
