@@ -53,7 +53,7 @@ class Route:
 
     __slots__ = ("encode", "flagged_prefix", "send", "sequence", "start", "topics")
 
-    def __init__(self, cls: type, channel: str | None, token: int, number: int, publish: Callable[..., int | None]) -> None:
+    def __init__(self, cls: type, channel: str | None, token: int, number: int, provider: Provider) -> None:
         from pymq import codec
 
         encoder = codec.encoder_for(cls)
@@ -64,7 +64,7 @@ class Route:
         packed = frames.pack_prefix(prefix)
         self.flagged_prefix: bytes = frames.pack_prefix(prefix._replace(flags=frames.OPTIONS))
         self.topics: tuple[str, ...] = tuple("e/" + name for name in channels)
-        topics = self.topics
+        publish = provider.publisher(self.topics)
         self.start: int = number << 40  # each route counts in a range of its own, so that ids are unique in the sender
         self.sequence: itertools.count[int] = itertools.count(self.start)
         number_next, pack = self.sequence.__next__, frames.pack_sequence
@@ -72,7 +72,7 @@ class Route:
         def send(event: Any) -> int | None:
             """The hot path: the variables of a closure cost less than attributes."""
             try:
-                return publish(topics, pack(number_next()) + packed + encode(event))
+                return publish(pack(number_next()) + packed + encode(event))
             except PublishFull as full:
                 raise _as_users_name_groups(full) from None
 
@@ -286,7 +286,7 @@ class EventBus:
         if channel is not None and not isinstance(channel, str):
             raise TypeError(f"a channel is a text, not {channel!r}")
         with self._lock:
-            route = Route(cls, channel, self.token, len(self.routes) + 1, self.provider.publish)
+            route = Route(cls, channel, self.token, len(self.routes) + 1, self.provider)
             self.routes[cls if channel is None else (channel, cls)] = route
         return route
 

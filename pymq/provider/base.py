@@ -18,6 +18,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, TypeAlias
 
 
@@ -244,6 +245,10 @@ class Provider(ABC):
         own default where None) is waited for all full ones together, then a full temporary queue's copy is dropped and
         counted, and a full shared queue raises `PublishFull`. `delay` and `ttl` are for the shared ones.
         """
+
+    def publisher(self, topics: Sequence[str]) -> Callable[[bytes], int | None]:
+        """`publish` to these topics, as it is by default. Not abstract: for a provider that can look up in advance who gets it."""
+        return partial(self.publish, topics)
 
     def counters(self) -> dict[str, dict[str, int]]:
         """What each queue holds and has lost, as far as this provider knows: {queue: {"waiting": …, "leased": …, "dropped": …,
