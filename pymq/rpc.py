@@ -103,6 +103,13 @@ class Caller:
     ) -> dict[int, str]:
         """Send; who was asked, by the request's sequence. A server that died in between is passed over, a full one asked last."""
         rest = (queue.prefixes.get(stub.name) or self._prefix(queue, stub.name)) + data
+        if not stub.multi:
+            try:
+                sequence = next(queue.sequence)
+                server = provider.request(stub.topic, frames.pack_sequence(sequence) + rest)
+                return {} if server is None else {sequence: server}
+            except Full:
+                pass  # all are: the first that has room, as below
         asked: dict[int, str] = {}
         full: list[str] = []
         for server in provider.consumers(stub.topic):

@@ -768,6 +768,34 @@ class ProviderSuite:
         firsts = [provider.consumers(topic)[0] for _ in range(30)]
         assert min(firsts.count(inbox) for inbox in inboxes) >= 5
 
+    def test_a_request_reaches_one_consumer_and_says_which(self) -> None:
+        provider, topic = self._open(), self._name()
+        assert provider.request(topic, b"nobody") is None
+        owners = [self._open() for _ in range(2)]
+        inboxes = [self._inbox(owner) for owner in owners]
+        for owner, inbox in zip(owners, inboxes, strict=True):
+            owner.bind(inbox, topic, exact=True)
+        requests = _numbered(12)
+        asked = [provider.request(topic, request) for request in requests]
+        for owner, inbox in zip(owners, inboxes, strict=True):
+            expected = [request for request, name in zip(requests, asked, strict=True) if name == inbox]
+            assert len(expected) >= 3, "the work is not spread"
+            assert self._messages(owner, inbox, len(expected)) == expected
+        owners[0].close()
+        assert [provider.request(topic, request) for request in _numbered(3)] == [inboxes[1]] * 3
+
+    def test_a_request_passes_over_the_full_and_waits_for_nobody(self) -> None:
+        sender, slow, quick = self._bounded("max_pending"), self._bounded("max_pending"), self._bounded("max_pending")
+        topic, slow_inbox, quick_inbox = self._name(), self._inbox(slow), self._inbox(quick)
+        slow.bind(slow_inbox, topic, exact=True)
+        filled = self._fill(sender, slow_inbox)
+        with _raises(Full):
+            sender.request(topic, FILL)
+        quick.bind(quick_inbox, topic, exact=True)
+        assert [sender.request(topic, FILL) for _ in range(2)] == [quick_inbox] * 2
+        assert len(self._messages(slow, slow_inbox, filled)) == filled
+        assert slow.receive(slow_inbox) == []
+
     def test_wake_ends_every_blocked_receive_and_loses_nothing(self) -> None:
         provider, sender = self._open(), self._open()
         queues = (self._inbox(provider), self._shared(provider))

@@ -187,6 +187,7 @@ class _Hasty:
         self._provider: Provider = port.provider
         self._seconds = 3600.0 if timeout is None else timeout
         self.consumers = self._provider.consumers
+        self.request = self._provider.request
         self.clock = self._provider.clock
 
     def send(self, queue: str, message: bytes, *, timeout: float | None) -> None:

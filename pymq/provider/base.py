@@ -19,7 +19,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from queue import Full
 from typing import Protocol, TypeAlias
+
+from pymq.exceptions import QueueNotFound
 
 
 @dataclass(frozen=True)
@@ -249,6 +252,24 @@ class Provider(ABC):
     def publisher(self, topics: Sequence[str]) -> Callable[[bytes], int | None]:
         """`publish` to these topics, as it is by default. Not abstract: for a provider that can look up in advance who gets it."""
         return partial(self.publish, topics)
+
+    def request(self, topic: str, message: bytes) -> str | None:
+        """The message is in the first of the topic's `consumers` that has room for it; which one, or None where there is none.
+
+        Nothing is waited for: raises Full where all are full. Not abstract: over a network one round trip is better than two.
+        """
+        full = None
+        for queue in self.consumers(topic):
+            try:
+                self.send(queue, message, timeout=0)
+                return queue
+            except QueueNotFound:
+                pass  # it has died in between
+            except Full as error:
+                full = error
+        if full is not None:
+            raise full
+        return None
 
     def counters(self) -> dict[str, dict[str, int]]:
         """What each queue holds and has lost, as far as this provider knows: {queue: {"waiting": …, "leased": …, "dropped": …,

@@ -559,6 +559,26 @@ class PrefersAlwaysTheSame(SimpleProvider):
         return sorted(super().consumers(topic))
 
 
+@fails("test_a_request_reaches_one_consumer_and_says_which")
+class AsksEverybody(SimpleProvider):
+    def request(self, topic, message):
+        return ([self.send(queue, message) or queue for queue in self.consumers(topic)] or [None])[0]
+
+
+@fails("test_a_request_reaches_one_consumer_and_says_which")
+class AsksTheDead(LeavesItsInboxes):
+    pass
+
+
+@fails("test_a_request_passes_over_the_full_and_waits_for_nobody")
+class AsksTheFull(SimpleProvider):
+    def request(self, topic, message):
+        for queue in self.consumers(topic)[::-1]:
+            self._broker.queues[queue].offer(message, None)
+            return queue
+        return None
+
+
 @fails("test_wake_ends_every_blocked_receive_and_loses_nothing")
 class WakesByAMessage(SimpleProvider):
     def wake(self):
