@@ -27,7 +27,7 @@ SPIN = 0.0001
 
 
 @contextmanager
-def bus(spin: float = 0.0) -> Iterator[tuple[EventBus, ShmConfig]]:
+def bus(spin: float | None = None) -> Iterator[tuple[EventBus, ShmConfig]]:
     """A bus of this process in a home of its own, and its config for others."""
     with directory() as home:
         config = ShmConfig(home=home, spin=spin)
@@ -197,7 +197,7 @@ def get_items(config: ShmConfig, cls: type) -> Program:
 
 
 @contextmanager
-def remote_calls(scale: float, place: Callable[[], Processors], figure: int, count: int, spin: float = 0.0) -> Iterator[Measure]:
+def remote_calls(scale: float, place: Callable[[], Processors], figure: int, count: int, spin: float | None = None) -> Iterator[Measure]:
     """Typed round trips to a remote function."""
     with directory() as home:
         config = ShmConfig(home=home, spin=spin)

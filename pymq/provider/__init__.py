@@ -54,13 +54,14 @@ def _config_class(name: str, target: str) -> Any:
 def dataclass_from_url(config: type[ConfigClass], url: str) -> ConfigClass:
     """The dataclass `config` with the namespace and the options of `scheme://namespace?option=number`.
 
-    An option is a field with a number as its default. Raises ValueError for what is none, or does not fit.
+    An option is a field with a number as its default, or with None in the place of one. Raises ValueError for what is none, or does not fit.
     """
     parts = urlsplit(url)
     if parts.path.strip("/") or parts.fragment:
         raise ValueError(f"{url!r} has more than a namespace and options; write a / of the namespace as %2F and a # as %23")
     fields: tuple[Any, ...] = dataclasses.fields(config)  # type: ignore[arg-type]
     kinds = {field.name: type(field.default) for field in fields if isinstance(field.default, (int, float))}
+    kinds |= {field.name: float for field in fields if field.type == "float | None"}
     options = {name: _number(name, text, kinds, url) for name, text in parse_qsl(parts.query, keep_blank_values=True)}
     return config(**({"namespace": unquote(parts.netloc)} if parts.netloc else {}), **options)
 

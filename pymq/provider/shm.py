@@ -67,14 +67,14 @@ class ShmConfig:
 
     `home` is, if None, $PYMQ_HOME or /dev/shm/pymq-<uid>; only this user can enter it. An inbox holds `max_pending` bytes and a
     shared queue `max_queue_bytes` before senders wait: a publish for `publish_timeout` seconds. For `spin` seconds a receiver
-    yields the processor before it sleeps. `max_pending` and `max_message_bytes` are at most a quarter of the file system.
+    yields the processor before it sleeps; if None, only one that has just sent a request or a reply, and only while that pays. `max_pending` and `max_message_bytes` are at most a quarter of the file system.
     """
 
     namespace: str = "default"
     home: str | None = None
     max_pending: int = 32 << 20
     publish_timeout: float = 1.0
-    spin: float = 0.0
+    spin: float | None = None
     max_message_bytes: int = 64 << 20
     max_queue_bytes: int = 256 << 20
 
@@ -120,6 +120,7 @@ class ShmProvider(Provider):
         self._table: tuple[int, dict[Sequence[str], Route]] = (0, {})
         self._shortcuts: weakref.WeakSet[Shortcut] = weakref.WeakSet()
         self._inside: list[None] = []
+        self._has_sent = False
         self._wakes = 0
         self._turn = itertools.count()
         self._bound: dict[str, tuple[int, list[str]]] = {}
@@ -355,6 +356,7 @@ class ShmProvider(Provider):
         size = len(message)
         known = self._outlets.get(queue)
         if known is not None and size <= known.direct and not known.head[LOGGED] and not known.head[DELETED]:
+            self._has_sent = True
             try:
                 write(known.fifo, pack_header(DATA, size, checksum(message)) + message)
                 return
@@ -377,6 +379,16 @@ class ShmProvider(Provider):
                 self._send_to_shared(queue, message, timeout=timeout, maxsize=maxsize, delay=delay, ttl=ttl, priority=priority)
         except OSError as error:
             raise translated(error, self.path) from error
+
+    def request(self, topic: str, message: bytes) -> str | None:
+        generation, names = self._bound.get(topic, (0, []))
+        if len(names) == 1 and self._words[WORD] == generation:
+            try:
+                self.send(names[0], message, timeout=0)
+                return names[0]
+            except (QueueNotFound, Full):
+                pass  # what follows finds out
+        return super().request(topic, message)
 
     def _send_to_inbox(self, outlet: Outlet, message: bytes, timeout: float | None) -> None:
         accepted, full = self._offer([outlet], lambda outlet: outlet.send(message))
@@ -639,13 +651,22 @@ class ShmProvider(Provider):
     ) -> list[Delivery]:
         self._inside.append(None)
         try:
-            alive = [outlet for name in watch if (outlet := self._outlet(name))] if watch else []
-            if len(alive) < len(watch):
-                timeout = 0
-            fds = [outlet.fifo for outlet in alive]
+            alive: list[Outlet] = []
+            fds: list[int] = []
+            for name in watch:
+                outlet = self._outlets.get(name) or self._outlet(name)
+                if outlet is None or outlet.head[DELETED]:
+                    timeout = 0
+                else:
+                    alive.append(outlet)
+                    fds.append(outlet.fifo)
             inbox = self._inboxes.get(queue)
             if inbox is not None:
-                found = inbox.receive(timeout, self._config.spin, fds, busy)
+                spin = self._config.spin
+                if spin is None and not (watch or self._has_sent):
+                    spin = 0.0
+                self._has_sent = False
+                found = inbox.receive(timeout, spin, fds, busy)
             else:
                 found = self._receive_shared(queue, timeout, limit, lease, fds)
             if not found:

@@ -52,6 +52,9 @@ _BATCH = 64 << 10
 _LARGE_BATCH = 256 << 10
 """64 KiB copied into memory that was just freed: 3.5 us; into fresh pages, as when eight are held at once: 20."""
 _KEPT_LOG_BYTES = 1 << 20
+_SPIN = 0.0001
+"""For how many seconds to spin in a conversation: 30 to 80 us until the other has woken, and then its answer."""
+_MOST_FAILURES = 10
 _LARGE_SPIN = 0.0001
 """For how many seconds a reader that has just received a large message yields the processor before it sleeps: in a stream of them
 it would sleep between any two, and waking it costs both sides more than the message does."""
@@ -81,6 +84,8 @@ class Inbox:
         self._done = 0
         self._woken = False
         self._was_large = False
+        self._failures = 0
+        self._unwise = 1
         self._reported = 0
         self._arenas: dict[int, Arena] = {}
         self._watched: list[int] = []
@@ -98,24 +103,31 @@ class Inbox:
         except OSError:
             pass  # this user has too many large pipes: a small one only means an earlier use of the log
 
-    def receive(self, timeout: float | None, spin: float, watch: Sequence[int], busy: bool = False) -> list[Delivery]:
-        """All that has come; [] after the timeout, when woken, and when the reader of one of the write ends `watch` has died."""
+    def receive(self, timeout: float | None, spin: float | None, watch: Sequence[int], busy: bool = False) -> list[Delivery]:
+        """All that has come; [] after the timeout, when woken, and when the reader of one of the write ends `watch` has died.
+
+        It spins for so many seconds before it sleeps; where that is None, for as long as an answer takes, while that pays.
+        """
         self.head[STATE] = BUSY if busy else RUNNING
         if not self._is_drained or timeout == 0:
             found = self.take()
             if found or timeout == 0:
                 self._woken = False
                 return found
-        end = math.inf if timeout is None else time.monotonic() + timeout
-        if self._was_large:
-            spin, self._was_large = max(spin, _LARGE_SPIN), False
-        found = self._spin(min(end, time.monotonic() + spin)) if spin else []
         if watch != self._watched:
             self._watch(watch)
-        dead = False
+        begin = time.monotonic()
+        end = math.inf if timeout is None else begin + timeout
+        seconds = (0 if self._unwise else _SPIN) if spin is None else spin
+        if self._was_large:
+            seconds, self._was_large = max(seconds, _LARGE_SPIN), False
+        in_vain = seconds > 0 and not self._spin(min(end, begin + seconds))
+        found, dead = [] if in_vain or not seconds else self.take(), False
         while not (found or self._woken or dead or (timeout is not None and time.monotonic() >= end)):
             dead = self._sleep(end, busy)
             found = self.take()
+        if spin is None:
+            self._learn(seconds > 0, in_vain, time.monotonic() - begin)
         self._woken = False
         return found
 
@@ -156,13 +168,24 @@ class Inbox:
         with suppress(OSError):  # full: nobody sleeps on it; or there is no memory for it, and who wants to wake it tries again
             os.write(self._fifo, signal)
 
-    def _spin(self, end: float) -> list[Delivery]:
-        """Yield the processor for a while before sleeping: a wake-up takes 30 to 80 us, a turn of this 0.5."""
-        found: list[Delivery] = []
-        while not (found or self._woken or time.monotonic() >= end):
+    def _spin(self, end: float) -> bool:
+        """Yield the processor for a while before sleeping; whether something came. A wake-up takes 30 to 80 us, a turn of this 1."""
+        poll = self._poll.poll
+        while not poll(0):
+            if time.monotonic() >= end:
+                return False
             os.sched_yield()
-            found = self.take()
-        return found
+        return True
+
+    def _learn(self, spun: bool, in_vain: bool, waited: float) -> None:
+        """After spinning in vain, as on a single processor, it takes twice as many short waits as the last time to try again."""
+        if in_vain:
+            self._failures = min(self._failures + 1, _MOST_FAILURES)
+            self._unwise = 1 << self._failures
+        elif spun:
+            self._failures = 0
+        elif waited < 2 * _SPIN:
+            self._unwise -= 1
 
     def _watch(self, writers: Sequence[int]) -> None:
         """Whose death ends a sleep from now on: most callers watch the same server as before."""
