@@ -197,7 +197,9 @@ def get_items(config: ShmConfig, cls: type) -> Program:
 
 
 @contextmanager
-def remote_calls(scale: float, place: Callable[[], Processors], figure: int, count: int, spin: float | None = None) -> Iterator[Measure]:
+def remote_calls(
+    scale: float, place: Callable[[], Processors], figure: int, count: int, spin: float | None = None
+) -> Iterator[Measure]:
     """Typed round trips to a remote function."""
     with directory() as home:
         config = ShmConfig(home=home, spin=spin)

@@ -25,7 +25,7 @@ from pymq.exceptions import CodecError
 from pymq.message import EVENT, FIXED, LENGTH, OPTIONS, START, TIMED, Prefix
 
 if TYPE_CHECKING:
-    from pymq.provider.shm import ShmConfig
+    from pymq.provider.shm import ShmConfig, ShmProvider
 
 Header: TypeAlias = "str | int | float | bool | None"
 
@@ -57,9 +57,9 @@ sender = Sender()
 os.register_at_fork(after_in_child=sender.renew)
 
 
-def sender_to(topic: str, publish: Callable[[tuple[str], bytes], int]) -> Callable[[bytes, Mapping[str, Header] | None], int]:
+def sender_to(topic: str, provider: ShmProvider) -> Callable[[bytes, Mapping[str, Header] | None], int]:
     """What publishes content to that topic: all that is constant is packed once."""
-    topics = ("e/" + topic,)
+    publish = provider.publisher(("e/" + topic,))
     number, pack_number = sender.next_number, frames.pack_sequence
     prefix, start = _prefix(sender.token, topic, OPTIONS), _prefix(sender.token, topic, OPTIONS | TIMED) + _TIME
     pack_head = struct.Struct(f"<Q{len(start)}s16s{len(_END)}s").pack
@@ -67,8 +67,8 @@ def sender_to(topic: str, publish: Callable[[tuple[str], bytes], int]) -> Callab
     def send(content: bytes, headers: Mapping[str, Header] | None) -> int:
         """The hot path: the time as hexadecimal digits costs 0.4 us, as a decimal number 0.8."""
         if headers:
-            return publish(topics, pack_number(number()) + prefix + _options(time_ns(), headers) + content)
-        return publish(topics, pack_head(number(), start, hexlify(_pack_time(time_ns())), _END) + content)
+            return publish(pack_number(number()) + prefix + _options(time_ns(), headers) + content)
+        return publish(pack_head(number(), start, hexlify(_pack_time(time_ns())), _END) + content)
 
     return send
 

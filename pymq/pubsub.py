@@ -261,7 +261,7 @@ class _Place:
         check_topic(topic, wildcards=False)
         if len(self.senders) >= _MOST_REMEMBERED:
             self.senders.clear()
-        send = self.senders[topic] = sender_to(topic, self.provider.publish)
+        send = self.senders[topic] = sender_to(topic, self.provider)
         return send
 
     def close(self) -> None:

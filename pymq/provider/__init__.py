@@ -54,7 +54,7 @@ def _config_class(name: str, target: str) -> Any:
 def dataclass_from_url(config: type[ConfigClass], url: str) -> ConfigClass:
     """The dataclass `config` with the namespace and the options of `scheme://namespace?option=number`.
 
-    An option is a field with a number as its default, or with None in the place of one. Raises ValueError for what is none, or does not fit.
+    An option is a field with a number as its default, or a `float | None`. Raises ValueError for what is none, or does not fit.
     """
     parts = urlsplit(url)
     if parts.path.strip("/") or parts.fragment:

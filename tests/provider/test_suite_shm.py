@@ -1,4 +1,4 @@
-"""The shm provider, held to the contract: as it is by default, and with a spin before it sleeps."""
+"""The shm provider, held to the contract: as it is by default, and with a spin before it sleeps, always and never."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pymq.testing import ProviderSuite
 
 
 class TestShm(ProviderSuite):
-    spin = 0.0
+    spin: float | None = None
 
     def config(self):
         home = tempfile.TemporaryDirectory(prefix="pymq-suite-", dir="/dev/shm")
@@ -21,3 +21,7 @@ class TestShm(ProviderSuite):
 
 class TestShmThatSpins(TestShm):
     spin = 0.0005
+
+
+class TestShmThatSleeps(TestShm):
+    spin = 0.0

@@ -661,3 +661,56 @@ def test_two_threads_may_list_a_directory(opened):
         for _ in range(3):
             pool.submit(lambda: wrong.extend(found for _ in range(2000) if (found := bells.directory.names()) != expected))
     assert wrong == []
+
+
+# Spinning
+
+
+def spins_of(provider: ShmProvider, monkeypatch: pytest.MonkeyPatch, pays: bool) -> Callable[[int], bool]:
+    """Receives so many messages that have come together, in a conversation; whether it spun before."""
+    inbox = provider._inboxes["in"]
+    spun: list[float] = []
+    monkeypatch.setattr(inbox, "_spin", lambda end: spun.append(end) or pays)
+
+    def receive(count: int) -> bool:
+        for _ in range(count):
+            provider.publish(("topic",), b"m")
+        provider._has_sent = True
+        spun.clear()
+        assert len(provider.receive("in", GUARD)) == count
+        return bool(spun)
+
+    return receive
+
+
+def test_who_spins_in_vain_tries_less_and_less_often(opened, monkeypatch):
+    provider = opened()
+    subscribe(provider, "in")
+    provider.receive("in", 0)
+    receive = spins_of(provider, monkeypatch, pays=False)
+    monkeypatch.setattr("pymq.provider._shm.inbox._SPIN", GUARD)  # every wait is a short one, however busy the machine
+    assert [number for number in range(40) if receive(1)] == [1, 4, 9, 18, 35]
+
+
+def test_who_spins_and_gets_an_answer_goes_on(opened, monkeypatch):
+    provider = opened()
+    subscribe(provider, "in")
+    provider.receive("in", 0)
+    receive = spins_of(provider, monkeypatch, pays=True)
+    monkeypatch.setattr("pymq.provider._shm.inbox._SPIN", GUARD)
+    assert [receive(1) for _ in range(4)] == [False, True, True, True]
+    assert receive(3)
+    assert not receive(1)  # several had come: this is a stream
+    assert receive(1)
+
+
+def test_receivers_of_events_do_not_spin(opened, monkeypatch):
+    provider = opened()
+    subscribe(provider, "in")
+    provider.receive("in", 0)
+    receive = spins_of(provider, monkeypatch, pays=True)
+    monkeypatch.setattr("pymq.provider._shm.inbox._SPIN", GUARD)
+    assert [receive(1), receive(1)] == [False, True]
+    monkeypatch.setattr(provider._inboxes["in"], "_spin", lambda end: pytest.fail("it spun"))
+    provider.publish(("topic",), b"m")
+    assert provider.receive("in", GUARD) == [(b"m", None)]
