@@ -6,6 +6,7 @@ argv: the endpoint, the namespace.
 import os
 import queue
 import sys
+import warnings
 
 import pymq
 from pymq.provider.aws import LocalstackConfig
@@ -24,6 +25,7 @@ def main(endpoint: str, namespace: str) -> None:
     pymq.init(LocalstackConfig(endpoint_url=endpoint, namespace=namespace, refresh=0))
     pymq.subscribe(heard.put, "c")
     pymq.expose(lambda number: 2 * number, "double")
+    warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)  # since Python 3.12: that is the point
     pid = os.fork()
     if not pid:
         child()
