@@ -66,7 +66,7 @@ def test_a_log_handler_that_raises(options: dict[str, Any], bus: pymq.EventBus, 
     for number in (1, 0, 2, 0, 0, 3):
         bus.publish(number, "numbers")
     assert {got.get(timeout=GUARD) for _ in range(3)} == {1, 2, 3}
-    assert raising.calls >= 3
+    eventually(lambda: raising.calls >= 3)  # with two workers, the last of them may still be at it
     bus.group("members").delete()
 
 
