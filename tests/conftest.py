@@ -128,7 +128,7 @@ class RedisPlace(Place):
         return keys_of(self.config)
 
 
-PLACES: dict[str, Callable[[Path], Place]] = {
+PLACES: dict[str, Any] = {
     "simple": SimplePlace,
     "shm": ShmPlace,
     "ipc": IpcPlace,
@@ -138,17 +138,19 @@ PLACES: dict[str, Callable[[Path], Place]] = {
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Over AWS's emulator run those behaviours that its module names: all would take ten minutes."""
+    """What cannot be shown there is left out; over AWS's emulator also what its module does not name: all would take ten minutes."""
+    left_out = [item for item in items if hasattr(item, "callspec") and not _shows_something(item)]
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=left_out)
+
+
+def _shows_something(item: Any) -> bool:
     from aws_behaviours import runs_on_aws
 
-    if not os.environ.get("PYMQ_AWS_ALL"):
-        left_out = [item for item in items if _is_of_aws(item) and not runs_on_aws(item.path.stem, item.originalname)]
-        items[:] = [item for item in items if item not in left_out]
-        config.hook.pytest_deselected(items=left_out)
-
-
-def _is_of_aws(item: pytest.Item) -> bool:
-    return hasattr(item, "callspec") and item.callspec.params.get("place") == "aws"
+    place = item.callspec.params.get("place")
+    if place == "aws" and not os.environ.get("PYMQ_AWS_ALL"):
+        return bool(runs_on_aws(item.path.stem, item.originalname))
+    return "separate" not in item.fixturenames or place is None or PLACES[place].cross_process
 
 
 @pytest.fixture(params=PLACES)
@@ -228,6 +230,4 @@ def peers(place: Place, processes: list[ProcessPeer]) -> Iterator[Callable[..., 
 
 @pytest.fixture
 def separate(place: Place) -> None:
-    """For behaviour that only real processes can show."""
-    if not place.cross_process:
-        pytest.skip("one process only")
+    """For behaviour that only real processes can show: not collected where there are none."""

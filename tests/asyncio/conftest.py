@@ -19,16 +19,23 @@ WAYS = {"uvloop": ("simple", "shm"), "threads": ("simple",)}
 """Where else than under asyncio: a provider over a network is reached by threads anyhow."""
 
 
+NETWORKS = ("redis", "aws")
+"""No readiness there: threads do the waiting."""
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What would show nothing new is left out."""
-    left_out = [item for item in items if not _shows_something(getattr(item, "callspec", None))]
+    left_out = [item for item in items if not _shows_something(item)]
     items[:] = [item for item in items if item not in left_out]
     config.hook.pytest_deselected(items=left_out)
 
 
-def _shows_something(call: Any) -> bool:
-    params = {} if call is None else call.params
-    return params.get("place") in WAYS.get(params.get("way"), (params.get("place"),))
+def _shows_something(item: Any) -> bool:
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    place = params.get("place")
+    if "local" in item.fixturenames and place in NETWORKS:
+        return False
+    return place in WAYS.get(params.get("way"), (place,))
 
 
 @pytest.fixture(params=["asyncio", "uvloop", "threads"])
@@ -40,6 +47,11 @@ def way(request: pytest.FixtureRequest) -> str:
 def aconfig(config: Any, way: str) -> Any:
     """What the loop's buses are made with; `config` is what everybody else's are."""
     return Threaded(config) if way == "threads" else config
+
+
+@pytest.fixture
+def local(place: Any) -> None:
+    """For what only providers have that a loop reaches without a thread."""
 
 
 @pytest.fixture
