@@ -21,7 +21,7 @@ from pymq.exceptions import NotInitialized, PublishFull
 from pymq.groups import Group as SyncGroup
 from pymq.handlers import Shape, channels_of
 from pymq.provider import Config, config_from
-from pymq.provider.base import WouldWait
+from pymq.provider.base import Health, WouldWait
 from pymq.rpc import StubMethod
 
 log = logging.getLogger("pymq")
@@ -57,9 +57,20 @@ class EventBus:
     # ------------------------------------------------------------------ lifecycle
 
     async def start(self) -> None:
-        """Open the provider, and apply what was subscribed and exposed before. Idempotent. Raises ProviderError."""
+        """Open the provider, and apply what was subscribed and exposed before. Idempotent. Raises ProviderError.
+
+        One that fails or is cancelled has opened nothing.
+        """
         if self._port is not None:
             return
+        starting = asyncio.ensure_future(self._start())
+        try:
+            await asyncio.shield(starting)
+        except BaseException:
+            await asyncio.shield(self._close_again(starting))
+            raise
+
+    async def _start(self) -> None:
         loop = asyncio.get_running_loop()
         await in_thread(loop, None, self._core.start)
         self._port = self._core.port = Port(loop, self._core.provider)
@@ -71,18 +82,27 @@ class EventBus:
         for apply in early:
             await apply()
 
+    async def _close_again(self, starting: asyncio.Future[None]) -> None:
+        await asyncio.wait([starting])  # a thread that opens a provider cannot be called back
+        await self.shutdown(0)
+
     async def shutdown(self, timeout: float = SHUTDOWN_SECONDS) -> None:
-        """Stop receiving, give handlers `timeout` seconds to end, cancel them, and close. Whoever waits gets NotInitialized."""
+        """Stop receiving, give handlers `timeout` seconds to end, cancel them, and close. Whoever waits gets NotInitialized.
+
+        Goes on to its end where it is cancelled.
+        """
         port, self._port = self._port, None
-        if port is None:
-            return
+        if port is not None:
+            await asyncio.shield(self._shut_down(port, timeout, asyncio.current_task()))
+
+    async def _shut_down(self, port: Port, timeout: float, caller: asyncio.Task[Any] | None) -> None:
         self._routes = {}
         self._core.quiet()
         self._caller.close()
         for events in list(self._iterations):
             events.end()
         await port.close()
-        abandoned = await self._core.tasks.finish(timeout)
+        abandoned = await self._core.tasks.finish(timeout, but=caller)
         await in_thread(port.loop, None, partial(self._close, port))
         self._ended.set()
         if abandoned:
@@ -97,12 +117,16 @@ class EventBus:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await asyncio.shield(self.shutdown())
+        await self.shutdown()
 
-    async def wait(self) -> None:
-        """Until the bus is shut down: for a program that only listens."""
+    async def wait(self, timeout: float | None = None) -> bool:
+        """Until the bus is shut down, for a program that only listens, or for `timeout` seconds; whether it is."""
         self._opened()
-        await self._ended.wait()
+        try:
+            await asyncio.wait_for(self._ended.wait(), timeout)
+        except asyncio.TimeoutError:
+            return False
+        return True
 
     def _opened(self) -> Port:
         if self._port is None:
@@ -152,9 +176,30 @@ class EventBus:
         lease: float = 30.0,
         workers: int = 1,
     ) -> None:
-        """`pymq.subscribe`, awaited: in force when it returns. `workers` is for groups; `async def` handlers run in this loop."""
+        """`pymq.subscribe`, awaited: in force when it returns. `workers` is for groups; `async def` handlers run in this loop.
+
+        One that is cancelled is not in force.
+        """
         options = {"retries": retries, "backoff": backoff, "lease": lease, "workers": workers}
-        await self._opened().do(self._core.subscribe, callback, channel, pattern, group, **options)  # type: ignore[arg-type]
+        subscribe = partial(self._core.subscribe, callback, channel, pattern, group, **options)  # type: ignore[arg-type]
+        await self._do_or_undo(subscribe, partial(self._core.unsubscribe, callback, channel, pattern, group))
+
+    async def _do_or_undo(self, call: Callable[[], None], undo: Callable[[], None]) -> None:
+        """A call that may be in a thread's hands when this is cancelled: then it is waited for, and undone."""
+        port = self._opened()
+        if port.direct:
+            return call()
+        doing = asyncio.ensure_future(port.in_thread(call))
+        try:
+            return await asyncio.shield(doing)
+        except asyncio.CancelledError:
+            await asyncio.shield(self._undo(port, doing, undo))
+            raise
+
+    async def _undo(self, port: Port, doing: asyncio.Future[None], undo: Callable[[], None]) -> None:
+        await asyncio.wait([doing])
+        if not doing.cancelled() and not doing.exception():
+            await port.in_thread(undo)
 
     async def unsubscribe(
         self, callback: Callable[..., Any], channel: str | None = None, pattern: bool = False, *, group: str | None = None
@@ -223,7 +268,7 @@ class EventBus:
 
     async def expose(self, fn: Callable[..., Any], channel: str | None = None) -> None:
         """`pymq.expose`, awaited. Calls of an `async def` run beside each other; a plain function holds up the loop while it runs."""
-        await self._opened().do(self._core.expose, fn, channel)
+        await self._do_or_undo(partial(self._core.expose, fn, channel), partial(self._core.unexpose, fn))
 
     async def unexpose(self, fn: Callable[..., Any] | str) -> None:
         """`pymq.unexpose`, awaited. Raises ValueError."""
@@ -258,6 +303,11 @@ class EventBus:
     async def stats(self) -> dict[str, dict[str, int]]:
         """`pymq.stats`, awaited."""
         return await self._opened().do(self._core.stats)
+
+    def health(self) -> Health:
+        """`pymq.EventBus.health`: asks nobody, and so is not awaited."""
+        self._opened()
+        return self._core.health()
 
 
 class Topic:

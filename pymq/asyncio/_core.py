@@ -90,9 +90,9 @@ class Tasks(Loop):
         self.running[task] = name
         task.add_done_callback(self.running.pop)
 
-    async def finish(self, timeout: float) -> list[str]:
-        """Give what runs so many seconds to end, then cancel it; what was abandoned."""
-        others = set(self.running) - {asyncio.current_task()}
+    async def finish(self, timeout: float, but: asyncio.Task[Any] | None) -> list[str]:
+        """Give what runs so many seconds to end, then cancel it; what was abandoned. Not `but`, the handler that ends the bus."""
+        others = set(self.running) - {but}
         if not others:
             return []
         _, pending = await asyncio.wait(others, timeout=timeout)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from pymq import queues
@@ -39,14 +40,21 @@ class Queue(Generic[T]):
         self._sync._provider()  # raises where this object was closed, or the bus is
         return self._sync
 
-    async def put(self, item: T, block: bool = True, timeout: float | None = None, **options: Any) -> None:
-        """`pymq.Queue.put`: the item is kept when this returns; waits for room as long as that does, then raises Full.
-
-        `options` are `delay`, `ttl` and `priority`.
-        """
+    async def put(
+        self,
+        item: T,
+        block: bool = True,
+        timeout: float | None = None,
+        *,
+        delay: float = 0,
+        ttl: float | None = None,
+        priority: int = 0,
+    ) -> None:
+        """`pymq.Queue.put`: the item is kept when this returns; waits for room as long as that does, then raises Full."""
         sync = await self._opened()
         seconds = (None if timeout is None else _checked(timeout)) if block else 0
-        await with_room(self._core.port, lambda: sync.put(item, False, **options), seconds)
+        put = partial(sync.put, item, False, delay=delay, ttl=ttl, priority=priority)
+        await with_room(self._core.port, put, seconds)
 
     async def put_nowait(self, item: T, **options: Any) -> None:
         """`put`, or Full at once."""
