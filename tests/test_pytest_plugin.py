@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import secrets
+from typing import Any
+
 import pytest
+import redis
 from harness import ROOT
+from redis_server import shared_url
+
+from pymq.provider import config_from
 
 pytest_plugins = ["pytester"]
 
@@ -91,6 +98,45 @@ def test_the_same_program_in_memory_and_on_shm(check, pytester, url):
     check(PROGRAM, "--pymq-url", url, passed=5)
     left = [path for path in (pytester.path / "home").rglob("*") if path.is_file()]
     assert left == [], "nothing is left behind"
+
+
+def test_the_same_program_on_redis(check):
+    namespace = f"plugin-{secrets.token_hex(4)}"
+    url = f"{shared_url()}/{namespace}"
+    check(PROGRAM, "--pymq-url", url, passed=5)
+    config: Any = config_from(url)
+    with redis.Redis(**config.connection) as client:
+        assert [key for key in client.scan_iter("*", count=1000) if namespace.encode() in key] == [], "nothing is left behind"
+
+
+def test_buses_of_loops_meet_it(check):
+    tests = """
+import asyncio
+import pymq.asyncio
+
+def test_a_loop(pymq_bus, pymq_config):
+    async def main():
+        async with pymq.asyncio.connect(pymq_config) as bus, bus.events(Invoiced) as invoices:
+            await bus.publish(OrderPlaced(7))
+            event, _ = await invoices.__anext__()
+            assert event == Invoiced(7)
+    asyncio.run(main())
+    pymq_bus.assert_published(Invoiced, order_id=7)
+
+def test_its_handlers_fail_the_test_too(pymq_bus, pymq_config):
+    async def main():
+        failed = asyncio.Event()
+        async def bad(event: OrderPlaced):
+            failed.set()
+            raise ArithmeticError("in a loop")
+        async with pymq.asyncio.connect(pymq_config) as bus:
+            await bus.subscribe(bad)
+            await bus.publish(OrderPlaced(7))
+            await failed.wait()
+    asyncio.run(main())
+"""
+    result = check(tests, passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*AssertionError: a handler failed: ArithmeticError: in a loop"])
 
 
 def test_the_ini_file_chooses_the_provider(check, pytester):

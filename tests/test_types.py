@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness import ROOT
 from test_readme import PAGES, blocks_of
+
+import pymq
+import pymq.asyncio
+from pymq.provider.simple import SimpleConfig
 
 PYRIGHT = "basedpyright"
 """Pyright as a wheel with all it needs; the package `pyright` fetches its program from elsewhere when it is first run."""
@@ -117,3 +123,46 @@ def test_the_checkers_would_find_something(tmp_path, site):
     (tmp_path / "program.py").write_text("import pymq\n\npymq.queue('jobs', type=int).put('text')\n")
     assert checked("mypy", "--strict", "--config-file=", "--follow-imports=silent", ".", cwd=tmp_path, site=site).returncode == 1
     assert checked(PYRIGHT, "--pythonpath", sys.executable, ".", cwd=tmp_path, site=site).returncode == 1
+
+
+class Holder:
+    async def takes_nothing(self) -> None: ...
+
+
+WRONG: dict[str, Any] = {
+    "nothing": lambda: None,
+    "three": lambda event, message, more: None,
+    "a keyword": lambda event, *, more: None,
+    "a method of nothing": Holder().takes_nothing,
+    "no function": "print",
+}
+
+
+@pytest.mark.parametrize("handler", WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize("how", ["subscribe", "subscriber", "group", "before init", "loop"])
+def test_a_handler_with_a_wrong_signature_is_refused_and_a_right_one_shown(handler, how):
+    with pytest.raises(TypeError, match=r"(?s)takes the event.*def on_order\(event: OrderPlaced, message: pymq.Message\)") as raised:
+        subscribe(handler, how)
+    assert (getattr(handler, "__qualname__", None) or repr(handler)) in str(raised.value)
+
+
+def subscribe(handler: Any, how: str) -> None:
+    bus = pymq.EventBus(SimpleConfig("types"))
+    if how == "before init":
+        return bus.subscribe(handler, "news")
+    if how == "loop":
+        return asyncio.run(subscribe_in_loop(handler))
+    with bus:
+        if how == "subscriber":
+            return bus.subscriber(channel="news")(handler)
+        return bus.subscribe(handler, "news", group="readers" if how == "group" else None)
+
+
+async def subscribe_in_loop(handler: Any) -> None:
+    async with pymq.asyncio.connect(SimpleConfig("types")) as bus:
+        await bus.subscribe(handler, "news")
+
+
+def test_a_handler_that_says_no_class_is_refused_and_told_how_to_say_one():
+    with pytest.raises(ValueError, match="annotate its first parameter with one, or give channel="):
+        pymq.EventBus(SimpleConfig("types")).subscribe(lambda event: None)

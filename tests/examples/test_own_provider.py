@@ -73,6 +73,20 @@ def test_it_is_found_by_its_entry_point(python: Path, tmp_path: Path, url: str) 
     assert Path(file).is_relative_to(python.parents[1])
 
 
+PLUGIN = """
+import pymq
+
+def test_it(pymq_bus):
+    pymq.publish("coo", "loft")
+    assert pymq_bus.assert_published("loft") == "coo"
+"""
+
+
+def test_the_pytest_plugin_comes_with_the_wheel(python: Path, tmp_path: Path) -> None:
+    (tmp_path / "test_plugin.py").write_text(PLUGIN)
+    assert "1 passed" in run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", cwd=tmp_path)
+
+
 DIES = """
 import os, signal, pymq
 
