@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
@@ -20,7 +21,7 @@ SECONDS = 9.0
 
 LISTENERS = {"by_class": "cyan", "by_pattern": "blue", "worker": "yellow", "server": "magenta"}
 ACTORS = {"publisher": "green", "client": "red"}
-METER = {"meter": "white"}
+METER = {"meter": ""}
 SPEED = {"speed": "bold"}
 COLOURS = LISTENERS | ACTORS | METER | SPEED
 
@@ -41,6 +42,7 @@ def direct() -> int:
         except KeyboardInterrupt:
             return 130
     console.print("every process has ended, and nothing is left behind.")
+    console.print(f"the programs, a dozen lines each, are in {Path(__file__).parent}", soft_wrap=True)
     return 0
 
 
@@ -138,6 +140,8 @@ class Cast:
             self._ended.add(role)
         else:
             self._spoken.add(role)
+            if role in METER:  # it is no part of the play
+                return
             self._console.print(Text(f"{role:>10}  ", COLOURS[role]) + Text(line), soft_wrap=True)
 
     def _dismiss(self, roles: Iterable[str]) -> None:
