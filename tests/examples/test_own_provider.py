@@ -47,11 +47,17 @@ def python() -> Iterator[Path]:
 
 
 def test_it_passes_the_whole_suite(python: Path, tmp_path: Path) -> None:
-    for name in ("conftest.py", "test_pigeon_post.py"):
+    for name in ("conftest.py", "test_pigeon_post.py", "pyproject.toml"):
         (tmp_path / name).write_text((PROJECT / name).read_text())
     printed = run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", cwd=tmp_path)
     assert " passed in " in printed.splitlines()[-1]
     assert not {"failed", "skipped", "error"} & set(printed.split())
+
+
+def test_its_directory_is_a_project_of_its_own(python: Path) -> None:
+    """Its tests run there with nothing but pytest, and are not taken for pymq's, which want more."""
+    found = run(python, "-m", "pytest", "--collect-only", "-p", "no:cacheprovider", cwd=PROJECT, PYTHONDONTWRITEBYTECODE="1")
+    assert f"rootdir: {PROJECT}\n" in found
 
 
 @pytest.fixture
