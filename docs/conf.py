@@ -16,6 +16,7 @@ default_role = "code"  # what the docstrings mean by backticks
 exclude_patterns = ["_build"]
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", ".*")]  # types in signatures: most are the standard library's, and would be links that lead nowhere
+suppress_warnings = ["ref.python"]  # some of those types have namesakes: pymq.Queue and pymq.asyncio.Queue
 html_extra_path = ["llms.txt"]
 html_theme = "alabaster"
 html_theme_options = {"page_width": "1100px", "description": "Events, queues and remote calls between Python processes"}

@@ -12,6 +12,8 @@ import pytest
 from test_readme import blocks_of
 
 import pymq
+import pymq.asyncio
+import pymq.pubsub
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -71,6 +73,19 @@ def test_every_public_name_is_on_the_page_of_the_api() -> None:
     errors = [name for name in pymq.__all__ if getattr(getattr(pymq, name), "__module__", "") == "pymq.exceptions"]
     assert "automodule:: pymq.exceptions\n   :members:\n" in page
     assert [name for name in pymq.__all__ if name not in (*errors, "Empty", "Full") and not re.search(rf"\b{name}\b", page)] == []
+
+
+def test_every_public_name_of_the_other_modules_is_on_the_page_of_the_api() -> None:
+    page = (DOCS / "api.rst").read_text()
+    assert [name for name in pymq.asyncio.__all__ if not re.search(rf":: pymq\.asyncio\.{name}\n", page)] == []
+    (members,) = re.findall(r"automodule:: pymq\.pubsub\n   :members: (.*)", page)
+    assert sorted(members.split(", ")) == sorted(pymq.pubsub.__all__)
+    for line in (
+        "class:: pymq.testing.ProviderSuite",
+        "class:: pymq.recording.RecordingBus",
+        "module:: pymq.provider.base\n   :members: Provider",
+    ):
+        assert f".. auto{line}" in page
 
 
 def test_every_link_of_the_readmes_leads_somewhere() -> None:

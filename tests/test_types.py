@@ -47,7 +47,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def checked(*command: str, cwd: Path, site: Path) -> subprocess.CompletedProcess[str]:
+def checked(*command: str, cwd: Path, site: Path | str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(site), "MYPYPATH": str(site)}
     return subprocess.run([sys.executable, "-m", *command], cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 
@@ -59,6 +59,15 @@ def test_mypy_accepts_the_programs_of_readme_and_docs(programs, site):
 
 def test_pyright_accepts_the_programs_of_readme_and_docs(programs, site):
     done = checked(PYRIGHT, "--pythonpath", sys.executable, ".", cwd=programs, site=site)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_mypy_accepts_the_examples(site):
+    examples = [directory for directory in (ROOT / "examples").iterdir() if directory.is_dir()]
+    site = f"{site}:{':'.join(map(str, examples))}"
+    files = [str(file) for directory in examples for file in directory.glob("*.py")]
+    assert len(files) > 8
+    done = checked("mypy", "--strict", "--config-file=", "--follow-imports=silent", *files, cwd=ROOT / "examples", site=site)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

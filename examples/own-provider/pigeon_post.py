@@ -142,7 +142,14 @@ class Line:
 
 
 _lines: weakref.WeakSet[Line] = weakref.WeakSet()
-os.register_at_fork(after_in_child=lambda: [line.let_go() for line in list(_lines)])
+
+
+def _after_fork_in_child() -> None:
+    for line in list(_lines):
+        line.let_go()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def encoded(value: Any) -> bytes:

@@ -6,5 +6,5 @@ from pymq.testing import ProviderSuite
 
 
 class TestPigeon(ProviderSuite):
-    def config(self):
+    def config(self) -> PigeonConfig:
         return PigeonConfig(namespace=secrets.token_hex(4))
