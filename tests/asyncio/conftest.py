@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -47,6 +48,14 @@ def way(request: pytest.FixtureRequest) -> str:
 def aconfig(config: Any, way: str) -> Any:
     """What the loop's buses are made with; `config` is what everybody else's are."""
     return Threaded(config) if way == "threads" else config
+
+
+@pytest.fixture
+def small(config: Any) -> Any:
+    """A config whose receivers are soon full."""
+    if not hasattr(config, "max_pending"):
+        pytest.skip("its receivers are never full")
+    return replace(config, max_pending=100_000, publish_timeout=2.0)
 
 
 @pytest.fixture

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 from collections.abc import Awaitable, Callable, Coroutine
+from queue import Full
 from typing import Any
 
 import uvloop
@@ -22,6 +25,33 @@ class Threaded:
         provider: Provider = self._config.create()
         provider.__class__ = type("Threaded", (type(provider),), {"readiness": Provider.readiness})
         return provider
+
+
+class Deaf:
+    """A receiver that does not read until it is asked to."""
+
+    def __init__(self, config: Any, topic: str) -> None:
+        self.provider = config.create()
+        self.provider.open()
+        self.provider.declare("inbox/deaf", temporary=True)
+        self.provider.bind("inbox/deaf", topic, exact=True)
+
+    def read(self) -> int:
+        """How many messages there are; an empty one only asks whether it lives."""
+        return sum(bool(message) for message, _ in self.provider.receive("inbox/deaf", 0))
+
+
+def fill(config: Any, message: bytes) -> int:
+    """How many such messages the deaf one has room for; another's: to its own it would not be full."""
+    provider = config.create()
+    provider.open()
+    with contextlib.closing(provider):
+        for number in itertools.count():
+            try:
+                provider.send("inbox/deaf", message, timeout=0)
+            except Full:
+                return number
+    raise AssertionError
 
 
 def runner(way: str) -> Callable[[Coroutine[Any, Any, Any]], Any]:

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from loops import aside, until
+from loops import Deaf, Threaded, aside, fill, until
 from programs import shop
 from programs.shop import OrderPlaced
 
@@ -200,5 +200,30 @@ def test_the_end_of_the_bus_ends_its_calls(run, aconfig, peers):
         with pytest.raises(pymq.NotInitialized):
             await calling
         await aside(server.release)
+
+    run(main())
+
+
+def test_where_a_server_is_full_the_wait_is_awaited(run, small, way):
+    """Blocking would be noticed; the request is there as soon as there is room, once."""
+
+    async def main() -> None:
+        deaf = await aside(Deaf, small, "r/slow")
+        try:
+            filled = await aside(fill, small, b"x" * 3000)
+            async with pymq.asyncio.connect(Threaded(small) if way == "threads" else small) as bus:
+                with pytest.raises(pymq.RpcTimeout):
+                    await bus.stub("slow", timeout=0.3)("y" * 3000)  # more than the rest of the room
+                calling = asyncio.ensure_future(bus.stub("slow", timeout=20)("y" * 3000))
+                await asyncio.sleep(0.1)
+                read = await aside(deaf.read)
+                while read < filled + 1:
+                    read += await aside(deaf.read)
+                    await asyncio.sleep(0.002)
+                calling.cancel()
+                await asyncio.wait([calling])
+                assert read + await aside(deaf.read) == filled + 1
+        finally:
+            await aside(deaf.provider.close)
 
     run(main())

@@ -180,6 +180,39 @@ def test_a_call_that_is_cancelled_is_executed_once_or_not_at_all(run, aconfig, p
     run(main())
 
 
+def test_members_that_come_and_go_handle_each_event_once(run, aconfig, place):
+    count = max(20, int(300 * place.scale))
+
+    async def main() -> None:
+        handled, chance = Counter[int](), random.Random(count)
+
+        async def handle(number: int) -> None:
+            await asyncio.sleep(0)
+            handled[number] += 1
+
+        async with pymq.asyncio.connect(aconfig) as bus:
+            group = bus.group("readers")
+            await group.bind("numbers")
+
+            async def come_and_go() -> None:
+                while len(handled) < count:
+                    await bus.subscribe(handle, "numbers", group="readers", workers=2)
+                    await asyncio.sleep(chance.choice([0, 0.001, 0.005]))
+                    await bus.unsubscribe(handle)
+
+            coming = asyncio.ensure_future(come_and_go())
+            for number in range(count):
+                await bus.publish(number, "numbers")
+                await asyncio.sleep(0)
+            await coming
+            await until_it_is(0, group.qsize)
+            assert set(handled.values()) == {1}
+            assert await group.dead.qsize() == 0
+            await group.delete()
+
+    run(main())
+
+
 def test_a_shutdown_that_is_cancelled_goes_on(run, aconfig):
     async def main() -> None:
         async def hangs(event: str) -> None:

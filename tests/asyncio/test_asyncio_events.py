@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from blockbuster import BlockingError
 from harness import Heard
-from loops import Threaded, aside, runner, until, until_it_is
+from loops import Deaf, Threaded, aside, runner, until, until_it_is
 from programs import shop
 from programs.shop import OrderPlaced, Reading, RushOrder
 
@@ -245,27 +245,6 @@ def test_events_of_nothing(run, aconfig):
 # --- receivers that are full --------------------------------------------------------------------------------------------
 
 
-class Deaf:
-    """A receiver that does not read until it is asked to."""
-
-    def __init__(self, config: Any, channel: str) -> None:
-        self.provider = config.create()
-        self.provider.open()
-        self.provider.declare("inbox/deaf", temporary=True)
-        self.provider.bind("inbox/deaf", "e/" + channel, exact=True)
-
-    def read(self) -> int:
-        """How many messages there are."""
-        return len(self.provider.receive("inbox/deaf", 0))
-
-
-@pytest.fixture
-def small(config: Any) -> Any:
-    if not hasattr(config, "max_pending"):
-        pytest.skip("its receivers are never full")
-    return replace(config, max_pending=100_000, publish_timeout=2.0)
-
-
 PADDING = "x" * 3000
 
 
@@ -281,7 +260,7 @@ async def publish_until_one_waits(bus: Any) -> asyncio.Future[int]:
 
 def test_where_a_receiver_is_full_the_wait_is_awaited(run, small, way):
     async def main() -> None:
-        deaf = await aside(Deaf, small, "padded")
+        deaf = await aside(Deaf, small, "e/padded")
         heard: list[str] = []
 
         def on_padded(event: str) -> None:
@@ -307,7 +286,7 @@ def test_a_receiver_that_stays_full_is_dropped_to_and_not_waited_for_again(run, 
     short = replace(small, publish_timeout=0.5)
 
     async def main() -> None:
-        deaf = await aside(Deaf, short, "padded")
+        deaf = await aside(Deaf, short, "e/padded")
         try:
             async with pymq.asyncio.connect(Threaded(short) if way == "threads" else short) as bus:
                 waiting = await publish_until_one_waits(bus)
@@ -324,7 +303,7 @@ def test_a_receiver_that_stays_full_is_dropped_to_and_not_waited_for_again(run, 
 
 def test_a_publish_that_is_cancelled_while_it_waits_reaches_the_full_receiver_once_or_not_at_all(run, small, way):
     async def main() -> None:
-        deaf = await aside(Deaf, small, "padded")
+        deaf = await aside(Deaf, small, "e/padded")
         try:
             async with pymq.asyncio.connect(Threaded(small) if way == "threads" else small) as bus:
                 waiting = await publish_until_one_waits(bus)
