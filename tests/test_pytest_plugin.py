@@ -9,6 +9,7 @@ import pytest
 import redis
 from harness import ROOT
 from redis_server import shared_url
+from test_readme import blocks_of
 
 from pymq.provider import config_from
 
@@ -137,6 +138,16 @@ def test_its_handlers_fail_the_test_too(pymq_bus, pymq_config):
 """
     result = check(tests, passed=1, failed=1)
     result.stdout.fnmatch_lines(["*AssertionError: a handler failed: ArithmeticError: in a loop"])
+
+
+@pytest.mark.parametrize("url", ["simple://", "shm://"])
+def test_the_tests_on_the_page_about_testing_pass(pytester, monkeypatch, url):
+    """They are not run with the other blocks of the pages: they want pytest and its fixtures."""
+    monkeypatch.setenv("PYMQ_HOME", str(pytester.path / "home"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    blocks = [block for block in blocks_of((ROOT / "docs" / "testing.md").read_text()) if block.language == "python"]
+    pytester.makepyfile(test_page="\n".join(block.source for block in blocks))
+    pytester.runpytest_subprocess(*OPTIONS, "--pymq-url", url).assert_outcomes(passed=3)
 
 
 def test_the_ini_file_chooses_the_provider(check, pytester):
