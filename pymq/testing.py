@@ -1110,6 +1110,10 @@ def _reraise(error: BaseException) -> None:
     raise error
 
 
+STARTING = 60.0
+"""How many seconds an interpreter may take to start, on a busy machine: no promise of a provider's."""
+
+
 class _Process:
     """Another process with a provider of the same config, which calls functions with it as the first argument."""
 
@@ -1124,7 +1128,11 @@ class _Process:
         self._connection = Connection(ours.detach())
         self._patience = patience
         self._connection.send(config)
-        self.result()
+        try:
+            self.result(self._patience + STARTING)
+        except BaseException:
+            self.kill()
+            raise
 
     def call(self, function: Callable[..., T], *args: Any) -> T:
         """What the function returned there."""
@@ -1146,7 +1154,12 @@ class _Process:
     def close(self) -> None:
         """Let it close its provider and end."""
         self._connection.close()
-        self._popen.wait(self._patience)
+        try:
+            self._popen.wait(self._patience)
+        except subprocess.TimeoutExpired:
+            self._popen.kill()
+            self._popen.wait()
+            raise
 
     def kill(self) -> None:
         """As `kill -9` does."""
