@@ -16,7 +16,6 @@ Topics of events begin with "e/", those of remotes with "r/": a pattern of the u
 from __future__ import annotations
 
 import atexit
-import itertools
 import logging
 import os
 import secrets
@@ -31,57 +30,22 @@ from typing import Any, TypeVar, overload
 from pymq import message as frames
 from pymq.deliveries import Leases
 from pymq.dispatch import Dispatcher, Loop, Schedule, Task
-from pymq.exceptions import CodecError, NotInitialized, ProviderError, PublishFull
+from pymq.exceptions import CodecError, NotInitialized, ProviderError
 from pymq.groups import Group, Member, Options
 from pymq.handlers import Shape, Target, channels_of, describe
 from pymq.provider import Config
 from pymq.provider.base import Health, Provider
 from pymq.queues import Queue
 from pymq.remotes import Remotes
+from pymq.routes import Route, check_seconds
 from pymq.rpc import Caller, StubMethod
 from pymq.subscriptions import Subscriptions
-from pymq.topics import topic_of, topics_of
+from pymq.topics import topic_of
 
 log: logging.Logger = logging.getLogger("pymq")
 F = TypeVar("F", bound=Callable[..., Any])
 
 SHUTDOWN_SECONDS = 2.0
-
-
-class Route:
-    """How events of one class are published to one channel: all that is constant, made once."""
-
-    __slots__ = ("encode", "flagged_prefix", "send", "sequence", "start", "topics")
-
-    def __init__(self, cls: type, channel: str | None, token: int, number: int, provider: Provider) -> None:
-        from pymq import codec
-
-        encoder = codec.encoder_for(cls)
-        channels = topics_of(cls) if channel is None else [channel]
-        prefix = frames.Prefix(frames.EVENT, encoder.form, 0, token, channels[0], encoder.type_name, tuple(channels[1:]))
-        self.encode: Callable[[Any], bytes] = encoder.encode
-        encode = self.encode
-        packed = frames.pack_prefix(prefix)
-        self.flagged_prefix: bytes = frames.pack_prefix(prefix._replace(flags=frames.OPTIONS))
-        self.topics: tuple[str, ...] = tuple("e/" + name for name in channels)
-        publish = provider.publisher(self.topics)
-        self.start: int = number << 40  # each route counts in a range of its own, so that ids are unique in the sender
-        self.sequence: itertools.count[int] = itertools.count(self.start)
-        number_next, pack = self.sequence.__next__, frames.pack_sequence
-
-        def send(event: Any) -> int | None:
-            """The hot path: the variables of a closure cost less than attributes."""
-            try:
-                return publish(pack(number_next()) + packed + encode(event))
-            except PublishFull as full:
-                raise _as_users_name_groups(full) from None
-
-        self.send: Callable[[Any], int | None] = send
-
-    @property
-    def published(self) -> int:
-        """How many numbers were given out: read from the counter's repr, since looking must not count."""
-        return int(repr(self.sequence)[len("count(") : -1]) - self.start
 
 
 class EventBus:
@@ -267,20 +231,7 @@ class EventBus:
         route = self.routes.get(cls if channel is None else (channel, cls)) or self._make_route(cls, channel)
         if headers is None and ttl is None and not delay:
             return route.send(event)
-        return self._publish_with(route, event, headers, delay, ttl)
-
-    def _publish_with(self, route: Route, event: Any, headers: dict[str, Any] | None, delay: float, ttl: float | None) -> int | None:
-        _check_seconds(delay=delay, ttl=ttl)
-        if not isinstance(headers, dict | None):
-            raise TypeError(f"headers are a dict, not {headers!r}")
-        now = self.provider.clock()
-        options = {"headers": headers, "due": now + delay if delay else None, "expires": None if ttl is None else now + delay + ttl}
-        packed = frames.pack_options({name: value for name, value in options.items() if value is not None})
-        message = frames.pack_sequence(next(route.sequence)) + route.flagged_prefix + packed + route.encode(event)
-        try:
-            return self.provider.publish(route.topics, message, delay=delay, ttl=None if ttl is None else delay + ttl)
-        except PublishFull as full:
-            raise _as_users_name_groups(full) from None
+        return route.send_with(event, headers, delay, ttl)
 
     def _make_route(self, cls: type, channel: str | None) -> Route:
         if channel is not None and not isinstance(channel, str):
@@ -399,7 +350,7 @@ class EventBus:
         `timeout` (seconds) is one deadline for the whole call; None waits until the reply or the server's death. With `multi` every
         live server is called, and the result is a list.
         """
-        _check_seconds(timeout=timeout)
+        check_seconds(timeout=timeout)
         self._raise_unless_started()
         return StubMethod(self, fn, timeout, multi)
 
@@ -517,17 +468,6 @@ def decorator(apply: Callable[..., Any], target: Any, options: dict[str, Any]) -
         return function
 
     return decorate
-
-
-def _as_users_name_groups(full: PublishFull) -> PublishFull:
-    """The provider knows queues only, and a group has one for each channel and pattern."""
-    return PublishFull(full.accepted, list(dict.fromkeys(map(Group.name_in, full.groups))))
-
-
-def _check_seconds(**durations: float | None) -> None:
-    for name, seconds in durations.items():
-        if seconds is not None and not seconds >= 0:
-            raise ValueError(f"{name}={seconds!r}: must be 0 or more seconds")
 
 
 def _check_channel(name: str, pattern: bool) -> None:

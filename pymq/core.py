@@ -9,11 +9,12 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, cast, overload
 
-from pymq.bus import SHUTDOWN_SECONDS, EventBus, Route, Topic, decorator
+from pymq.bus import SHUTDOWN_SECONDS, EventBus, Topic, decorator
 from pymq.exceptions import NotInitialized
 from pymq.handlers import Shape
 from pymq.provider import Config, config_from
 from pymq.remotes import Remotes, remember_name
+from pymq.routes import Route
 from pymq.rpc import StubMethod
 from pymq.topics import EVENT_NAME
 

@@ -16,12 +16,13 @@ from pymq.asyncio._events import Events
 from pymq.asyncio._port import Port
 from pymq.asyncio._queues import DeadLetters, Queue
 from pymq.asyncio._threads import in_thread
-from pymq.bus import SHUTDOWN_SECONDS, Route, _as_users_name_groups, decorator
+from pymq.bus import SHUTDOWN_SECONDS, decorator
 from pymq.exceptions import NotInitialized, PublishFull
 from pymq.groups import Group as SyncGroup
 from pymq.handlers import Shape, channels_of
 from pymq.provider import Config, config_from
 from pymq.provider.base import Health, WouldWait
+from pymq.routes import Route, as_users_name_groups
 from pymq.rpc import StubMethod
 
 log = logging.getLogger("pymq")
@@ -162,7 +163,7 @@ class EventBus:
         try:
             return await self._opened().in_thread(pause.finish)
         except PublishFull as full:
-            raise _as_users_name_groups(full) from None
+            raise as_users_name_groups(full) from None
 
     async def subscribe(
         self,
