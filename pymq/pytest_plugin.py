@@ -58,11 +58,11 @@ def assert_published(pymq_bus: RecordingBus) -> Callable[..., Any]:
     return pymq_bus.assert_published
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]:
-    """The errors of handlers fail the test that caused them, and not the end of a fixture."""
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    """The errors of handlers fail the test that caused them, a function or a method of unittest's, and not the end of a fixture."""
     result = yield
-    bus: Any = pyfuncitem.funcargs.get("pymq_bus")
+    bus: Any = getattr(item, "funcargs", {}).get("pymq_bus")
     if bus is not None:
         bus.raise_errors(SETTLE_SECONDS)
     return result

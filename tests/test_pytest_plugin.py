@@ -188,6 +188,31 @@ def test_publish_before_init_is_an_error_too(pymq_bus):
     result.stdout.fnmatch_lines(["FAILED test_shop.py::test_bad*"])
 
 
+def test_tests_that_do_not_name_the_fixture_as_a_parameter_fail_as_well(check):
+    tests = """
+import unittest
+
+@pytest.mark.usefixtures("pymq_bus")
+def test_marked():
+    place(-1)
+
+@pytest.mark.usefixtures("pymq_bus")
+class TestCase(unittest.TestCase):
+    def test_bad(self):
+        place(-1)
+
+    def test_good(self):
+        place(1)
+
+    def test_fails_itself(self):
+        place(-1)
+        self.fail("for a reason of its own")
+"""
+    result = check(tests, passed=1, failed=3)
+    result.stdout.fnmatch_lines(["FAILED test_shop.py::TestCase::test_bad - AssertionError: a handler failed: *"])
+    result.stdout.fnmatch_lines(["FAILED test_shop.py::TestCase::test_fails_itself - AssertionError: for a re*"])
+
+
 def test_what_was_not_published_is_said_with_what_was(check):
     tests = """
 def test_it(pymq_bus):
