@@ -54,6 +54,7 @@ class EventBus:
         self._routes: dict[Any, Route] = {}
         self._iterations: weakref.WeakSet[Events[Any]] = weakref.WeakSet()
         self._port: Port | None = None
+        self._starter: asyncio.Future[None] | None = None
 
     # ------------------------------------------------------------------ lifecycle
 
@@ -74,6 +75,9 @@ class EventBus:
     async def _start(self) -> None:
         loop = asyncio.get_running_loop()
         await in_thread(loop, None, self._core.start)
+        if self._port is not None:
+            return  # another task's start was quicker
+        self._starter = asyncio.current_task()
         self._port = self._core.port = Port(loop, self._core.provider)
         self._caller = LoopCaller(self._core, self._port)
         self._ended = asyncio.Event()
@@ -85,7 +89,8 @@ class EventBus:
 
     async def _close_again(self, starting: asyncio.Future[None]) -> None:
         await asyncio.wait([starting])  # a thread that opens a provider cannot be called back
-        await self.shutdown(0)
+        if self._starter is starting:
+            await self.shutdown(0)
 
     async def shutdown(self, timeout: float = SHUTDOWN_SECONDS) -> None:
         """Stop receiving, give handlers `timeout` seconds to end, cancel them, and close. Whoever waits gets NotInitialized.

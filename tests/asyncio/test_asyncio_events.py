@@ -18,6 +18,8 @@ from programs.shop import OrderPlaced, Reading, RushOrder
 
 import pymq
 import pymq.asyncio
+from pymq.asyncio import _bus
+from pymq.asyncio._port import Port
 
 
 @dataclass
@@ -484,6 +486,21 @@ def test_the_handlers_of_a_cancelled_task_do_not_leak(run, aconfig, caplog):
         assert task.cancelled()
         assert ended == [0]
         assert asyncio.all_tasks() == before
+
+    run(main())
+
+
+def test_several_starts_at_once_are_one(run, aconfig, monkeypatch):
+    ports = []
+    monkeypatch.setattr(_bus, "Port", lambda *args: ports.append(Port(*args)) or ports[-1])
+
+    async def main() -> None:
+        bus = pymq.asyncio.connect(aconfig)
+        bus.subscriber("news")(lambda event: None)
+        await asyncio.gather(*(bus.start() for _ in range(4)))
+        assert len(ports) == 1
+        assert await bus.publish("x", "news") == 1
+        await bus.shutdown()
 
     run(main())
 
