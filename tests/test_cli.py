@@ -54,7 +54,7 @@ def test_demo_shows_what_travels_and_leaves_nothing(environment: dict[str, str])
     done = run([*COMMAND, "demo"], environment)
     took = time.monotonic() - begin
     assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
-    assert took < 10
+    assert took < 30, "it gives up by itself after 9 s; what is beyond that is the start and end of processes on a busy machine"
     for line in (
         r"publisher +publishes order 4: a clock; it reached 1$",
         r"by_class +handles order 4 of 38.00$",
