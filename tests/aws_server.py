@@ -1,4 +1,4 @@
-"""An emulated AWS in a process of its own: moto's server on a free port of the loopback interface.
+"""An emulated AWS in a process of its own: moto's server on a free port of the loopback interface, as strict as AWS (`aws_strict`).
 
 `python tests/aws_server.py` prints its URL and serves until its standard input ends, so that it cannot outlive its parent.
 """
@@ -39,9 +39,11 @@ def emulator() -> str:
 def main() -> None:
     import logging
 
+    from aws_strict import be_strict
     from moto.server import ThreadedMotoServer
     from werkzeug.serving import WSGIRequestHandler
 
+    be_strict()
     WSGIRequestHandler.protocol_version = "HTTP/1.1"  # keeps connections: else each request begins with making one
     logging.getLogger("werkzeug").disabled = True
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)

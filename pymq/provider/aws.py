@@ -158,11 +158,11 @@ class AwsProvider(Provider):
             mailbox = self._owners.pop(queue, None)
         if mailbox is not None:
             return self._delete_temporary(queue, mailbox)
-        place = self._directory.find_shared(queue)
-        if place is not None:
+        self._directory.forget(queue)  # somebody may have deleted the one that we know, and another made it anew
+        if (place := self._directory.find_shared(queue)) is not None:
             arn = self._directory.arn(place)
             concurrently(self._topics.unsubscribe, [found.arn for found in self._topics.all_subscriptions() if found.queue_arn == arn])
-            self._directory.delete(SHARED, queue)
+        self._directory.delete_shared(queue)
         with self._lock:
             if (shared := self._shared.pop(queue, None)) is not None:
                 shared.end(gone(queue))

@@ -88,7 +88,7 @@ class _Raw:
         yield self._content
 
 
-def refused(code: str, status: int = 400, times: int = 1) -> Answer:
+def refused(code: str, status: int = 400, times: int = 1, text: str = "no") -> Answer:
     """SQS's or SNS's refusal, so many times; then AWS answers."""
     left = [times]
 
@@ -97,9 +97,9 @@ def refused(code: str, status: int = 400, times: int = 1) -> Answer:
             return None
         left[0] -= 1
         if "TopicArn" in call.parameters or "SubscriptionArn" in call.parameters:
-            text = f"<ErrorResponse><Error><Type>Sender</Type><Code>{code}</Code><Message>no</Message></Error></ErrorResponse>"
-            return status, {"content-type": "text/xml"}, text.encode()
+            body = f"<ErrorResponse><Error><Type>Sender</Type><Code>{code}</Code><Message>{text}</Message></Error></ErrorResponse>"
+            return status, {"content-type": "text/xml"}, body.encode()
         headers = {"content-type": "application/x-amz-json-1.0", "x-amzn-query-error": f"{code};Sender"}
-        return status, headers, json.dumps({"__type": code, "message": "no"}).encode()
+        return status, headers, json.dumps({"__type": code, "message": text}).encode()
 
     return answer

@@ -274,36 +274,123 @@ def test_what_is_removed_already_is_returned_though_aws_fails_then(wire, provide
     assert len(provider.receive("jobs", GUARD, limit=3, lease=None)) == 1
 
 
-def test_a_receipt_that_sqs_does_not_know_any_more_is_a_lost_lease(wire, provider):
+EXPIRED = "Value AQEB for parameter ReceiptHandle is invalid. Reason: Message does not exist or is not available."
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ("ReceiptHandleIsInvalid", "no"),
+        ("AWS.SimpleQueueService.MessageNotInflight", "no"),
+        ("InvalidParameterValue", EXPIRED),
+    ],
+)
+def test_a_receipt_that_sqs_does_not_know_any_more_is_a_lost_lease(wire, provider, code, text):
     provider.declare("jobs")
     provider.send("jobs", b"x")
     ((_, receipt),) = some(provider, "jobs")
-    wire.answers["ChangeMessageVisibility"] = refused("ReceiptHandleIsInvalid")
+    wire.answers["ChangeMessageVisibility"] = refused(code, text=text)
     with pytest.raises(LeaseLost):
         provider.extend(receipt, 10)
     with pytest.raises(LeaseLost):
         provider.ack(receipt)
 
 
-def test_a_name_that_is_blocked_after_a_deletion_gets_the_next_generation(wire, provider):
+def shared_names(wire: Wire) -> list[str]:
+    """Of the shared queues that somebody asked SQS to make, in order."""
+    return [call.parameters["QueueName"] for call in wire.named("CreateQueue") if "-s-" in call.parameters["QueueName"]]
+
+
+def test_a_name_is_never_used_again(wire, provider):
+    """Neither by the process that deleted the queue, nor by one that comes later and knows nothing of it."""
+    for _ in range(2):
+        with AwsOther(wire, provider) as other:
+            for _ in range(3):
+                other.declare("jobs")
+                other.delete("jobs")
+    assert len(set(shared_names(wire))) == 6
+    assert len({name[:-1] for name in shared_names(wire)}) == 1, "only the number differs"
+
+
+def test_two_that_declare_a_deleted_queue_meet(wire, provider):
     provider.declare("jobs")
-    provider.send("jobs", b"old")
     provider.delete("jobs")
-    wire.answers["CreateQueue"] = refused("AWS.SimpleQueueService.QueueDeletedRecently")
     with AwsOther(wire, provider) as other:
-        other.declare("jobs")
+        declaring = [in_thread(each.declare, "jobs") for each in (provider, other)]
+        for each in declaring:
+            each.result(GUARD)
         other.send("jobs", b"new")
         assert some(provider, "jobs", lease=None) == [(b"new", None)]
-    names = [call.parameters["QueueName"] for call in wire.named("CreateQueue") if "-s-" in call.parameters["QueueName"]]
-    assert [name[-2:] for name in names] == ["-0", "-0", "-1"]
 
 
-def test_a_process_does_not_use_a_name_again_that_it_has_deleted(wire, provider):
-    for generation in ("-0", "-1", "-2"):
+def test_two_that_delete_a_queue_use_up_one_number(wire, provider):
+    provider.declare("jobs")
+    with AwsOther(wire, provider) as other:
+        assert other.size("jobs") == 0
+        deleting = [in_thread(each.delete, "jobs") for each in (provider, other)]
+        for each in deleting:
+            each.result(GUARD)
         provider.declare("jobs")
-        made = [call.parameters["QueueName"] for call in wire.named("CreateQueue") if "-s-" in call.parameters["QueueName"]]
-        assert made[-1].endswith(generation)
+        assert [name[-2:] for name in dict.fromkeys(shared_names(wire))] == ["-0", "-1"]
+
+
+def test_a_deletion_that_comes_late_does_not_bring_a_used_number_back(wire, provider):
+    """It has read the number, then slept while others deleted the queue twice."""
+    for _ in range(3):
+        provider.declare("jobs")
         provider.delete("jobs")
+    provider._directory._entomb("s", "jobs", 0)
+    provider.declare("jobs")
+    assert shared_names(wire)[-1].endswith("-3")
+
+
+def test_a_deletion_by_one_who_knows_an_older_queue_deletes_the_present_one(wire, provider):
+    with AwsOther(wire, provider) as other:
+        other.declare("jobs")
+        provider.delete("jobs")
+        provider.declare("jobs")
+        other.delete("jobs")
+        with pytest.raises(QueueNotFound):
+            provider.send("jobs", b"x")
+
+
+def test_a_deletion_that_was_interrupted_is_finished_by_the_next(wire, provider):
+    """Its number was used up, but the queue was not deleted."""
+    provider.declare("jobs")
+    wire.answers["DeleteQueue"] = refused("AccessDenied", 403)
+    with pytest.raises(ProviderError):
+        provider.delete("jobs")
+    provider.delete("jobs")
+    kinds = sorted(found.kind for found in provider.sweeper.inventory())
+    assert kinds == ["tombstone", "undeliverable"]
+
+
+def test_one_who_looked_too_early_is_told_by_sqs_and_looks_again(wire, provider):
+    """It saw no queue and no tombstone; then others made the queue and deleted it."""
+    refusals = refused("AWS.SimpleQueueService.QueueDeletedRecently")
+    wire.answers["CreateQueue"] = lambda call: refusals(call) if "-s-" in call.parameters["QueueName"] else None
+    provider.declare("jobs")
+    assert [name[-2:] for name in shared_names(wire)] == ["-0", "-1"]
+    with AwsOther(wire, provider) as other:
+        other.send("jobs", b"new")
+        assert some(provider, "jobs", lease=None) == [(b"new", None)]
+
+
+def test_a_queue_that_somebody_made_meanwhile_is_there(wire, provider):
+    """And has tags that it did not have when it was made, of which CreateQueue says that it exists otherwise."""
+    with AwsOther(wire, provider) as other:
+        other.declare("jobs")
+    wire.answers["CreateQueue"] = refused("QueueAlreadyExists", times=10)
+    url = provider._directory._create(provider._directory.names.queue("s", "jobs", 0), {}, {})
+    assert url.endswith("-0")
+
+
+def test_the_names_of_a_purged_namespace_are_used_again_after_a_minute_only(wire, provider, monkeypatch):
+    """A purge takes the tombstones too, and SQS refuses their names as well."""
+    monkeypatch.setattr("pymq.provider._aws.directory.time.sleep", lambda seconds: None)
+    wire.answers["CreateQueue"] = refused("AWS.SimpleQueueService.QueueDeletedRecently", times=5)
+    provider.declare("jobs")
+    assert provider.size("jobs") == 0
 
 
 class AwsOther:

@@ -15,7 +15,17 @@ from pymq.exceptions import LeaseLost, MessageTooLarge, ProviderError
 from pymq.provider import config_from
 from pymq.provider._aws.batches import Batches, in_one_call
 from pymq.provider._aws.envelope import LARGEST_BODY, LARGEST_MESSAGE, Envelope, Window, unpack
-from pymq.provider._aws.names import Names, access_policy, all_of_many, delivery_policy, mailbox_of, tagged, tags_of_many, untagged
+from pymq.provider._aws.names import (
+    Names,
+    access_policy,
+    all_of_many,
+    delivery_policy,
+    mailbox_of,
+    number_of,
+    tagged,
+    tags_of_many,
+    untagged,
+)
 from pymq.provider.aws import AwsConfig, AwsEventBus, LocalstackConfig
 
 texts = st.text(max_size=100)
@@ -27,17 +37,28 @@ texts = st.text(max_size=100)
 @given(texts, texts, st.booleans())
 def test_names_are_valid(namespace, name, ordered):
     names = Names(namespace, ordered)
-    for queue in (names.queue(kind, name, 2) for kind in "smd"):
+    queues = [names.queue(kind, name, number) for kind in "smd" for number in (0, 16**10 - 1)]
+    for queue in [*queues, *map(names.tombstone, queues)]:
         assert re.fullmatch(r"[A-Za-z0-9_-]{1,75}(\.fifo)?", queue)
         assert len(queue) <= 80
         assert queue.endswith(".fifo") == ordered
     assert re.fullmatch(r"[A-Za-z0-9_-]{1,251}(\.fifo)?", names.topic(name))
 
 
-@given(st.lists(st.tuples(texts, st.sampled_from("smd"), texts, st.integers(0, 2)), min_size=2, max_size=2, unique=True))
+@given(st.lists(st.tuples(texts, st.sampled_from("smd"), texts, st.integers(0, 1000)), min_size=2, max_size=2, unique=True))
 def test_names_are_injective(two):
-    one, other = (Names(namespace, False).queue(kind, name, generation) for namespace, kind, name, generation in two)
+    one, other = (Names(namespace, False).queue(kind, name, number) for namespace, kind, name, number in two)
     assert one != other
+
+
+@given(texts, st.booleans(), st.integers(0, 1000))
+def test_all_queues_of_a_name_have_one_tombstone(name, ordered, number):
+    names = Names("shop", ordered)
+    tombstones = {kind: names.tombstone(names.queue(kind, name, number)) for kind in "sm"}
+    assert tombstones == {kind: names.tombstone(names.queue(kind, name, 0)) for kind in "sm"}
+    assert len(set(tombstones.values())) == 2
+    assert {names.kind_of(tombstone) for tombstone in tombstones.values()} == {"x"}
+    assert number_of(names.queue("s", name, number)) == number
 
 
 def test_a_namespace_is_not_the_beginning_of_another():

@@ -17,6 +17,8 @@ _SPENT = {"ReceiptHandleIsInvalid", "MessageNotInflight", "AWS.SimpleQueueServic
 _THROTTLED = {"Throttling", "ThrottlingException", "Throttled", "ThrottledException", "RequestThrottled", "RequestLimitExceeded"}
 _DENIED = {"AccessDenied", "AccessDeniedException", "AuthorizationError", "InvalidClientTokenId", "ExpiredToken"}
 DELETED_RECENTLY = {"AWS.SimpleQueueService.QueueDeletedRecently", "QueueDeletedRecently"}
+EXISTS_OTHERWISE = {"QueueAlreadyExists", "QueueNameExists"}
+"""What CreateQueue says of a queue whose attributes, or tags, are others than those that it was asked for."""
 
 
 class AwsError(ProviderError):
@@ -159,10 +161,13 @@ def translated(error: Exception) -> Exception:
 
 
 def refusal(code: str, text: str) -> Exception:
-    """Our error for one of AWS's codes."""
+    """Our error for one of AWS's codes.
+
+    A receipt whose time is over is an InvalidParameterValue to SQS, as each other wrong parameter is: only the text tells which.
+    """
     if code in _GONE:
         return QueueNotFound(text)
-    if code in _SPENT:
+    if code in _SPENT or (code == "InvalidParameterValue" and "for parameter ReceiptHandle" in text):
         return LeaseLost(text)
     if code in _DENIED:
         return AwsError(code, f"{text}; `pymq aws policy` prints what must be allowed")

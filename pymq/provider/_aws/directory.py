@@ -1,23 +1,44 @@
-"""Which queues of SQS a namespace has: finding, making and removing them, and whether the process behind a mailbox still lives."""
+"""Which queues of SQS a namespace has: finding, making and removing them, and whether the process behind a mailbox still lives.
+
+A queue that is deleted and made again gets another name: SQS refuses the old one for a minute, in which it may still answer for the
+queue that is gone, and what was subscribed or sent to that one must not meet the new one. All participants compute the same new
+name, `Names.queue(kind, name, number)`, from what the name's *tombstone* says: an empty queue of SQS whose tags are the numbers that
+were used up. Whoever deletes the queue with a number first adds that number to the tombstone; the current number is one more than
+the largest, or 0 while there is no tombstone, so numbers only grow, whoever adds them in whichever order. Two who declare at once
+make the same queue, which SQS allows; two who delete at once add the same number. Whoever has looked too early is told by SQS that
+the name was deleted, and looks again. A tombstone stays until the namespace is purged.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pymq.exceptions import QueueNotFound
-from pymq.provider._aws.account import DELETED_RECENTLY, Account, AwsError
-from pymq.provider._aws.names import BURIED, MAILBOX, SHARED, TAG, Names, delivery_policy, is_temporary, mailbox_of, tagged, untagged
+from pymq.provider._aws.account import DELETED_RECENTLY, EXISTS_OTHERWISE, Account, AwsError
+from pymq.provider._aws.names import (
+    BURIED,
+    MAILBOX,
+    SHARED,
+    TAG,
+    Names,
+    delivery_policy,
+    is_temporary,
+    mailbox_of,
+    number_of,
+    tagged,
+    untagged,
+)
 
-GENERATIONS = 3
-"""AWS refuses a deleted queue's name for 60 s: a queue that is made again within them gets the next number."""
 BLOCKED_SECONDS = 60
+"""How long SQS refuses the name of a deleted queue."""
 KEPT_SECONDS = 14 * 86400
 """How long SQS keeps what nobody takes: its maximum."""
 MAILBOX_SECONDS = 3600
 MANY_DELIVERIES = 1000
 """SQS's maximum. The core counts failures itself; this stops a message that kills SQS's every receiver before that."""
+_DELETED = f"{TAG}deleted."
 
 
 class Place(NamedTuple):
@@ -26,7 +47,6 @@ class Place(NamedTuple):
     kind: str
     url: str
     name: str
-    generation: int
 
 
 class Directory:
@@ -37,7 +57,6 @@ class Directory:
         self.names = names
         self._ordered = ordered
         self._places: dict[tuple[str, str], Place] = {}
-        self._deleted: dict[tuple[str, str], tuple[int, float]] = {}
         self._full_names: dict[str, str] = {}
 
     # ------------------------------------------------------------------ by our names
@@ -50,34 +69,65 @@ class Directory:
         for way in ways:
             if way in self._places:
                 return self._places[way]
-        for generation in range(GENERATIONS):
-            for kind, name in ways:
-                if (place := self._look(kind, name, generation)) is not None:
-                    return place
+        for way in ways:
+            if (place := self._look(*way)) is not None:
+                return place
         raise QueueNotFound(f"there is no queue {queue!r}: it was not declared, was deleted, or its owner has ended")
 
     def find_shared(self, queue: str) -> Place | None:
         """The same for a shared one."""
-        known = self._places.get((SHARED, queue))
-        return known or next(self._existing(SHARED, queue), None)
+        return self._places.get((SHARED, queue)) or self._look(SHARED, queue)
+
+    def used(self) -> list[str]:
+        """The shared queues that this process has found."""
+        return [name for kind, name in list(self._places) if kind == SHARED]
 
     def forget(self, queue: str) -> None:
         """A call has shown that it is gone."""
         for way in ((SHARED, queue), (MAILBOX, mailbox_of(queue))):
             self._places.pop(way, None)
 
-    def _existing(self, kind: str, name: str) -> Iterator[Place]:
-        found = (self._look(kind, name, generation) for generation in range(GENERATIONS))
-        return (place for place in found if place is not None)
+    def _look(self, kind: str, name: str) -> Place | None:
+        sqs_name = self.names.queue(kind, name, self._number(kind, name))
+        url = self._url(sqs_name)
+        return None if url is None else self._know(kind, name, sqs_name, url)
 
-    def _look(self, kind: str, name: str, generation: int) -> Place | None:
-        sqs_name = self.names.queue(kind, name, generation)
+    def _know(self, kind: str, name: str, sqs_name: str, url: str) -> Place:
+        place = self._places[kind, name] = Place(kind, url, sqs_name)
+        return place
+
+    def _url(self, sqs_name: str) -> str | None:
         try:
-            url = self._account.sqs("get_queue_url", QueueName=sqs_name)["QueueUrl"]
+            url: str = self._account.sqs("get_queue_url", QueueName=sqs_name)["QueueUrl"]
+            return url
         except QueueNotFound:
             return None
-        place = self._places[kind, name] = Place(kind, url, sqs_name, generation)
-        return place
+
+    # ------------------------------------------------------------------ tombstones
+
+    def _number(self, kind: str, name: str) -> int:
+        """That of the queue which stands for the name now."""
+        url = self._url(self.names.tombstone(self.names.queue(kind, name, 0)))
+        return 0 if url is None else 1 + max(_numbers(self.tags(url)), default=-1)
+
+    def _entomb(self, kind: str, name: str, number: int) -> None:
+        """From now on nobody takes this number for the name."""
+        tombstone = self.names.tombstone(self.names.queue(kind, name, number))
+        url = self._url(tombstone) or self._create_patiently(tombstone)
+        self.tag(url, self.names.tags | tagged("name", name) | {f"{_DELETED}{number}": f"{self._account.now():.0f}"})
+        if smaller := [known for known in _numbers(self.tags(url)) if known < number]:
+            self.untag(url, [f"{_DELETED}{known}" for known in smaller])
+
+    def _create_patiently(self, tombstone: str) -> str:
+        """A purge has removed it, if SQS does not want it within a minute."""
+        deadline = time.monotonic() + BLOCKED_SECONDS + 5
+        while True:
+            try:
+                return self._create(tombstone, {}, {})
+            except AwsError as error:
+                if error.code not in DELETED_RECENTLY or time.monotonic() > deadline:
+                    raise
+            time.sleep(1)
 
     # ------------------------------------------------------------------ making and removing
 
@@ -85,65 +135,70 @@ class Directory:
         """The shared queue, which exists from now on and keeps its messages."""
         if (place := self.find_shared(queue)) is not None:
             return place
-        buried = self._existing_or_new(BURIED, "")
+        buried = self._places.get((BURIED, "")) or self._look(BURIED, "") or self._make(BURIED, "", {})
         redrive = f'{{"deadLetterTargetArn":"{self.arn(buried)}","maxReceiveCount":"{MANY_DELIVERIES}"}}'
         place = self._make(SHARED, queue, tagged("name", queue), RedrivePolicy=redrive)
         self._full_names[place.name] = queue
         return place
 
-    def make_mailbox(self, name: str, tags: Mapping[str, str]) -> Place:
-        """A new mailbox."""
+    def make_mailbox(self, name: str, tags: Mapping[str, str], instead_of: Place | None = None) -> Place:
+        """A new mailbox, whose number its owner has to leave behind where somebody has removed the one before."""
+        if instead_of is not None:
+            self._entomb(MAILBOX, name, number_of(instead_of.name))
         return self._make(MAILBOX, name, tags, MessageRetentionPeriod=str(MAILBOX_SECONDS))
 
-    def _existing_or_new(self, kind: str, name: str) -> Place:
-        return self._places.get((kind, name)) or next(self._existing(kind, name), None) or self._make(kind, name, {})
-
     def _make(self, kind: str, name: str, tags: Mapping[str, str], **attributes: str) -> Place:
-        deadline = time.monotonic() + BLOCKED_SECONDS + 5
         while True:
-            for generation in range(self._first_generation(kind, name), GENERATIONS):
-                try:
-                    return self._create(kind, name, generation, tags, attributes)
-                except AwsError as error:
-                    if error.code not in DELETED_RECENTLY or time.monotonic() > deadline:
-                        raise
-            time.sleep(1)
+            number = self._number(kind, name)
+            sqs_name = self.names.queue(kind, name, number)
+            try:
+                return self._know(kind, name, sqs_name, self._create(sqs_name, tags, attributes))
+            except AwsError as error:
+                if error.code not in DELETED_RECENTLY:
+                    raise
+            self._entomb(kind, name, number)
 
-    def _first_generation(self, kind: str, name: str) -> int:
-        generation, when = self._deleted.get((kind, name), (-1, 0.0))
-        return (generation + 1) % GENERATIONS if time.monotonic() - when < BLOCKED_SECONDS else 0
-
-    def _create(self, kind: str, name: str, generation: int, tags: Mapping[str, str], attributes: Mapping[str, str]) -> Place:
-        sqs_name = self.names.queue(kind, name, generation)
+    def _create(self, sqs_name: str, tags: Mapping[str, str], attributes: Mapping[str, str]) -> str:
+        """The URL of a queue that exists, made by this call, or by somebody who was faster and has given it other tags since."""
         identity = self._account.identity
         policy = delivery_policy(identity.arn("sqs", sqs_name), identity.arn("sns", self.names.prefix + "*"))
         usual = {"MessageRetentionPeriod": str(KEPT_SECONDS), "Policy": policy}
         fifo = {"FifoQueue": "true", "DeduplicationScope": "messageGroup", "FifoThroughputLimit": "perMessageGroupId"}
-        self._account.sqs(
-            "create_queue",
-            QueueName=sqs_name,
-            Attributes=usual | (fifo if self._ordered else {}) | dict(attributes),
-            tags=self.names.tags | dict(tags),
-        )
-        return self._usable(kind, name, generation)
+        asked = usual | (fifo if self._ordered else {}) | dict(attributes)
+        try:
+            self._account.sqs("create_queue", QueueName=sqs_name, Attributes=asked, tags=self.names.tags | dict(tags))
+        except AwsError as error:
+            if error.code not in EXISTS_OTHERWISE:
+                raise
+        return self._usable(sqs_name)
 
-    def _usable(self, kind: str, name: str, generation: int) -> Place:
+    def _usable(self, sqs_name: str) -> str:
         """A new queue can be used after a second or so: wait until SQS knows it."""
         for _ in range(50):
-            if (place := self._look(kind, name, generation)) is not None:
-                return place
+            if (url := self._url(sqs_name)) is not None:
+                return url
             time.sleep(0.1)
-        raise QueueNotFound(f"SQS does not know the queue for {name!r} 5 s after it has made it")
+        raise QueueNotFound(f"SQS does not know the queue {sqs_name!r} 5 s after it has made it")
 
-    def delete(self, kind: str, name: str) -> None:
-        """The queue of SQS is gone; an unknown one is ignored."""
-        for place in list(self._existing(kind, name)):
-            self.delete_at(place.url)
-            self._deleted[kind, name] = place.generation, time.monotonic()
-        self._places.pop((kind, name), None)
+    def delete_shared(self, queue: str) -> None:
+        """The queue of SQS is gone, and its name; an unknown one is ignored. What an interrupted call began is finished by the next."""
+        number = self._number(SHARED, queue)
+        current = self._url(self.names.queue(SHARED, queue, number))
+        if current is not None:
+            self._entomb(SHARED, queue, number)
+            self.delete_at(current)
+        elif number and (entombed := self._url(self.names.queue(SHARED, queue, number - 1))) is not None:
+            self.delete_at(entombed)
+        self._places.pop((SHARED, queue), None)
+
+    def delete_mailbox(self, url: str) -> None:
+        """A mailbox is gone, by its URL. Its name, which is its bus's alone, will not be used again, so no tombstone must stay."""
+        self.delete_at(url)
+        if number_of(url) and (tombstone := self._url(self.names.tombstone(url.rpartition("/")[2]))) is not None:
+            self.delete_at(tombstone)
 
     def delete_at(self, url: str) -> None:
-        """The same by its URL."""
+        """The queue of SQS with that URL is gone; an unknown one is ignored."""
         try:
             self._account.sqs("delete_queue", QueueUrl=url)
         except QueueNotFound:
@@ -167,9 +222,9 @@ class Directory:
             page["NextToken"] = answer["NextToken"]
 
     def shared(self, prefix: str) -> Sequence[str]:
-        """The names of the shared queues that begin with the prefix."""
-        names = [self._full_name(url) for url in self.listed(SHARED)]
-        return [name for name in names if name is not None and name.startswith(prefix)]
+        """The names of the shared queues that begin with the prefix, among them those used here that SQS does not list yet."""
+        names = [*self.used(), *map(self._full_name, self.listed(SHARED))]
+        return [name for name in dict.fromkeys(names) if name is not None and name.startswith(prefix)]
 
     def _full_name(self, url: str) -> str | None:
         sqs_name = url.rpartition("/")[2]
@@ -182,11 +237,7 @@ class Directory:
 
     def url_of(self, queue_arn: str) -> str | None:
         """The URL of a queue that is given by its ARN; None where it is gone."""
-        try:
-            url: str = self._account.sqs("get_queue_url", QueueName=queue_arn.rpartition(":")[2])["QueueUrl"]
-            return url
-        except QueueNotFound:
-            return None
+        return self._url(queue_arn.rpartition(":")[2])
 
     # ------------------------------------------------------------------ tags and leases
 
@@ -202,9 +253,9 @@ class Directory:
         """Set some. Raises QueueNotFound."""
         self._account.sqs("tag_queue", QueueUrl=url, Tags=dict(tags))
 
-    def untag(self, url: str, tags: Mapping[str, str]) -> None:
+    def untag(self, url: str, keys: Iterable[str]) -> None:
         """Remove some. Raises QueueNotFound."""
-        self._account.sqs("untag_queue", QueueUrl=url, TagKeys=list(tags))
+        self._account.sqs("untag_queue", QueueUrl=url, TagKeys=list(keys))
 
     def lease_tags(self, seconds: float) -> dict[str, str]:
         """What says that a mailbox's process lives for so long."""
@@ -218,3 +269,8 @@ class Directory:
 def owner_tags(owner: str) -> dict[str, str]:
     """Who made it, for people: host and process."""
     return tagged("owner", owner)
+
+
+def _numbers(tags: Mapping[str, str]) -> list[int]:
+    """Those that a tombstone says are used up."""
+    return [int(key.removeprefix(_DELETED)) for key in tags if key.startswith(_DELETED)]

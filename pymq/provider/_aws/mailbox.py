@@ -19,7 +19,7 @@ from pymq.provider._aws.account import Account
 from pymq.provider._aws.batches import in_one_call
 from pymq.provider._aws.directory import Directory, Place, owner_tags
 from pymq.provider._aws.envelope import Envelope, Window, unpack
-from pymq.provider._aws.names import EVERYTHING, MAILBOX, tags_of_many
+from pymq.provider._aws.names import EVERYTHING, tags_of_many
 from pymq.provider._aws.topics import Topics
 from pymq.provider.base import Delivery
 from pymq.topics import Bindings
@@ -84,10 +84,11 @@ class Mailbox:
         self._place = self._make()
         threading.Thread(target=self._read, name="pymq-aws-mailbox", daemon=True).start()
 
-    def _make(self) -> Place:
+    def _make(self, instead_of: Place | None = None) -> Place:
         bound = [tags_of_many("inbox", name) for name in self._bound()]
         tags = self._directory.lease_tags(self._lease) | owner_tags(self._owner)
-        return self._directory.make_mailbox(self._name, {key: value for each in (tags, *bound) for key, value in each.items()})
+        tags = {key: value for each in (tags, *bound) for key, value in each.items()}
+        return self._directory.make_mailbox(self._name, tags, instead_of)
 
     def _bound(self) -> list[str]:
         return list(dict.fromkeys(name for name, _, _ in self._bindings.of()))
@@ -188,8 +189,7 @@ class Mailbox:
             if self._closed or self._directory.tags(self._place.url):
                 return
             log.warning("the mailbox of this process was removed, since it had not renewed its lease; what was sent meanwhile is lost")
-            self._directory.forget(f"inbox/{self._name}")
-            self._place = self._make()
+            self._place = self._make(instead_of=self._place)
             for topic in self._subscriptions:
                 self._subscriptions[topic] = self._topics.subscribe(topic, self._directory.arn(self._place))
 
@@ -201,7 +201,8 @@ class Mailbox:
         with self._changing:
             self._end_subscriptions(list(self._subscriptions))
             self._wake_reader()
-            self._directory.delete(MAILBOX, self._name)
+            self._directory.delete_mailbox(self._place.url)
+            self._directory.forget(f"inbox/{self._name}")
 
     def _wake_reader(self) -> None:
         """A poll cannot be interrupted, but answered; the message is for nobody."""

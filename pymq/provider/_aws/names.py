@@ -1,8 +1,9 @@
 """How queues and topics are called in AWS, whose names hold 80 characters of a small alphabet.
 
-A name is `pymq-<namespace>-<digest>-<kind>-<readable part>-<digest>-<generation>`. The digests make it injective; what it stands
+A name is `pymq-<namespace>-<digest>-<kind>-<readable part>-<digest>-<number>`. The digests make it injective; what it stands
 for in full is in the resource's tags. The kinds: `s` shared queue, `m` mailbox (the temporary queues of one process), `d` where
-SQS puts what was received 1,000 times, `t` topic.
+SQS puts what was received 1,000 times, `t` topic, `x` tombstone. A queue's number is 0, or one more than that of the queue that
+was deleted last under this name, which the name's tombstone knows (`_aws.directory`): so no name is used twice.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-SHARED, MAILBOX, BURIED, TOPIC = "smdt"
+SHARED, MAILBOX, BURIED, TOPIC, TOMBSTONE = "smdtx"
 EVERYTHING = "\0everything"
 """In the place of a topic's name: the topic of a namespace to which everything is published while a pattern is bound."""
 
@@ -33,9 +34,14 @@ class Names:
         self.prefix: str = f"pymq-{_slug(namespace)}-{_digest(namespace, 10)}-"
         self._suffix = ".fifo" if ordered else ""
 
-    def queue(self, kind: str, name: str, generation: int) -> str:
-        """The queue's name in SQS: at most 79 characters."""
-        return f"{self.prefix}{kind}-{_slug(name)}-{self._digest(kind, name)}-{generation}{self._suffix}"
+    def queue(self, kind: str, name: str, number: int) -> str:
+        """The queue's name in SQS: at most 80 characters, of which ten are the number's."""
+        return f"{self.prefix}{kind}-{_slug(name)}-{self._digest(kind, name)}-{number:x}{self._suffix}"
+
+    def tombstone(self, queue: str) -> str:
+        """The name of the tombstone of that queue, whichever its number is."""
+        kind, _, rest = queue.removeprefix(self.prefix).partition("-")
+        return f"{self.prefix}{TOMBSTONE}-{rest.rpartition('-')[0]}-{kind}{'.fifo' if rest.endswith('.fifo') else ''}"
 
     def topic(self, name: str) -> str:
         """The topic's name in SNS."""
@@ -48,6 +54,11 @@ class Names:
         """The kind of a queue or topic, given by its name, ARN or URL; empty for one of somebody else."""
         name = re.split(r"[:/]", resource)[-1]
         return name[len(self.prefix)] if name.startswith(self.prefix) else ""
+
+
+def number_of(queue: str) -> int:
+    """The number of a queue of SQS, given by its name or URL."""
+    return int(queue.removesuffix(".fifo").rpartition("-")[2], 16)
 
 
 def mailbox_of(queue: str) -> str:
@@ -65,7 +76,7 @@ def is_temporary(queue: str) -> bool:
 
 
 def _slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")[:16].strip("-") or "x"
+    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")[:12].strip("-") or "x"
 
 
 def _digest(text: str, characters: int) -> str:

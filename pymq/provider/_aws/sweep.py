@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 from pymq.exceptions import ProviderError
 from pymq.provider._aws.directory import Directory
-from pymq.provider._aws.names import BURIED, MAILBOX, SHARED, all_of_many, untagged
+from pymq.provider._aws.names import BURIED, MAILBOX, SHARED, TOMBSTONE, all_of_many, untagged
 from pymq.provider._aws.topics import Topics
 
 log = logging.getLogger("pymq")
 
-KINDS = {SHARED: "queue", MAILBOX: "mailbox", BURIED: "undeliverable"}
+KINDS = {SHARED: "queue", MAILBOX: "mailbox", BURIED: "undeliverable", TOMBSTONE: "tombstone"}
 
 
 class Resource(NamedTuple):
@@ -62,7 +62,7 @@ class Sweeper:
                     self._topics.unsubscribe(subscription.arn)
         for url in urls:
             log.info("removing the mailbox of a process that has died: %s", url)
-            self._directory.delete_at(url)
+            self._directory.delete_mailbox(url)
 
     def consumers(self, topic: str) -> list[str]:
         """The live temporary queues that are subscribed to a topic; what is left of dead ones is removed."""
