@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 
+import botocore.exceptions
 import pytest
 from aws_wire import Wire, refused
 from harness import GUARD, Heard, eventually, in_thread
@@ -168,6 +169,27 @@ def test_a_publisher_that_is_not_told_about_patterns_assumes_there_are_some(wire
     provider.publish(["e/c"], b"x")
     assert len(wire.named("PublishBatch")) == 2
     assert len(wire.named("ListSubscriptionsByTopic")) == 1, "it does not wait for AWS to have time"
+
+
+def test_a_publisher_that_gets_no_answer_about_patterns_assumes_the_same(wire, provider):
+    """The event is out already: to raise would have it published again."""
+
+    def no_answer(call):
+        raise botocore.exceptions.ReadTimeoutError(endpoint_url="http://sns")
+
+    wire.answers["ListSubscriptionsByTopic"] = no_answer
+    provider.publish(["e/c"], b"x")
+    assert len(wire.named("PublishBatch")) == 2
+
+
+def test_many_threads_look_for_patterns_once(wire):
+    provider = wire.config(refresh=60.0).create()
+    provider.open()
+    publishing = [in_thread(provider.publish, ["e/c"], b"x") for _ in range(8)]
+    for each in publishing:
+        each.result(GUARD)
+    assert len(wire.named("ListSubscriptionsByTopic")) == 1
+    provider.close()
 
 
 def test_an_entry_of_a_batch_that_failed_is_sent_again(wire, provider):

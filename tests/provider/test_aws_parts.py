@@ -7,11 +7,11 @@ import re
 import threading
 
 import pytest
-from harness import in_thread
+from harness import eventually, in_thread
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pymq.exceptions import LeaseLost, MessageTooLarge, ProviderError
+from pymq.exceptions import ConnectionLost, LeaseLost, MessageTooLarge, ProviderError
 from pymq.provider import config_from
 from pymq.provider._aws.batches import Batches, in_one_call
 from pymq.provider._aws.envelope import LARGEST_BODY, LARGEST_MESSAGE, Envelope, Window, unpack
@@ -246,6 +246,37 @@ def test_ten_that_wait_do_not_wait_for_a_call_unless_order_matters():
         each.result(10)
 
 
+def test_what_waits_goes_when_all_calls_have_ended():
+    """Not when the first of them has: that would be a call for few."""
+    sent = Sent()
+    batches = Batches(sent, in_order=False, patience=3600)
+    adding = begin(batches, sent, list("abcdefghijk"), 0)
+    for _ in range(2):
+        assert sent.begun.acquire(timeout=10)
+    adding += begin(batches, sent, list("lm"), 11)
+    sent.may_end.release()
+    eventually(lambda: sum(each.done() for each in adding) in (1, 10))
+    assert len(sent.calls) == 2
+    sent.may_end.release()
+    assert sent.begun.acquire(timeout=10)
+    assert sent.calls[-1] == ["l", "m"]
+    sent.may_end.release()
+    for each in adding:
+        each.result(10)
+
+
+def test_what_waits_does_not_wait_for_a_call_that_hangs():
+    sent = Sent()
+    batches = Batches(sent, in_order=False, patience=0.01)
+    adding = begin(batches, sent, list("ab"), 0)
+    for call in (["a"], ["b"]):
+        assert sent.begun.acquire(timeout=10)
+        assert sent.calls[-1] == call
+    sent.may_end.release(2)
+    for each in adding:
+        each.result(10)
+
+
 def test_a_call_holds_at_most_256_kib():
     sent = Sent()
     adding = begin(Batches(sent, in_order=True), sent, list("abcd"), 0, 100 << 10)
@@ -297,6 +328,21 @@ def test_a_part_that_failed_is_sent_again_where_that_helps():
     errors = in_one_call(call, [{}] * 4)
     assert calls == [["0", "1", "2", "3"], ["1", "2"]]
     assert [type(error) for error in errors] == [LeaseLost, *[type(None)] * 3]
+
+
+def test_an_error_of_the_second_call_is_not_one_of_what_the_first_has_sent():
+    """Whoever sent that would send it again."""
+    calls = []
+
+    def call(entries):
+        calls.append([entry["Id"] for entry in entries])
+        if len(calls) == 2:
+            raise ConnectionLost("no answer")
+        return {"Failed": [{"Id": "1", "SenderFault": False, "Code": "InternalError"}]}
+
+    errors = in_one_call(call, [{}] * 3)
+    assert calls == [["0", "1", "2"], ["1"]]
+    assert [type(error) for error in errors] == [type(None), ConnectionLost, type(None)]
 
 
 def test_what_fails_again_and_again_is_an_error(monkeypatch):

@@ -1,8 +1,9 @@
 """Batches: what several threads want to send to one place at the same time goes in one call, and nobody waits for company.
 
-While nothing is on its way to a place, a call is made at once, for one entry. What comes meanwhile waits for it to end, and then
-for 5 ms at most, and goes in the next call, of up to ten; ten that wait do not wait for anything, unless order matters. So an idle
-publisher pays nothing for this, a busy one makes a tenth of the calls, and in both cases `add` returns when AWS has the entry.
+While nothing is on its way to a place, a call is made at once, for one entry. What comes meanwhile waits for company: until there
+are ten, or until all calls have ended and 5 ms more, or for 250 ms, whichever comes first. Where order matters one call is made after
+the other, and what waits goes in the next. So an idle publisher pays nothing for this, a busy one makes a tenth of the calls, and in
+both cases `add` returns when AWS has the entry.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ MOST = 10
 ATTEMPTS = 6
 LINGER = 0.005
 """Seconds; without it a call that ends finds the first few that the one before has let go, and 60 threads make 0.18 calls per entry."""
+PATIENCE = 0.25
+"""Seconds for which calls that are on their way are a reason to wait: they may take long, where AWS is throttling."""
 
 
 class _Entry:
@@ -58,9 +61,10 @@ class _Lane:
 class Batches:
     """One kind of call: `call(place, entries)` makes it for up to ten entries. Safe in all threads."""
 
-    def __init__(self, call: Callable[[str, list[dict[str, Any]]], dict[str, Any]], in_order: bool) -> None:
+    def __init__(self, call: Callable[[str, list[dict[str, Any]]], dict[str, Any]], in_order: bool, patience: float = PATIENCE) -> None:
         self._call = call
         self._in_order = in_order
+        self._patience = None if in_order else patience
         self._lock = threading.Lock()
         self._lanes: dict[str, _Lane] = {}
 
@@ -76,7 +80,8 @@ class Batches:
             elif not lane.lingers and (not lane.running or (full and not self._in_order)):
                 self._appoint(lane, linger=False)
         try:
-            entry.ready.wait()
+            while not entry.ready.wait(self._patience):
+                self._lose_patience(lane, entry)
         except BaseException:  # Ctrl-C: nobody may be left waiting for a call that this thread was to make
             self._leave(lane, entry)
             raise
@@ -85,6 +90,11 @@ class Batches:
                 self._run(place, lane)
         if entry.error is not None:
             raise entry.error
+
+    def _lose_patience(self, lane: _Lane, entry: _Entry) -> None:
+        with self._lock:
+            if lane.waiting and lane.waiting[0] is entry and not lane.lingers:
+                self._appoint(lane, linger=False)
 
     def _leave(self, lane: _Lane, entry: _Entry) -> None:
         with self._lock:
@@ -106,13 +116,10 @@ class Batches:
             lane.lingers = False
             lane.filled.clear()
             batch = lane.take()
-        errors: Sequence[Exception | None] = [ConnectionLost("the call was interrupted; it is not known whether it took place")] * len(
-            batch
-        )
+        interrupted = ConnectionLost("the call was interrupted; it is not known whether it took place")
+        errors: Sequence[Exception | None] = [interrupted] * len(batch)
         try:
             errors = in_one_call(lambda entries: self._call(place, entries), [entry.content for entry in batch])
-        except Exception as error:
-            errors = [error] * len(batch)
         finally:
             self._end(place, lane)
             for entry, error_or_none in zip(batch, errors):
@@ -122,8 +129,9 @@ class Batches:
     def _end(self, place: str, lane: _Lane) -> None:
         with self._lock:
             lane.running -= 1
-            if lane.waiting and not lane.lingers:
-                self._appoint(lane, linger=len(lane.waiting) < MOST)
+            full = len(lane.waiting) >= MOST
+            if lane.waiting and not lane.lingers and (full or not lane.running):
+                self._appoint(lane, linger=not full)
             elif not lane.running:
                 self._lanes.pop(place, None)
 
@@ -133,15 +141,21 @@ def in_one_call(call: Callable[[list[dict[str, Any]]], dict[str, Any]], contents
     errors: list[Exception | None] = [None] * len(contents)
     left = list(range(len(contents)))
     for attempt in range(ATTEMPTS):
-        failed = call([contents[number] | {"Id": str(number)} for number in left]).get("Failed", [])
-        errors = [None if number in left else error for number, error in enumerate(errors)]
-        left = []
+        if attempt:
+            time.sleep(random.uniform(0.5, 1.0) * 0.1 * 2 ** (attempt - 1))
+        try:
+            failed = call([contents[number] | {"Id": str(number)} for number in left]).get("Failed", [])
+        except Exception as error:  # of these entries only: AWS has the others
+            return [error if number in left else known for number, known in enumerate(errors)]
+        errors = [None if number in left else known for number, known in enumerate(errors)]
         for failure in failed:
-            error = errors[int(failure["Id"])] = refusal(failure.get("Code", ""), failure.get("Message") or "refused by AWS")
-            if not failure.get("SenderFault") or (isinstance(error, AwsError) and error.throttled):
-                left.append(int(failure["Id"]))
+            errors[int(failure["Id"])] = refusal(failure.get("Code", ""), failure.get("Message") or "refused by AWS")
+        left = [int(failure["Id"]) for failure in failed if _may_succeed(failure, errors)]
         if not left:
             break
-        if attempt < ATTEMPTS - 1:
-            time.sleep(random.uniform(0.5, 1.0) * 0.1 * 2**attempt)
     return errors
+
+
+def _may_succeed(failure: dict[str, Any], errors: Sequence[Exception | None]) -> bool:
+    error = errors[int(failure["Id"])]
+    return not failure.get("SenderFault") or (isinstance(error, AwsError) and error.throttled)

@@ -6,11 +6,12 @@ removes those of a namespace. A filter policy in its place would be in force up 
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from pymq.exceptions import LeaseLost, ProviderError, QueueNotFound
+from pymq.exceptions import ConnectionLost, LeaseLost, ProviderError, QueueNotFound
 from pymq.provider._aws.account import Account, AwsError
 from pymq.provider._aws.batches import Batches
 from pymq.provider._aws.envelope import Envelope
@@ -36,6 +37,7 @@ class Topics:
         self._refresh = refresh
         self._sender = sender
         self._batches = Batches(self._publish_batch, ordered)
+        self._looking = threading.Lock()
         self._watched_until = 0.0
         self._patterns = False
 
@@ -60,21 +62,27 @@ class Topics:
         return self._account.sns("publish_batch", TopicArn=arn, PublishBatchRequestEntries=entries)
 
     def _anybody_binds_a_pattern(self) -> bool:
-        """Asked anew after `refresh` seconds. Where AWS has no time to say, the answer is yes: that may deliver too much only."""
-        now = time.monotonic()
-        if now >= self._watched_until:
-            try:
-                self._patterns = bool(
-                    self._account.ask_sns("list_subscriptions_by_topic", TopicArn=self._arn(EVERYTHING))["Subscriptions"]
-                )
-            except QueueNotFound:
-                self._patterns = False
-            except AwsError as error:
-                if not error.throttled:
-                    raise
-                self._patterns = True
-            self._watched_until = now + self._refresh
-        return self._patterns
+        """Asked anew after `refresh` seconds, by one thread, for which the others wait."""
+        if time.monotonic() < self._watched_until:
+            return self._patterns
+        with self._looking:
+            if (now := time.monotonic()) >= self._watched_until:
+                self._patterns = self._ask_for_patterns()
+                self._watched_until = now + self._refresh
+            return self._patterns
+
+    def _ask_for_patterns(self) -> bool:
+        """Where AWS has no time to say, the answer is yes: that may deliver too much only."""
+        try:
+            return bool(self._account.ask_sns("list_subscriptions_by_topic", TopicArn=self._arn(EVERYTHING))["Subscriptions"])
+        except QueueNotFound:
+            return False
+        except ConnectionLost:
+            return True
+        except AwsError as error:
+            if not error.throttled:
+                raise
+            return True
 
     def subscribe(self, topic: str, queue_arn: str) -> str:
         """The queue gets what is published to the topic from now on; the subscription's ARN. Idempotent.
