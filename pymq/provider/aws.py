@@ -18,6 +18,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +27,7 @@ from pymq.exceptions import MessageTooLarge, ProviderError, QueueNotFound
 from pymq.provider._aws.account import LONGEST_POLL, Account
 from pymq.provider._aws.batches import Batches
 from pymq.provider._aws.config import AwsConfig, LocalstackConfig
-from pymq.provider._aws.directory import Directory
+from pymq.provider._aws.directory import Directory, Place
 from pymq.provider._aws.envelope import LARGEST_MESSAGE
 from pymq.provider._aws.keeper import Keeper
 from pymq.provider._aws.leases import Leases, lost
@@ -189,10 +190,21 @@ class AwsProvider(Provider):
         return self._directory.shared(prefix)
 
     def counters(self) -> dict[str, dict[str, int]]:
-        """Of this bus's own temporary queues: SQS keeps no such counts."""
+        """Of this bus's temporary queues, and of the shared ones that it has used, for each of which SQS is asked, and answers about.
+
+        `expired` is what this process has dropped.
+        """
         with self._lock:
             inboxes = [item for mailbox in self._mailboxes.values() for item in mailbox.inboxes.items()]
-            return {name: {"waiting": len(inbox), "leased": 0, "dropped": inbox.dropped, "expired": 0} for name, inbox in inboxes}
+            found = {name: {"waiting": len(inbox), "leased": 0, "dropped": inbox.dropped, "expired": 0} for name, inbox in inboxes}
+            expired = {name: shared.expired for name, shared in self._shared.items()}
+
+        def look(queue: str) -> None:
+            with suppress(QueueNotFound):
+                found[queue] = self._sender.counts(queue) | {"dropped": 0, "expired": expired.get(queue, 0)}
+
+        concurrently(look, self._directory.used())
+        return found
 
     # ------------------------------------------------------------------ send
 
@@ -300,7 +312,7 @@ class AwsProvider(Provider):
         if place is None:
             raise gone(queue)
         with self._lock:
-            made = SharedQueue(self._account, self._directory, self._deletes, self._lock, queue, place)
+            made = SharedQueue(self._account, self._directory, self._deletes, self._lock, queue, place, self._config.refresh)
             return self._shared.setdefault(queue, made)
 
     def _forget(self, queue: str, shared: SharedQueue) -> None:
@@ -389,11 +401,22 @@ class AwsProvider(Provider):
         place = self._directory.find(queue)
         if place.kind != SHARED:
             raise ProviderError(f"the queue {queue!r} is another process's; only that one binds it")
-        if not exact:
-            self._directory.tag(place.url, tags_of_many("pattern", pattern))
-            self._shared_queue(queue).bound(pattern, True)
-        self._topics.subscribe(pattern if exact else EVERYTHING, self._directory.arn(place))
+        if exact:
+            self._topics.subscribe(pattern, self._directory.arn(place))
+        else:
+            self._bind_pattern(queue, place, pattern)
         return None
+
+    def _bind_pattern(self, queue: str, place: Place, pattern: str) -> None:
+        """Where that is new, wait until all receivers of the queue have looked again."""
+        begun = time.monotonic()
+        self._shared_queue(queue).bound(pattern, True)
+        known = pattern in all_of_many("pattern", self._directory.tags(place.url))
+        if not known:
+            self._directory.tag(place.url, tags_of_many("pattern", pattern))
+        self._topics.subscribe(EVERYTHING, self._directory.arn(place))
+        if not known:
+            time.sleep(max(0.0, begun + self._config.refresh - time.monotonic()))
 
     def unbind(self, queue: str, pattern: str, *, exact: bool) -> None:
         if queue in self._owners:

@@ -141,6 +141,48 @@ def test_who_serves_is_looked_up_once_in_a_while(wire):
         assert len(wire.named("ListSubscriptionsByTopic")) == before
 
 
+def test_that_a_server_lives_is_believed_until_its_lease_ends(wire):
+    """Asking for tags is what AWS allows least of: five times a second in all."""
+    config = wire.config()
+    with pymq.EventBus(config) as server, pymq.EventBus(config) as bus:
+        server.expose(lambda number: 2 * number, "double")
+        double = bus.stub("double", timeout=GUARD)
+        assert double(1) == 2
+        before = len(wire.named("ListQueueTags"))
+        assert [double(number) for number in (2, 3)] == [4, 6]
+        assert len(wire.named("ListQueueTags")) == before
+
+
+def test_what_no_pattern_matches_is_looked_up_once_in_a_while(wire, heard):
+    with pymq.EventBus(wire.config(refresh=1.0)) as bus:
+        bus.subscribe(heard, "sensors/*", pattern=True, group="workers")
+        before = len(wire.named("ListQueueTags"))
+        for number in range(5):
+            bus.publish(number, "doors/1")
+        bus.publish("heard", "sensors/1")
+        assert heard.next() == "heard"
+        assert len(wire.named("ListQueueTags")) <= before + 2
+
+
+def test_a_new_pattern_of_a_queue_waits_until_its_receivers_have_looked_again(wire):
+    """The receiver has just seen that the queue is bound to another one."""
+    config = wire.config(refresh=1.5)
+    one, other = config.create(), config.create()
+    for provider in (one, other):
+        provider.open()
+    one.declare("jobs")
+    one.bind("jobs", "e/a*", exact=False)
+    one.publish(["e/a"], b"a")
+    one.publish(["e/b"], b"nobody's")
+    assert some(other, "jobs", lease=None) == [(b"a", None)]
+    assert other.receive("jobs", 1.0, lease=None) == []
+    one.bind("jobs", "e/b*", exact=False)
+    one.publish(["e/b"], b"b")
+    assert some(other, "jobs", lease=None) == [(b"b", None)]
+    for provider in (one, other):
+        provider.close()
+
+
 # --- what AWS may do --------------------------------------------------------------------------------------------------
 
 
@@ -282,6 +324,22 @@ def test_a_lease_that_is_longer_than_the_processs_own_is_extended_piece_by_piece
     eventually(lambda: len(wire.named("ChangeMessageVisibility")) >= 5)
     assert provider.receive("jobs") == []
     provider.ack(receipt)
+    provider.close()
+
+
+def test_a_lease_whose_extension_fails_does_not_end_the_others(wire):
+    provider = wire.config(lease=1.5).create()
+    provider.open()
+    provider.declare("jobs")
+    for message in (b"1", b"2"):
+        provider.send("jobs", message)
+    receipts = [some(provider, "jobs", lease=1000.0)[0][1] for _ in range(2)]
+    doomed = receipts[0].handle
+    wire.answers["ChangeMessageVisibility"] = lambda call: (
+        refused("AccessDenied", 403)(call) if call.parameters["ReceiptHandle"] == doomed else None
+    )
+    before = receipts[1].hidden_until
+    eventually(lambda: receipts[1].hidden_until > before)
     provider.close()
 
 

@@ -239,6 +239,10 @@ class Directory:
         """The URL of a queue that is given by its ARN; None where it is gone."""
         return self._url(queue_arn.rpartition(":")[2])
 
+    def exists(self, url: str) -> bool:
+        """Whether the queue with that URL is there."""
+        return self._url(url.rpartition("/")[2]) is not None
+
     # ------------------------------------------------------------------ tags and leases
 
     def tags(self, url: str) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from functools import partial
 
 from pymq.exceptions import LeaseLost
 from pymq.provider._aws.keeper import Keeper
@@ -39,9 +40,11 @@ class Leases:
         """Those that are longer than SQS was told."""
         with self._lock:
             short = [held for held in self._held if held.until > max(time.monotonic(), held.hidden_until + ROUNDING)]
-        for receipt in short:
-            if not receipt.home.hide(receipt, min(receipt.until - time.monotonic(), self._longest)):
-                receipt.until = -math.inf
+        concurrently(lambda receipt: quietly(partial(self._extend_one, receipt), "extending a lease"), short)
+
+    def _extend_one(self, receipt: SqsReceipt) -> None:
+        if not receipt.home.hide(receipt, min(receipt.until - time.monotonic(), self._longest)):
+            receipt.until = -math.inf
 
     def spend(self, receipt: SqsReceipt) -> None:
         """It is to be settled, now and once. Raises LeaseLost."""

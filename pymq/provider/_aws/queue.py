@@ -58,7 +58,9 @@ class Waiter(NamedTuple):
 
 
 class SharedQueue:
-    """One shared queue as one provider receives from it. `longest` is the longest visibility timeout, `poll` the longest poll."""
+    """One shared queue as one provider receives from it. `longest` is the longest visibility timeout, `longest_poll` the longest poll,
+    `refresh` for how many seconds it may be believed which patterns the queue is bound to.
+    """
 
     def __init__(
         self,
@@ -68,6 +70,7 @@ class SharedQueue:
         lock: threading.RLock,
         name: str,
         place: Place,
+        refresh: float,
     ) -> None:
         self._account = account
         self._directory = directory
@@ -78,10 +81,13 @@ class SharedQueue:
         self.waiters: list[Waiter] = []
         self.error: Exception | None = None
         self.closed = False
+        self.expired = 0
         self._stash: list[SqsReceipt] = []
         self._polling = False
         self._own_patterns: set[str] = set()
-        self._patterns: set[str] | None = None
+        self._patterns: set[str] = set()
+        self._refresh = refresh
+        self._patterns_until = 0.0
         self._copies = Window()
         self._done = Window()
 
@@ -115,6 +121,7 @@ class SharedQueue:
     def _is_superfluous(self, receipt: SqsReceipt, now: float) -> bool:
         envelope = receipt.envelope
         if envelope.expires is not None and envelope.expires <= now:
+            self.expired += 1
             return True
         if receipt.message_id in self._done:  # SQS delivers a deleted one again, rarely
             return True
@@ -123,9 +130,12 @@ class SharedQueue:
         return bool(envelope.topics) and self._copies.note(envelope.id, receipt.message_id) not in (None, receipt.message_id)
 
     def _is_bound(self, topics: tuple[str, ...]) -> bool:
-        """Whether a pattern matches: one that this process has bound, or one in the queue's tags, read again where none does."""
-        if _any_matches(self._own_patterns | (self._patterns or set()), topics):
+        """Whether a pattern matches: one that this process has bound, or one in the queue's tags, read anew after `refresh` seconds."""
+        if _any_matches(self._own_patterns | self._patterns, topics):
             return True
+        if monotonic() < self._patterns_until:
+            return False
+        self._patterns_until = monotonic() + self._refresh
         self._patterns = set(all_of_many("pattern", self._directory.tags(self.place.url)))
         return _any_matches(self._patterns, topics)
 
@@ -214,7 +224,7 @@ class SharedQueue:
     def bound(self, pattern: str, is_bound: bool) -> None:
         """This provider has bound it to a pattern, or unbound it."""
         (self._own_patterns.add if is_bound else self._own_patterns.discard)(pattern)
-        self._patterns = None
+        self._patterns_until, self._patterns = 0.0, set()
 
     def end(self, error: Exception | None = None) -> None:
         """Whoever waits gets the error, or nothing. Under the lock."""

@@ -69,14 +69,19 @@ class Sender:
 
     def size(self, queue: str) -> int:
         """How many messages wait there, the delayed ones included, about. Raises QueueNotFound."""
-        names = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesDelayed"]
+        return self.counts(queue)["waiting"]
+
+    def counts(self, queue: str) -> dict[str, int]:
+        """How many messages are "waiting" and "leased" there, as SQS knows: about, and of a moment ago. Raises QueueNotFound."""
+        asked = [f"ApproximateNumberOfMessages{kind}" for kind in ("", "Delayed", "NotVisible")]
         place = self._directory.find(queue)
         try:
-            found = self._account.sqs("get_queue_attributes", QueueUrl=place.url, AttributeNames=names)["Attributes"]
+            found = self._account.sqs("get_queue_attributes", QueueUrl=place.url, AttributeNames=asked)["Attributes"]
         except QueueNotFound:
             self._directory.forget(queue)
             raise gone(queue) from None
-        return sum(int(found.get(name, 0)) for name in names)
+        visible, delayed, leased = (int(found.get(name, 0)) for name in asked)
+        return {"waiting": visible + delayed, "leased": leased}
 
 
 def gone(queue: str) -> QueueNotFound:

@@ -33,6 +33,7 @@ class Sweeper:
     def __init__(self, directory: Directory, topics: Topics) -> None:
         self._directory = directory
         self._topics = topics
+        self._known: dict[str, dict[str, str]] = {}
 
     def sweep(self) -> int:
         """Remove the mailboxes whose processes have died, with their subscriptions; how many there were."""
@@ -46,12 +47,26 @@ class Sweeper:
 
     def remove_if_dead(self, url: str) -> bool:
         """Whether the mailbox's process is dead; then nothing of it is left."""
-        tags = self._directory.tags(url)
+        if not self._directory.exists(url):
+            return True
+        tags = self._tags(url)
         if tags and self._directory.lives(tags):
             return False
         if tags:
             self._remove_mailboxes([url])
         return True
+
+    def _tags(self, url: str) -> dict[str, str]:
+        """A mailbox's tags; those that name an inbox are believed until their lease has ended, since no process dies sooner.
+
+        SQS answers for tags five times a second, for the whole account.
+        """
+        known = self._known.pop(url, {})
+        if not self._directory.lives(known) or not all_of_many("inbox", known):
+            known = self._directory.tags(url)
+        if self._directory.lives(known):
+            self._known[url] = known
+        return known
 
     def _remove_mailboxes(self, urls: list[str]) -> None:
         """First their subscriptions, which are found among all of the account: SNS knows no other way from a queue to them."""
@@ -71,7 +86,7 @@ class Sweeper:
             if self._directory.names.kind_of(queue_arn) != MAILBOX:
                 continue
             url = self._directory.url_of(queue_arn)
-            tags = {} if url is None else self._directory.tags(url)
+            tags = {} if url is None else self._tags(url)
             if self._directory.lives(tags):
                 found += all_of_many("inbox", tags)
             else:
