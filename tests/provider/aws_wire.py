@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl
 import boto3
 import botocore.loaders
 import botocore.session
+from aws_limits import check
 from aws_server import emulator
 from botocore.awsrequest import AWSResponse
 
@@ -43,6 +44,8 @@ class Wire:
         keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
         self.session = boto3.Session(region_name="us-east-1", botocore_session=core, **keys)
         self.calls: list[Call] = []
+        self.refusals: list[AssertionError] = []
+        """Requests that AWS's documents do not allow."""
         self.answers: dict[str, Answer] = {}
         self.changes: dict[str, Callable[[dict[str, Any]], None]] = {}
         self._lock = threading.Lock()
@@ -56,6 +59,11 @@ class Wire:
 
     def _on_send(self, request: Any, **_: Any) -> AWSResponse | None:
         call = _parsed(request)
+        try:
+            check(*call)
+        except AssertionError as error:
+            self.refusals.append(error)
+            raise
         with self._lock:
             self.calls.append(call)
             answer = self.answers.get(call.name)

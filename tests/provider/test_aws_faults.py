@@ -19,8 +19,10 @@ from pymq.provider.aws import AwsConfig, AwsProvider
 
 
 @pytest.fixture
-def wire() -> Wire:
-    return Wire()
+def wire() -> Iterator[Wire]:
+    wire = Wire()
+    yield wire
+    assert wire.refusals == []
 
 
 @pytest.fixture

@@ -195,6 +195,12 @@ def test_a_window_knows_the_latest():
 # --- batches ----------------------------------------------------------------------------------------------------------
 
 
+def taken(entries, *failures):
+    """AWS's answer: it has all entries but those that failed."""
+    failed = {failure["Id"] for failure in failures}
+    return {"Successful": [{"Id": entry["Id"]} for entry in entries if entry["Id"] not in failed], "Failed": list(failures)}
+
+
 class Sent:
     """Calls that wait until they may go on."""
 
@@ -207,7 +213,7 @@ class Sent:
         self.calls.append([entry["Body"] for entry in entries])
         self.begun.release()
         assert self.may_end.acquire(timeout=10)
-        return {}
+        return taken(entries)
 
 
 def begin(batches: Batches, sent: Sent, names: list[str], waiting: int, size: int = 0):
@@ -302,7 +308,7 @@ def test_a_call_that_is_interrupted_leaves_nobody_waiting():
         sent(place, entries)
         if len(sent.calls) == 1:
             raise KeyboardInterrupt
-        return {}
+        return taken(entries)
 
     batches = Batches(call, in_order=True)
     first, *others = begin(batches, sent, list("abc"), 0)
@@ -323,7 +329,7 @@ def test_a_part_that_failed_is_sent_again_where_that_helps():
             {"Id": "1", "SenderFault": False, "Code": "InternalError"},
             {"Id": "2", "SenderFault": True, "Code": "RequestThrottled"},
         ]
-        return {"Failed": failed if len(calls) == 1 else []}
+        return taken(entries, *(failed if len(calls) == 1 else []))
 
     errors = in_one_call(call, [{}] * 4)
     assert calls == [["0", "1", "2", "3"], ["1", "2"]]
@@ -338,7 +344,7 @@ def test_an_error_of_the_second_call_is_not_one_of_what_the_first_has_sent():
         calls.append([entry["Id"] for entry in entries])
         if len(calls) == 2:
             raise ConnectionLost("no answer")
-        return {"Failed": [{"Id": "1", "SenderFault": False, "Code": "InternalError"}]}
+        return taken(entries, {"Id": "1", "SenderFault": False, "Code": "InternalError"})
 
     errors = in_one_call(call, [{}] * 3)
     assert calls == [["0", "1", "2"], ["1"]]
@@ -347,7 +353,13 @@ def test_an_error_of_the_second_call_is_not_one_of_what_the_first_has_sent():
 
 def test_what_fails_again_and_again_is_an_error(monkeypatch):
     monkeypatch.setattr("time.sleep", lambda seconds: None)
-    failed = {"Failed": [{"Id": "0", "SenderFault": False, "Code": "InternalError", "Message": "broken"}]}
-    (error,) = in_one_call(lambda entries: failed, [{}])
+    failure = {"Id": "0", "SenderFault": False, "Code": "InternalError", "Message": "broken"}
+    (error,) = in_one_call(lambda entries: taken(entries, failure), [{}])
     assert isinstance(error, ProviderError)
     assert "broken" in str(error)
+
+
+def test_an_entry_of_which_aws_says_nothing_is_not_known_to_be_there():
+    """Half of a JSON answer is an empty one to botocore."""
+    errors = in_one_call(lambda entries: {"Successful": [{"Id": "0"}]}, [{}] * 2)
+    assert [type(error) for error in errors] == [type(None), ConnectionLost]

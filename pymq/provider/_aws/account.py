@@ -147,6 +147,7 @@ def call(client: Any, verb: str, parameters: dict[str, Any]) -> dict[str, Any]:
 def translated(error: Exception) -> Exception:
     """Our error for one of botocore's."""
     from botocore import exceptions as theirs
+    from botocore.parsers import ResponseParserError
 
     if isinstance(error, theirs.ClientError):
         found = error.response.get("Error", {})
@@ -155,7 +156,7 @@ def translated(error: Exception) -> Exception:
         return ProviderError("AWS: no region; give AwsConfig(region=...), or set AWS_DEFAULT_REGION")
     if isinstance(error, theirs.NoCredentialsError | theirs.PartialCredentialsError):
         return ProviderError("AWS: no credentials; set AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give a session")
-    if isinstance(error, theirs.HTTPClientError | theirs.ConnectionError):
+    if isinstance(error, theirs.HTTPClientError | theirs.ConnectionError | ResponseParserError):
         return ConnectionLost(f"AWS did not answer; it is not known whether the call took place: {error}")
     return ProviderError(f"AWS: {error}")
 

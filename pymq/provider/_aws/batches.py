@@ -138,24 +138,25 @@ class Batches:
 
 def in_one_call(call: Callable[[list[dict[str, Any]]], dict[str, Any]], contents: Sequence[dict[str, Any]]) -> list[Exception | None]:
     """Make the call; those of its entries that AWS was too busy for again, after 0.1, 0.2, 0.4 … s with jitter. Each one's error."""
-    errors: list[Exception | None] = [None] * len(contents)
+    errors: dict[int, Exception | None] = {}
     left = list(range(len(contents)))
     for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(random.uniform(0.5, 1.0) * 0.1 * 2 ** (attempt - 1))
         try:
-            failed = call([contents[number] | {"Id": str(number)} for number in left]).get("Failed", [])
+            answer = call([contents[number] | {"Id": str(number)} for number in left])
         except Exception as error:  # of these entries only: AWS has the others
-            return [error if number in left else known for number, known in enumerate(errors)]
-        errors = [None if number in left else known for number, known in enumerate(errors)]
-        for failure in failed:
-            errors[int(failure["Id"])] = refusal(failure.get("Code", ""), failure.get("Message") or "refused by AWS")
-        left = [int(failure["Id"]) for failure in failed if _may_succeed(failure, errors)]
+            errors |= dict.fromkeys(left, error)
+            break
+        errors |= dict.fromkeys(left, ConnectionLost("half of AWS's answer is missing; it is not known whether the call took place"))
+        errors |= {int(taken["Id"]): None for taken in answer.get("Successful", [])}
+        failed = {int(failure["Id"]): failure for failure in answer.get("Failed", [])}
+        errors |= {number: refusal(failure.get("Code", ""), failure.get("Message", "refused")) for number, failure in failed.items()}
+        left = [number for number, failure in failed.items() if _may_succeed(failure, errors[number])]
         if not left:
             break
-    return errors
+    return [errors[number] for number in range(len(contents))]
 
 
-def _may_succeed(failure: dict[str, Any], errors: Sequence[Exception | None]) -> bool:
-    error = errors[int(failure["Id"])]
+def _may_succeed(failure: dict[str, Any], error: Exception | None) -> bool:
     return not failure.get("SenderFault") or (isinstance(error, AwsError) and error.throttled)
