@@ -25,16 +25,16 @@ from typing import Any
 from pymq.bus import EventBus
 from pymq.exceptions import MessageTooLarge, ProviderError, QueueNotFound
 from pymq.provider._aws.account import LONGEST_POLL, Account
-from pymq.provider._aws.batches import Batches
 from pymq.provider._aws.config import AwsConfig, LocalstackConfig
 from pymq.provider._aws.directory import Directory, Place
 from pymq.provider._aws.envelope import LARGEST_MESSAGE
 from pymq.provider._aws.keeper import Keeper
-from pymq.provider._aws.leases import Leases, lost
+from pymq.provider._aws.leases import Leases
 from pymq.provider._aws.mailbox import Inbox, Mailbox, concurrently
 from pymq.provider._aws.names import EVERYTHING, SHARED, Names, all_of_many, mailbox_of, tags_of_many
 from pymq.provider._aws.queue import SharedQueue, SqsReceipt, Waiter
 from pymq.provider._aws.sender import Sender, gone
+from pymq.provider._aws.shared import SharedQueues
 from pymq.provider._aws.sweep import Sweeper, quietly
 from pymq.provider._aws.topics import Topics
 from pymq.provider.base import Delivery, Features, Provider, Receipt
@@ -74,7 +74,6 @@ class AwsProvider(Provider):
         self._closed = False
         self._mailboxes: dict[str, Mailbox] = {}
         self._owners: dict[str, Mailbox] = {}
-        self._shared: dict[str, SharedQueue] = {}
         self._consumers: dict[str, tuple[float, list[str]]] = {}
         self._turns = itertools.count()
         self._keeper = Keeper(config.lease / 3)
@@ -92,10 +91,7 @@ class AwsProvider(Provider):
         self._topics = Topics(self._account, names, config.ordered, config.refresh, self._token)
         self.sweeper: Sweeper = Sweeper(self._directory, self._topics)
         self._sender = Sender(self._account, self._directory, config.ordered, self._token)
-        self._deletes = Batches(self._delete_batch, False)
-
-    def _delete_batch(self, url: str, entries: list[dict[str, Any]]) -> dict[str, Any]:
-        return self._account.sqs("delete_message_batch", QueueUrl=url, Entries=entries)
+        self._shared = SharedQueues(self._account, self._directory, self._sender, self._leases, self._lock, config)
 
     def close(self) -> None:
         with self._lock:
@@ -103,7 +99,7 @@ class AwsProvider(Provider):
                 return
             self._closed = True
             self.wake()
-            for shared in self._shared.values():
+            for shared in self._shared.all():
                 shared.end()
             mailboxes = list(self._mailboxes.values())
         self._keeper.close()
@@ -114,7 +110,7 @@ class AwsProvider(Provider):
     def wake(self) -> None:
         with self._lock:
             self._wakes += 1
-            waiting: list[Inbox | SharedQueue] = list(self._shared.values())
+            waiting: list[Inbox | SharedQueue] = [*self._shared.all()]
             for mailbox in self._mailboxes.values():
                 waiting += mailbox.inboxes.values()
             for each in waiting:
@@ -164,9 +160,7 @@ class AwsProvider(Provider):
             arn = self._directory.arn(place)
             concurrently(self._topics.unsubscribe, [found.arn for found in self._topics.all_subscriptions() if found.queue_arn == arn])
         self._directory.delete_shared(queue)
-        with self._lock:
-            if (shared := self._shared.pop(queue, None)) is not None:
-                shared.end(gone(queue))
+        self._shared.end(queue)
         return None
 
     def _delete_temporary(self, queue: str, mailbox: Mailbox) -> None:
@@ -197,7 +191,7 @@ class AwsProvider(Provider):
         with self._lock:
             inboxes = [item for mailbox in self._mailboxes.values() for item in mailbox.inboxes.items()]
             found = {name: {"waiting": len(inbox), "leased": 0, "dropped": inbox.dropped, "expired": 0} for name, inbox in inboxes}
-            expired = {name: shared.expired for name, shared in self._shared.items()}
+            expired = {shared.name: shared.expired for shared in self._shared.all()}
 
         def look(queue: str) -> None:
             with suppress(QueueNotFound):
@@ -255,101 +249,37 @@ class AwsProvider(Provider):
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         with self._lock:
             wakes, mailbox = self._wakes, self._owners.get(queue)
-        if mailbox is not None:
-            inbox = mailbox.inboxes.get(queue)
-            if inbox is None:
-                raise gone(queue)
-            return self._wait(inbox, wakes, deadline, watch, inbox.take, lambda: gone(queue) if inbox.gone else None)
-        return self._receive_shared(queue, wakes, deadline, watch, Waiter(limit, lease, deadline))
-
-    def _receive_shared(self, queue: str, wakes: int, deadline: float, watch: Sequence[str], waiter: Waiter) -> list[Delivery]:
-        shared = self._shared_queue(queue)
-        taken: list[SqsReceipt]
-        try:
-            if waiter.deadline <= time.monotonic():
-                taken = self._look(shared, waiter)
-            else:
-                with self._lock:
-                    shared.wait_with(waiter, self._config.lease, math.ceil(self._config.poll))
-                try:
-                    taken = self._wait(shared, wakes, deadline, watch, lambda: shared.take(waiter.limit), lambda: shared.error)
-                finally:
-                    with self._lock:
-                        shared.waiters.remove(waiter)
-        except QueueNotFound:
-            self._forget(queue, shared)
-            raise gone(queue) from None
-        return self._claimed(shared, taken, waiter.lease)
-
-    def _claimed(self, shared: SharedQueue, taken: list[SqsReceipt], lease: float | None) -> list[Delivery]:
-        """Where AWS fails in the middle: what is claimed so far, since nobody else gets that; the rest comes again."""
-        claimed: list[Delivery] = []
-        for receipt in taken:
-            try:
-                if shared.claim(receipt, lease, self._config.lease):
-                    claimed.append(self._delivery(receipt, lease))
-            except ProviderError:
-                if not claimed:
-                    raise
-                break
-        return claimed
-
-    def _look(self, shared: SharedQueue, waiter: Waiter) -> list[SqsReceipt]:
-        """What is there now. A short poll asks some of SQS's servers only: where it is told in vain, a long one asks all."""
-        with self._lock:
-            if taken := shared.take(waiter.limit):
-                return taken
-        longest = self._config.lease
-        found = shared.poll(waiter.limit, waiter.lease, 0, longest)
-        if not found and self._sender.size(shared.name):
-            found = shared.poll(waiter.limit, waiter.lease, 1, longest)
-        return found
-
-    def _shared_queue(self, queue: str) -> SharedQueue:
-        if (known := self._shared.get(queue)) is not None:
-            return known
-        place = self._directory.find_shared(queue)
-        if place is None:
+        if mailbox is None:
+            waiter = Waiter(limit, lease, deadline)
+            return self._shared.receive(queue, waiter, lambda shared: self._wait(shared, limit, wakes, deadline, watch))
+        inbox = mailbox.inboxes.get(queue)
+        if inbox is None:
             raise gone(queue)
-        with self._lock:
-            made = SharedQueue(self._account, self._directory, self._deletes, self._lock, queue, place, self._config.refresh)
-            return self._shared.setdefault(queue, made)
+        return self._wait(inbox, limit, wakes, deadline, watch)
 
-    def _forget(self, queue: str, shared: SharedQueue) -> None:
-        with self._lock:
-            self._directory.forget(queue)
-            if self._shared.get(queue) is shared:
-                del self._shared[queue]
-
-    def _wait(
-        self,
-        waiting: Inbox | SharedQueue,
-        wakes: int,
-        deadline: float,
-        watch: Sequence[str],
-        take: Callable[[], list[Any]],
-        error: Callable[[], Exception | None],
-    ) -> list[Any]:
+    def _wait(self, queue: Inbox | SharedQueue, limit: int, wakes: int, deadline: float, watch: Sequence[str]) -> list[Any]:
         """What comes before the deadline, a wake, or the death of a process that is watched."""
-        look = time.monotonic() + self._config.lease / 6 if watch else math.inf
+        between = self._config.lease / 6 if watch else math.inf
         while True:
-            with self._lock:
-                while True:
-                    if taken := take():
-                        return taken
-                    if (failure := error()) is not None:
-                        raise failure
-                    now = time.monotonic()
-                    if self._wakes != wakes or self._closed or now >= deadline:
-                        return []
-                    if now >= look:
-                        break
-                    left = min(deadline, look) - now
-                    waiting.changed.wait(None if left == math.inf else min(left, threading.TIMEOUT_MAX))
+            taken = self._wait_until(min(deadline, time.monotonic() + between), queue, limit, wakes)
+            if taken or self._is_over(deadline, wakes):
+                return taken
             if not all(map(self._lives, watch)):
                 with self._lock:
-                    return take()
-            look = time.monotonic() + self._config.lease / 6
+                    return queue.take(limit)
+
+    def _wait_until(self, until: float, queue: Inbox | SharedQueue, limit: int, wakes: int) -> list[Any]:
+        with self._lock:
+            while not (taken := queue.take(limit)):
+                if queue.error is not None:
+                    raise queue.error
+                if self._is_over(until, wakes):
+                    break
+                queue.changed.wait(None if until == math.inf else min(until - time.monotonic(), threading.TIMEOUT_MAX))
+            return taken
+
+    def _is_over(self, deadline: float, wakes: int) -> bool:
+        return self._wakes != wakes or self._closed or time.monotonic() >= deadline
 
     def _lives(self, queue: str) -> bool:
         if queue in self._owners:
@@ -365,27 +295,13 @@ class AwsProvider(Provider):
 
     # ------------------------------------------------------------------ settle
 
-    def _delivery(self, receipt: SqsReceipt, lease: float | None) -> Delivery:
-        if lease is None:
-            return receipt.envelope.message, None
-        self._leases.hold(receipt)
-        return receipt.envelope.message, receipt
-
     def ack(self, receipt: Receipt) -> None:
         assert isinstance(receipt, SqsReceipt)
-        self._leases.spend(receipt)
-        if not receipt.home.forget(receipt):
-            raise lost(receipt)
+        self._shared.ack(receipt)
 
     def nack(self, receipt: Receipt, delay: float = 0) -> None:
         assert isinstance(receipt, SqsReceipt)
-        self._leases.spend(receipt)
-        if delay > 0:  # a copy: SQS does not count what is hidden among the waiting
-            again = self._sender.envelope(receipt.envelope.message, None, queue=receipt.queue, attempts=receipt.attempt)
-            self._sender.send(receipt.queue, again._replace(expires=receipt.envelope.expires), delay)
-            receipt.home.forget(receipt)
-        elif not receipt.home.hide(receipt, 0):
-            raise lost(receipt)
+        self._shared.nack(receipt, delay)
 
     def extend(self, receipt: Receipt, seconds: float) -> None:
         assert isinstance(receipt, SqsReceipt)
@@ -410,7 +326,7 @@ class AwsProvider(Provider):
     def _bind_pattern(self, queue: str, place: Place, pattern: str) -> None:
         """Where that is new, wait until all receivers of the queue have looked again."""
         begun = time.monotonic()
-        self._shared_queue(queue).bound(pattern, True)
+        self._shared.of(queue).bound(pattern, True)
         known = pattern in all_of_many("pattern", self._directory.tags(place.url))
         if not known:
             self._directory.tag(place.url, tags_of_many("pattern", pattern))
@@ -426,7 +342,7 @@ class AwsProvider(Provider):
             return None
         if not exact:
             self._directory.untag(place.url, tags_of_many("pattern", pattern))
-            self._shared_queue(queue).bound(pattern, False)
+            self._shared.of(queue).bound(pattern, False)
             if all_of_many("pattern", self._directory.tags(place.url)):
                 return None
         if (subscription := self._topics.find(pattern if exact else EVERYTHING, self._directory.arn(place))) is not None:

@@ -20,6 +20,7 @@ from pymq.provider._aws.batches import in_one_call
 from pymq.provider._aws.directory import Directory, Place, owner_tags
 from pymq.provider._aws.envelope import Envelope, Window, unpack
 from pymq.provider._aws.names import EVERYTHING, tags_of_many
+from pymq.provider._aws.sender import gone
 from pymq.provider._aws.topics import Topics
 from pymq.provider.base import Delivery
 from pymq.topics import Bindings
@@ -37,7 +38,7 @@ class Inbox:
 
     def __init__(self, lock: threading.RLock) -> None:
         self.changed = threading.Condition(lock)
-        self.gone = False
+        self.error: Exception | None = None
         self.dropped = 0
         self._messages: list[bytes] = []
         self._bytes = 0
@@ -51,8 +52,8 @@ class Inbox:
         self._bytes += len(message)
         self.changed.notify_all()
 
-    def take(self) -> list[Delivery]:
-        """All of it."""
+    def take(self, limit: int = 0) -> list[Delivery]:
+        """All of it, whatever the limit is."""
         messages, self._messages, self._bytes = self._messages, [], 0
         return [(message, None) for message in messages]
 
@@ -137,7 +138,7 @@ class Mailbox:
                 self.unbind(queue, pattern, exact)
             with self._lock:
                 inbox = self.inboxes.pop(queue)
-                inbox.gone = True
+                inbox.error = gone(queue)
                 inbox.changed.notify_all()
 
     # ------------------------------------------------------------------ reading

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from pymq.exceptions import LeaseLost, QueueNotFound
 from pymq.provider._aws.account import Account
 from pymq.provider._aws.batches import Batches
+from pymq.provider._aws.config import AwsConfig
 from pymq.provider._aws.directory import Directory, Place
 from pymq.provider._aws.envelope import Envelope, Window, unpack
 from pymq.provider._aws.names import all_of_many
@@ -58,9 +59,7 @@ class Waiter(NamedTuple):
 
 
 class SharedQueue:
-    """One shared queue as one provider receives from it. `longest` is the longest visibility timeout, `longest_poll` the longest poll,
-    `refresh` for how many seconds it may be believed which patterns the queue is bound to.
-    """
+    """One shared queue as one provider receives from it."""
 
     def __init__(
         self,
@@ -70,7 +69,7 @@ class SharedQueue:
         lock: threading.RLock,
         name: str,
         place: Place,
-        refresh: float,
+        config: AwsConfig,
     ) -> None:
         self._account = account
         self._directory = directory
@@ -86,16 +85,18 @@ class SharedQueue:
         self._polling = False
         self._own_patterns: set[str] = set()
         self._patterns: set[str] = set()
-        self._refresh = refresh
+        self._refresh = config.refresh
+        self._longest_lease = config.lease
+        self._longest_poll = math.ceil(config.poll)
         self._patterns_until = 0.0
         self._copies = Window()
         self._done = Window()
 
     # ------------------------------------------------------------------ polling
 
-    def poll(self, limit: int, lease: float | None, wait: int, longest: float) -> list[SqsReceipt]:
+    def poll(self, limit: int, lease: float | None, wait: int) -> list[SqsReceipt]:
         """Ask SQS, which answers after `wait` seconds at the latest, or at once where it has something."""
-        visibility = seconds(min(lease or GET_SECONDS, longest))
+        visibility = seconds(min(lease or GET_SECONDS, self._longest_lease))
         messages = self._account.poll(
             QueueUrl=self.place.url,
             MaxNumberOfMessages=min(limit, 10),
@@ -148,20 +149,20 @@ class SharedQueue:
             self.changed.notify_all()
         return taken
 
-    def wait_with(self, waiter: Waiter, longest: float, longest_poll: int) -> None:
+    def wait_with(self, waiter: Waiter) -> None:
         """Somebody waits: let there be a poll. Under the lock."""
         self.waiters.append(waiter)
         if not self._polling:
             self._polling = True
             self.error = None
-            threading.Thread(target=self._serve, args=(longest, longest_poll), name="pymq-aws-poll", daemon=True).start()
+            threading.Thread(target=self._serve, name="pymq-aws-poll", daemon=True).start()
 
-    def _serve(self, longest: float, longest_poll: int) -> None:
+    def _serve(self) -> None:
         while (waiters := self._next()) is not None:
             left = max(waiter.deadline for waiter in waiters) - monotonic()
-            wait = max(1, min(longest_poll, math.ceil(min(left, longest_poll))))
+            wait = max(1, math.ceil(min(left, self._longest_poll)))
             try:
-                found = self.poll(sum(waiter.limit for waiter in waiters), waiters[0].lease, wait, longest)
+                found = self.poll(sum(waiter.limit for waiter in waiters), waiters[0].lease, wait)
             except Exception as error:
                 return self._fail(error)
             with self.changed:
@@ -189,13 +190,13 @@ class SharedQueue:
 
     # ------------------------------------------------------------------ settling
 
-    def claim(self, receipt: SqsReceipt, lease: float | None, longest: float) -> bool:
+    def claim(self, receipt: SqsReceipt, lease: float | None) -> bool:
         """Whether the receiver gets it: with its own lease, or, without one, removed first."""
         if lease is None:
             return self.forget(receipt)
         if receipt.lease != lease or receipt.until - monotonic() < 0.75 * lease:
             receipt.lease = lease
-            if not self.hide(receipt, min(lease, longest)):
+            if not self.hide(receipt, min(lease, self._longest_lease)):
                 return False
             receipt.until = monotonic() + lease
         return True
