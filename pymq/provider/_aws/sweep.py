@@ -35,9 +35,13 @@ class Sweeper:
         self._topics = topics
         self._known: dict[str, dict[str, str]] = {}
 
+    def mailboxes(self) -> list[str]:
+        """The URLs of all mailboxes, also of those that were deleted a moment ago."""
+        return self._directory.listed(MAILBOX)
+
     def sweep(self) -> int:
         """Remove the mailboxes whose processes have died, with their subscriptions; how many there were."""
-        dead = [url for url in self._directory.listed(MAILBOX) if self._is_dead(url)]
+        dead = [url for url in self.mailboxes() if self._is_dead(url)]
         self._remove_mailboxes(dead)
         return len(dead)
 
