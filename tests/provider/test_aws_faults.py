@@ -431,9 +431,11 @@ def test_a_deletion_by_one_who_knows_an_older_queue_deletes_the_present_one(wire
         other.declare("jobs")
         provider.delete("jobs")
         provider.declare("jobs")
+        provider.bind("jobs", "e/c", exact=True)
         other.delete("jobs")
         with pytest.raises(QueueNotFound):
             provider.send("jobs", b"x")
+        assert [found for found in provider.sweeper.inventory() if found.kind in ("queue", "subscription")] == []
 
 
 def test_a_deletion_that_was_interrupted_is_finished_by_the_next(wire, provider):
