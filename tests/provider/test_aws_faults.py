@@ -394,6 +394,21 @@ def test_a_name_is_never_used_again(wire, provider):
     assert len({name[:-1] for name in shared_names(wire)}) == 1, "only the number differs"
 
 
+def test_a_mailbox_that_is_made_anew_has_another_name_however_long_it_was_gone(wire, provider):
+    """Found by its bus's token all the same. Its tombstone goes with it."""
+    provider.declare("inbox/7f", temporary=True)
+    (url,) = provider.sweeper.mailboxes()
+    provider.sweeper._remove_mailboxes([url])
+    eventually(lambda: provider._mailboxes["7f"]._place.url != url)
+    made = [call.parameters["QueueName"] for call in wire.named("CreateQueue") if "-m-" in call.parameters["QueueName"]]
+    assert [name[-2:] for name in made] == ["-0", "-1"]
+    with AwsOther(wire, provider) as other:
+        other.send("inbox/7f", b"x")
+        assert some(provider, "inbox/7f") == [(b"x", None)]
+        provider.delete("inbox/7f")
+        assert list(other.sweeper.inventory()) == []
+
+
 def test_two_that_declare_a_deleted_queue_meet(wire, provider):
     provider.declare("jobs")
     provider.delete("jobs")
