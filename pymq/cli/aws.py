@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -45,8 +47,9 @@ def purge(
         for each in found:
             typer.echo(f"would remove the {each.kind} {each.name} ({_printable(each.stands_for)})")
         return typer.echo(f"{len(found)} things; to remove them, say --yes")
-    for each in track(found, f"removing what {namespace!r} owns"):
-        each.remove()
+    with _errors_in_one_line():
+        for each in track(found, f"removing what {namespace!r} owns"):
+            each.remove()
     return typer.echo(f"{len(found)} things removed")
 
 
@@ -67,9 +70,15 @@ def _owned(namespace: str, region: str | None, endpoint_url: str | None) -> list
     from pymq.provider.aws import AwsConfig, AwsProvider
 
     provider = AwsProvider(AwsConfig(region=region, endpoint_url=endpoint_url, namespace=namespace))
-    try:
+    with _errors_in_one_line():
         provider.open()
         return list(provider.sweeper.inventory())
+
+
+@contextmanager
+def _errors_in_one_line() -> Iterator[None]:
+    try:
+        yield
     except ProviderError as error:
         typer.echo(f"pymq: {error}", err=True)
         raise typer.Exit(1) from None

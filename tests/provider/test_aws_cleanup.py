@@ -12,6 +12,7 @@ from pathlib import Path
 
 import boto3
 import pytest
+from aws_proxy import Proxy
 from aws_server import emulator
 from aws_wire import Wire
 from harness import Heard, ProcessPeer, eventually, run_program
@@ -173,7 +174,9 @@ def test_list_shows_and_purge_removes_what_a_namespace_owns(config, peer):
     assert command("purge", *at).endswith(f"{len(before)} things; to remove them, say --yes\n")
     assert owned(config) == before
     peer.kill()
-    assert f"{len(before)} things removed" in command("purge", *at, "--yes")
+    removed = command("purge", *at, "--yes")
+    assert f"removing what '{config.namespace}' owns" in removed, "the progress bar"
+    assert f"{len(before)} things removed" in removed
     assert owned(config) == []
     assert stranger in [topic["TopicArn"] for topic in sns.list_topics()["Topics"]]
     assert "owns nothing" in command("list", *at)
@@ -216,3 +219,13 @@ def test_an_error_of_the_command_is_one_line():
     done = run("list", "--endpoint-url", "http://127.0.0.1:9")
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert done.stderr.startswith("pymq: AWS did not answer")
+
+
+def test_so_is_one_of_a_removal(config, peer):
+    peer.queue("jobs", "put", 1)
+    with Proxy(emulator()) as proxy:
+        proxy.faults["DeleteQueue"] = ["refuse"] * 100
+        done = run("purge", "--yes", "--namespace", config.namespace, "--endpoint-url", proxy.url)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert done.stderr.startswith("pymq: AWS did not answer")
+    peer.queue("jobs", "free")

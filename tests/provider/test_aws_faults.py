@@ -61,7 +61,10 @@ def test_the_policy_is_in_the_request_that_makes_the_queue(wire, provider):
 def test_redrive_is_a_backstop_far_above_retries(wire, provider):
     provider.declare("jobs")
     (attributes,) = [call.parameters["Attributes"] for call in wire.named("CreateQueue") if "-s-" in call.parameters["QueueName"]]
-    assert int(json.loads(attributes["RedrivePolicy"])["maxReceiveCount"]) == 1000
+    redrive = json.loads(attributes["RedrivePolicy"])
+    assert int(redrive["maxReceiveCount"]) == 1000
+    (target,) = [found.name for found in provider.sweeper.inventory() if found.kind == "undeliverable"]
+    assert redrive["deadLetterTargetArn"] == f"arn:aws:sqs:us-east-1:123456789012:{target}"
 
 
 def test_a_mailbox_says_whose_it_is_and_until_when(wire, provider):
@@ -89,6 +92,47 @@ def test_shutdown_does_not_wait_for_a_poll(wire):
     with pytest.raises(pymq.PymqError):
         getting.result(GUARD)
     assert time.monotonic() - begun < GUARD
+
+
+def test_what_an_abandoned_poll_receives_comes_back(wire):
+    """It cannot be interrupted, so what is sent after the shutdown comes to it."""
+    bus = pymq.EventBus(wire.config(poll=20.0))
+    bus.start()
+    getting = in_thread(bus.queue("jobs").get)
+    eventually(lambda: wire.named("ReceiveMessage"))
+    bus.shutdown()
+    with pytest.raises(pymq.PymqError):
+        getting.result(GUARD)
+    with pymq.EventBus(wire.config(namespace=bus.config.namespace)) as other:
+        other.queue("jobs").put("item")
+        assert other.queue("jobs").get(timeout=GUARD) == "item"
+
+
+def test_subscribe_returns_when_sns_has_confirmed_it(wire, provider):
+    provider.declare("jobs")
+    known = []
+
+    def pend(parsed):
+        known.append(parsed["SubscriptionArn"])
+        parsed["SubscriptionArn"] = "pending confirmation"
+
+    def confirm_late(parsed):
+        if len(wire.named("ListSubscriptionsByTopic")) < 3:
+            parsed["Subscriptions"] = []
+
+    wire.changes |= {"Subscribe": pend, "ListSubscriptionsByTopic": confirm_late}
+    arn = provider._topics.subscribe("e/c", provider._directory.arn(provider._directory.find("jobs")))
+    assert [arn] == known
+    assert len(wire.named("ListSubscriptionsByTopic")) == 3
+
+
+def test_a_subscription_that_sns_does_not_confirm_is_an_error(wire, provider, monkeypatch):
+    monkeypatch.setattr("pymq.provider._aws.topics.CONFIRM_SECONDS", 0.5)
+    provider.declare("jobs")
+    wire.changes["Subscribe"] = lambda parsed: parsed.update(SubscriptionArn="pending confirmation")
+    wire.changes["ListSubscriptionsByTopic"] = lambda parsed: parsed.update(Subscriptions=[])
+    with pytest.raises(ProviderError, match="did not confirm"):
+        provider.bind("jobs", "e/c", exact=True)
 
 
 def test_an_exact_channel_gets_nothing_else(wire, heard):
@@ -193,6 +237,7 @@ def test_a_new_pattern_of_a_queue_waits_until_its_receivers_have_looked_again(wi
     [
         ("SendMessageBatch", "RequestThrottled"),
         ("PublishBatch", "Throttling"),
+        ("PublishBatch", "ThrottlingException"),
         ("ReceiveMessage", "ThrottlingException"),
         ("DeleteMessageBatch", "RequestThrottled"),
     ],

@@ -6,11 +6,14 @@ import json
 import re
 import threading
 
+import boto3
 import pytest
-from harness import eventually, in_thread
+from aws_server import emulator
+from harness import ROOT, Heard, eventually, in_thread
 from hypothesis import given
 from hypothesis import strategies as st
 
+import pymq
 from pymq.exceptions import ConnectionLost, LeaseLost, MessageTooLarge, ProviderError
 from pymq.provider import config_from
 from pymq.provider._aws.batches import Batches, in_one_call
@@ -138,6 +141,38 @@ def test_the_names_that_programs_import():
     assert LocalstackConfig() == LocalstackConfig("http://localhost:4566", "us-east-1")
     assert LocalstackConfig("http://localhost:1", "eu-west-1", namespace="n").region == "eu-west-1"
     assert AwsEventBus().config == AwsConfig()
+
+
+WAYS = {
+    "the environment": AwsConfig,
+    "a session": lambda: AwsConfig(boto3.Session(region_name="us-east-1", **KEYS), endpoint_url=emulator()),
+    "a region": lambda: AwsConfig(region="us-east-1", endpoint_url=emulator(), namespace="by-region"),
+    "an emulator": lambda: LocalstackConfig(endpoint_url=emulator(), region="us-east-1"),
+    "a URL": lambda: "aws://eu-west-1/by-url",
+    "a class of PyMQ": lambda: AwsEventBus,
+}
+KEYS = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_init_takes(way, monkeypatch):
+    environment = {"AWS_ENDPOINT_URL": emulator(), "AWS_DEFAULT_REGION": "us-east-1"} | {
+        key.upper(): value for key, value in KEYS.items()
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    heard = Heard()
+    with pymq.init(WAYS[way]()):
+        pymq.subscribe(heard, "c")
+        pymq.publish(way, "c")
+        assert heard.next() == way
+
+
+def test_the_emulator_for_users_is_free_and_seen_from_this_machine_only():
+    service = (ROOT / "docker-compose.yml").read_text().partition("\n  aws:\n")[2].partition("\n  redis:")[0]
+    assert "image: motoserver/moto:latest" in service
+    assert 'ports: ["127.0.0.1:4566:5000"]' in service
+    assert LocalstackConfig().endpoint_url == "http://localhost:4566"
 
 
 # --- envelopes --------------------------------------------------------------------------------------------------------
