@@ -404,6 +404,16 @@ def test_what_is_removed_already_is_returned_though_aws_fails_then(wire, provide
 EXPIRED = "Value AQEB for parameter ReceiptHandle is invalid. Reason: Message does not exist or is not available."
 
 
+def test_a_message_that_cannot_be_dealt_with_does_not_hold_up_the_others(wire, provider, caplog):
+    provider.declare("jobs")
+    provider.bind("jobs", "e/c", exact=True)
+    provider.publish(["e/c"], b"not due yet", delay=5000)
+    provider.send("jobs", b"due")
+    wire.answers["ChangeMessageVisibility"] = refused("AccessDenied", 403, times=100)
+    assert some(provider, "jobs", limit=10, lease=None) == [(b"due", None)]
+    assert "stays there for now" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("code", "text"),
     [

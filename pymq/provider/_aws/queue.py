@@ -10,12 +10,13 @@ by the keeper while this process lives, so that what a dead process had comes ag
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 from time import monotonic
 from typing import Any, NamedTuple
 
-from pymq.exceptions import LeaseLost, QueueNotFound
+from pymq.exceptions import LeaseLost, ProviderError, QueueNotFound
 from pymq.provider._aws.account import Account
 from pymq.provider._aws.batches import Batches
 from pymq.provider._aws.config import AwsConfig
@@ -24,6 +25,8 @@ from pymq.provider._aws.envelope import Envelope, Window, unpack
 from pymq.provider._aws.names import all_of_many
 from pymq.provider.base import Receipt
 from pymq.topics import matcher
+
+log = logging.getLogger("pymq")
 
 GET_SECONDS = 30
 """How long what is received without a lease is hidden, should removing it fail."""
@@ -105,7 +108,16 @@ class SharedQueue:
             AttributeNames=["ApproximateReceiveCount", "ApproximateFirstReceiveTimestamp"],
         )
         end = monotonic() + visibility
-        return [receipt for message in messages if (receipt := self._accept(message, lease, end)) is not None]
+        accepted = [self._accept_or_leave(message, lease, end) for message in messages]
+        return [receipt for receipt in accepted if receipt is not None]
+
+    def _accept_or_leave(self, message: dict[str, Any], lease: float | None, end: float) -> SqsReceipt | None:
+        """Where AWS fails, only this message comes again when its time is over."""
+        try:
+            return self._accept(message, lease, end)
+        except ProviderError as error:
+            log.warning("a message of the queue %r stays there for now: %s", self.name, error)
+            return None
 
     def _accept(self, message: dict[str, Any], lease: float | None, end: float) -> SqsReceipt | None:
         """The message, unless it is not for this queue, not due yet, expired, or a copy of one that was here."""
