@@ -81,14 +81,15 @@ class AwsPlace(Place):
     scale = 0.01
 
     def __init__(self, home: Path) -> None:
-        from aws_behaviours import lease_of_the_test
+        from aws_behaviours import a_process_dies
         from aws_server import emulator
 
         from pymq.provider.aws import LocalstackConfig
 
         here = {"AWS_ENDPOINT_URL": emulator(), "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
         os.environ.update(here)  # programs that a test starts find it with a URL alone
-        config = LocalstackConfig(endpoint_url=emulator(), namespace=home.name, lease=lease_of_the_test(), refresh=0, poll=1)
+        self.dies = a_process_dies()
+        config = LocalstackConfig(endpoint_url=emulator(), namespace=home.name, lease=3 if self.dies else 30, refresh=0, poll=1)
         super().__init__(config, f"aws://us-east-1/{home.name}")
 
     def see_death(self) -> None:
@@ -101,7 +102,7 @@ class AwsPlace(Place):
         """
         provider = self.config.create()
         provider.open()
-        if provider.sweeper.mailboxes():
+        if self.dies and provider.sweeper.mailboxes():
             self.see_death()
             provider.sweeper.sweep()
         found = list(provider.sweeper.inventory())

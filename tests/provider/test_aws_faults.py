@@ -81,12 +81,17 @@ def test_long_polls_take_20_seconds_by_default(wire):
     assert poll.parameters["WaitTimeSeconds"] == 20
 
 
+def long_polls(wire: Wire) -> list[object]:
+    """Those that were begun."""
+    return [call for call in wire.named("ReceiveMessage") if call.parameters["WaitTimeSeconds"] == 20]
+
+
 def test_shutdown_does_not_wait_for_a_poll(wire):
     bus = pymq.EventBus(wire.config(poll=20.0))
     bus.start()
     bus.subscribe(lambda event: None, "c")
     getting = in_thread(bus.queue("jobs").get)
-    eventually(lambda: len(wire.named("ReceiveMessage")) >= 2)
+    eventually(lambda: len(long_polls(wire)) == 2)
     begun = time.monotonic()
     bus.shutdown()
     with pytest.raises(pymq.PymqError):
@@ -99,12 +104,15 @@ def test_what_an_abandoned_poll_receives_comes_back(wire):
     bus = pymq.EventBus(wire.config(poll=20.0))
     bus.start()
     getting = in_thread(bus.queue("jobs").get)
-    eventually(lambda: wire.named("ReceiveMessage"))
+    eventually(lambda: len(long_polls(wire)) == 1)
     bus.shutdown()
     with pytest.raises(pymq.PymqError):
         getting.result(GUARD)
+    received = []
+    wire.changes["ReceiveMessage"] = lambda parsed: received.extend(parsed.get("Messages", []))
     with pymq.EventBus(wire.config(namespace=bus.config.namespace)) as other:
         other.queue("jobs").put("item")
+        eventually(lambda: received)
         assert other.queue("jobs").get(timeout=GUARD) == "item"
 
 
@@ -492,6 +500,7 @@ def test_a_deletion_that_comes_late_does_not_bring_a_used_number_back(wire, prov
         provider.declare("jobs")
         provider.delete("jobs")
     provider._directory._entomb("s", "jobs", 0)
+    assert provider._directory._number("s", "jobs") == 3
     provider.declare("jobs")
     assert shared_names(wire)[-1].endswith("-3")
 
