@@ -26,7 +26,7 @@ class Aws(ProviderSuite):
 
     def config(self):
         own = {"namespace": secrets.token_hex(4), "ordered": self.ordered}
-        return LocalstackConfig(endpoint_url=emulator(), lease=8, refresh=0, poll=1, **own)
+        return LocalstackConfig(endpoint_url=emulator(), lease=12, refresh=0, poll=1, **own)
 
 
 class Fifo(Aws):
