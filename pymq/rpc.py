@@ -106,7 +106,7 @@ class Caller:
         if not stub.multi:
             try:
                 sequence = next(queue.sequence)
-                server = provider.request(stub.topic, frames.pack_sequence(sequence) + rest)
+                server = provider.request(stub.topic, frames.pack_sequence(sequence) + rest, queue.name)
                 return {} if server is None else {sequence: server}
             except Full:
                 pass  # all are: the first that has room, as below

@@ -770,29 +770,62 @@ class ProviderSuite:
 
     def test_a_request_reaches_one_consumer_and_says_which(self) -> None:
         provider, topic = self._open(), self._name()
-        assert provider.request(topic, b"nobody") is None
+        replies = self._inbox(provider)
+        assert provider.request(topic, b"nobody", replies) is None
         owners = [self._open() for _ in range(2)]
         inboxes = [self._inbox(owner) for owner in owners]
         for owner, inbox in zip(owners, inboxes, strict=True):
             owner.bind(inbox, topic, exact=True)
         requests = _numbered(12)
-        asked = [provider.request(topic, request) for request in requests]
+        asked = [provider.request(topic, request, replies) for request in requests]
         for owner, inbox in zip(owners, inboxes, strict=True):
             expected = [request for request, name in zip(requests, asked, strict=True) if name == inbox]
             assert len(expected) >= 3, "the work is not spread"
             assert self._messages(owner, inbox, len(expected)) == expected
         owners[0].close()
-        assert [provider.request(topic, request) for request in _numbered(3)] == [inboxes[1]] * 3
+        assert [provider.request(topic, request, replies) for request in _numbered(3)] == [inboxes[1]] * 3
+
+    def test_what_is_received_after_a_request(self) -> None:
+        """A reply that comes before, while and after it is waited for; what came before the request; the end of a server."""
+        caller, server, topic = self._open(), self._open(), self._name()
+        replies, requests = self._inbox(caller), self._inbox(server)
+        server.bind(requests, topic, exact=True)
+
+        def ask(message: bytes) -> None:
+            assert caller.request(topic, message, replies) == requests
+            assert self._messages(server, requests, 1) == [message]
+
+        for size in (0, 10, 100_000):
+            ask(b"answer at once")
+            server.send(replies, b"a" * size)
+            assert self._messages(caller, replies, 1) == [b"a" * size]
+            ask(b"answer later")
+            task = self._task(self._messages, caller, replies, 1)
+            self._let_it_block()
+            server.send(replies, b"b" * size)
+            assert task.result() == [b"b" * size]
+        ask(b"never answer in time")
+        assert caller.receive(replies, self.tick, watch=[requests]) == []
+        server.send(replies, b"late")
+        ask(b"once more")
+        server.send(replies, b"in time")
+        assert self._messages(caller, replies, 2) == [b"late", b"in time"]
+        ask(b"last words")
+        server.close()
+        assert self._task(caller.receive, replies, None, watch=[requests]).result() == []
+        caller.send(replies, b"from another")
+        assert self._messages(caller, replies, 1) == [b"from another"]
 
     def test_a_request_passes_over_the_full_and_waits_for_nobody(self) -> None:
         sender, slow, quick = self._bounded("max_pending"), self._bounded("max_pending"), self._bounded("max_pending")
         topic, slow_inbox, quick_inbox = self._name(), self._inbox(slow), self._inbox(quick)
+        replies = self._inbox(sender)
         slow.bind(slow_inbox, topic, exact=True)
         filled = self._fill(sender, slow_inbox)
         with _raises(Full):
-            sender.request(topic, FILL)
+            sender.request(topic, FILL, replies)
         quick.bind(quick_inbox, topic, exact=True)
-        assert [sender.request(topic, FILL) for _ in range(2)] == [quick_inbox] * 2
+        assert [sender.request(topic, FILL, replies) for _ in range(2)] == [quick_inbox] * 2
         assert len(self._messages(slow, slow_inbox, filled)) == filled
         assert slow.receive(slow_inbox) == []
 

@@ -253,10 +253,11 @@ class Provider(ABC):
         """`publish` to these topics, as it is by default. Not abstract: for a provider that can look up in advance who gets it."""
         return partial(self.publish, topics)
 
-    def request(self, topic: str, message: bytes) -> str | None:
+    def request(self, topic: str, message: bytes, reply_to: str) -> str | None:
         """The message is in the first of the topic's `consumers` that has room for it; which one, or None where there is none.
 
-        Nothing is waited for: raises Full where all are full. Not abstract: over a network one round trip is better than two.
+        Nothing is waited for: raises Full where all are full. `reply_to` is the temporary queue of this provider from which the caller
+        receives next. Not abstract: over a network one round trip is better than two, and that receive can be prepared.
         """
         full = None
         for queue in self.consumers(topic):

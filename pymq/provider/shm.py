@@ -381,7 +381,7 @@ class ShmProvider(Provider):
         except OSError as error:
             raise translated(error, self.path) from error
 
-    def request(self, topic: str, message: bytes) -> str | None:
+    def request(self, topic: str, message: bytes, reply_to: str) -> str | None:
         generation, names = self._bound.get(topic, (0, []))
         if len(names) == 1 and self._words[WORD] == generation:
             try:
@@ -389,7 +389,7 @@ class ShmProvider(Provider):
                 return names[0]
             except (QueueNotFound, Full):
                 pass  # what follows finds out
-        return super().request(topic, message)
+        return super().request(topic, message, reply_to)
 
     def _send_to_inbox(self, outlet: Outlet, message: bytes, timeout: float | None) -> None:
         accepted, full = self._offer([outlet], lambda outlet: outlet.send(message))

@@ -561,7 +561,7 @@ class PrefersAlwaysTheSame(SimpleProvider):
 
 @fails("test_a_request_reaches_one_consumer_and_says_which")
 class AsksEverybody(SimpleProvider):
-    def request(self, topic, message):
+    def request(self, topic, message, reply_to):
         return ([self.send(queue, message) or queue for queue in self.consumers(topic)] or [None])[0]
 
 
@@ -570,9 +570,16 @@ class AsksTheDead(LeavesItsInboxes):
     pass
 
 
+@fails("test_what_is_received_after_a_request")
+class ForgetsWhatCameLate(SimpleProvider):
+    def request(self, topic, message, reply_to):
+        self.receive(reply_to)
+        return super().request(topic, message, reply_to)
+
+
 @fails("test_a_request_passes_over_the_full_and_waits_for_nobody")
 class AsksTheFull(SimpleProvider):
-    def request(self, topic, message):
+    def request(self, topic, message, reply_to):
         for queue in self.consumers(topic)[::-1]:
             self._broker.queues[queue].offer(message, None)
             return queue
