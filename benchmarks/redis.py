@@ -13,12 +13,14 @@ import socket
 import subprocess
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
+from urllib.parse import urlsplit
 
 from benchmarks import ours
 from benchmarks.contest import Measure, Rival, Row, Skipped
@@ -55,6 +57,8 @@ def rows() -> list[Row]:
             (
                 Rival("redis-py PUBLISH, one thread", partial(bare_publishes, threads=1, count=publishing), at_least=3),
                 Rival(f"redis-py PUBLISH, {THREADS} threads", partial(bare_publishes, threads=THREADS, count=publishing)),
+                Rival(f"redis-py PUBLISH, pipelines of {BATCH}", partial(piped_publishes, count=4 * publishing)),
+                Rival("PUBLISH combined over one socket", partial(combined_publishes, threads=THREADS, count=4 * publishing)),
             ),
         ),
         Row(
@@ -184,6 +188,60 @@ def bare_publishes(scale: float, threads: int, count: int) -> Iterator[Measure]:
     """The same with PUBLISH."""
     with place() as (url, _), client(url) as connection:
         yield lambda: _together(lambda: connection.publish("nobody", SMALL), threads, scaled(count, scale))
+
+
+@contextmanager
+def piped_publishes(scale: float, count: int) -> Iterator[Measure]:
+    """PUBLISH by one thread that waits for the replies of a batch together."""
+    with place() as (url, _), client(url) as connection:
+
+        def publish() -> None:
+            with connection.pipeline(transaction=False) as pipe:
+                _repeat(lambda: pipe.publish("nobody", SMALL), BATCH)
+                pipe.execute()
+
+        yield lambda: BATCH * _together(publish, 1, scaled(count // BATCH, scale))
+
+
+class Combining:
+    """Commands of many threads over one bare socket: who finds it free sends all that have gathered.
+
+    Nothing else is done, so this shows what threads in Python leave of the rate when each of them waits for its own reply.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._free = threading.Lock()
+        self._gathered: deque[tuple[bytes, list[bool]]] = deque()
+
+    def call(self, command: bytes) -> None:
+        """Returns when the server has replied, with one line."""
+        done: list[bool] = []
+        self._gathered.append((command, done))
+        with self._free:
+            if not done:
+                self._exchange()
+
+    def _exchange(self) -> None:
+        batch = [self._gathered.popleft() for _ in range(len(self._gathered))]
+        self._socket.sendall(b"".join([command for command, _ in batch]))
+        missing = len(batch)
+        while missing:
+            missing -= self._socket.recv(65536).count(b"\n")
+        for _, done in batch:
+            done.append(True)
+
+
+@contextmanager
+def combined_publishes(scale: float, threads: int, count: int) -> Iterator[Measure]:
+    """PUBLISH, packed beforehand, by all threads over one socket."""
+    with place() as (url, _), client(url) as connection:
+        (command,) = connection.connection_pool.make_connection().pack_command("PUBLISH", "nobody", SMALL)
+        address = urlsplit(url)
+        with socket.create_connection((address.hostname or "127.0.0.1", address.port or 6379)) as bare:
+            bare.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            combining = Combining(bare)
+            yield lambda: _together(lambda: combining.call(command), threads, scaled(count, scale))
 
 
 @contextmanager

@@ -117,8 +117,21 @@ class _Inbox:
 
     def __init__(self) -> None:
         self.done = 0
+        self.is_ready = False  # it was empty, and the server knows that the next message will be waited for
+        self.is_calm = False  # messages come one by one: the next one will have to be waited for
 
-    def hand_out(self, first: int, messages: Sequence[bytes]) -> list[Delivery]:
+    def hand_out(self, answer: Sequence[Any]) -> list[Delivery]:
+        """What was fetched, or, with the token that woke its receiver, came alone. Empty where it was handed out before."""
+        self.is_ready = False
+        if answer[0] == b"ok":
+            self.is_calm = len(answer[2]) < 2
+            first, messages = int(answer[1]), answer[2]
+        else:
+            self.is_calm = True
+            number, _, message = answer[1].partition(b" ")
+            first, messages = int(number), [message]
+        if first < self.done:
+            return []
         self.done = first + len(messages)
         return [(message, None) for message in messages]
 
@@ -155,6 +168,7 @@ class RedisProvider(Provider):
         self._streams = Streams(self._pipe.call)
         self._prefix = _bytes(config.prefix)
         self._limit = b"%d" % config.max_queue_bytes
+        self._plainly = b"%b %b %b" % (self._limit, _ms(0), _ms(None))
         self.clock: Callable[[], float] = self._pipe.clock
         self._inboxes: dict[str, _Inbox] = {}
         self._shared: set[str] = set()
@@ -218,10 +232,10 @@ class RedisProvider(Provider):
     ) -> None:
         self._check(message, delay, priority)
         deadline = math.inf if timeout is None else monotonic() + timeout
-        wait, how = b"1" if timeout != 0 else b"0", (b"%d" % maxsize, self._limit, _ms(delay), _ms(ttl), b"%d" % priority)
-        operation = packed(b"send", _bytes(queue), wait, *how, message)
+        wait, how = b"1" if timeout != 0 else b"0", self._how(delay, ttl)
+        operation = packed(b"send", _bytes(queue), wait, how, b"%d" % maxsize, b"%d" % priority, message)
         has_waited = False
-        while (outcome := self._pipe.call(operation)[0]) == b"full":
+        while (outcome := self._pipe.call(operation)) == b"full":
             has_waited = True
             if not self._wait_for_room([_bytes(queue)], deadline):
                 raise Full(f"no room in the queue {queue!r} within {timeout} s")
@@ -229,6 +243,10 @@ class RedisProvider(Provider):
             if has_waited:
                 pass_on(self._pipe.call, queue)
             raise QueueNotFound(f"there is no queue {queue!r}: it was not declared, was deleted, or its owner has ended")
+
+    def _how(self, delay: float, ttl: float | None) -> bytes:
+        """What is for shared queues alone."""
+        return b"%b %b %b" % (self._limit, _ms(delay), _ms(ttl)) if delay or ttl is not None else self._plainly
 
     def _check(self, message: bytes, delay: float, priority: int = 0) -> None:
         if len(message) > self.max_message_bytes:
@@ -281,18 +299,20 @@ class RedisProvider(Provider):
 
     def _receive_from_inbox(self, queue: str, inbox: _Inbox, deadline: float, watch: Sequence[str], busy: bool) -> list[Delivery]:
         name, watched, token = _bytes(queue), _list(watch), self._prefix + b"w:" + _bytes(queue)
+
+        def fetching(then_blocks: bytes) -> Operation:
+            return packed(b"fetch", name, b"%d" % inbox.done, then_blocks, b"1" if busy else b"0", *watched)
+
         with self._receivers.lend() as receiver:
-
-            def fetch(blocks: bool) -> Any:
-                state = b"%d" % inbox.done, b"1" if blocks else b"0", b"1" if busy else b"0"
-                return receiver.run(packed(b"fetch", name, *state, *watched))
-
-            while (answer := pull(receiver, fetch, token, deadline, queue)) is not None:
-                if answer[0] == b"ok":
-                    return inbox.hand_out(int(answer[1]), answer[2])
-                first, _, message = answer[1].partition(b" ")
-                if int(first) >= inbox.done:
-                    return inbox.hand_out(int(first), [message])
+            if (inbox.is_ready or inbox.is_calm) and left(deadline):
+                operation = None if inbox.is_ready else fetching(b"2")
+                answer = receiver.run_and_block(operation, token, min(left(deadline), BLOCK))
+                if answer is not None and (found := inbox.hand_out(answer)):
+                    return found
+            inbox.is_ready = inbox.is_calm = False
+            while (answer := pull(receiver, lambda blocks: receiver.run(fetching(b"%d" % blocks)), token, deadline, queue)) is not None:
+                if found := inbox.hand_out(answer):
+                    return found
             return []
 
     def _receive_shared(self, queue: str, deadline: float, limit: int, lease: float | None, watch: Sequence[str]) -> list[Delivery]:
@@ -330,12 +350,12 @@ class RedisProvider(Provider):
                 raise
             answer = [b"empty", 0]
         if answer[0] == b"ok":
-            return _threes(answer[1]), False
+            return list(zip(*answer[1:])), False
         if not seconds_to_block(answer, deadline, queue):
             return [], True
         with self._receivers.lend() as receiver:
             answer = pull(receiver, take, self._prefix + b"w:" + _bytes(queue), deadline, queue, twice=lease is not None)
-        return ([] if answer is None else _threes(answer[1])), True
+        return ([] if answer is None else list(zip(*answer[1:]))), True
 
     def wake(self) -> None:
         self._receivers.wake()
@@ -344,12 +364,10 @@ class RedisProvider(Provider):
 
     def ack(self, receipt: Receipt) -> None:
         assert isinstance(receipt, RedisReceipt)
-        stream = receipt.stream
-        if stream is not None and stream.put_off(receipt):
-            return
-        if stream is not None:
-            self._streams.flush(stream)
-        self._expect_settled(receipt, self._streams.settle(receipt.queue, [receipt]))
+        if receipt.stream is None:
+            self._expect_settled(receipt, self._streams.settle(receipt.queue, [receipt])[0])
+        elif not receipt.stream.put_off(receipt):
+            self._expect_settled(receipt, self._streams.flush(receipt.stream, receipt))
 
     def nack(self, receipt: Receipt, delay: float = 0) -> None:
         self._settle(b"nack", receipt, _ms(delay), b"0")
@@ -360,18 +378,17 @@ class RedisProvider(Provider):
     def _settle(self, verb: bytes, receipt: Receipt, *how: bytes) -> None:
         assert isinstance(receipt, RedisReceipt)
         outcomes = self._pipe.call(packed(verb, _bytes(receipt.queue), receipt.identity, b"%d" % receipt.attempt, *how))
-        self._expect_settled(receipt, outcomes)
+        self._expect_settled(receipt, outcomes[0])
 
     @staticmethod
-    def _expect_settled(receipt: Receipt, outcomes: Sequence[int]) -> None:
-        if not outcomes[0]:
+    def _expect_settled(receipt: Receipt, outcome: int) -> None:
+        if not outcome:
             raise LeaseLost(f"the lease of delivery {receipt.attempt} from {receipt.queue!r} had ended; nothing was settled")
 
     # ------------------------------------------------------------------ numbers and names
 
     def size(self, queue: str) -> int:
-        (count,) = self._pipe.call(packed(b"size", _bytes(queue)))
-        return int(count)
+        return int(self._pipe.call(packed(b"size", _bytes(queue))))
 
     def counters(self) -> dict[str, dict[str, int]]:
         kinds = ("waiting", "leased", "dropped", "expired")
@@ -385,6 +402,18 @@ class RedisProvider(Provider):
         found.sort()  # the server's order of a set is any
         turn = next(self._turns) % max(1, len(found))
         return [_text(name) for name, *_ in sorted(found[turn:] + found[:turn], key=lambda each: each[1:])]
+
+    def request(self, topic: str, message: bytes, reply_to: str) -> str | None:
+        self._check(message, 0)
+        inbox = self._inboxes[reply_to]
+        how = b"%d" % next(self._turns), _bytes(reply_to), b"%d" % inbox.done
+        outcome, *server = self._pipe.call(packed(b"request", _bytes(topic), *how, message))
+        if outcome == b"full":
+            raise Full(f"all who serve {topic!r} are full")
+        if not server:
+            return None
+        inbox.is_ready = bool(server[1])
+        return _text(server[0])
 
     # ------------------------------------------------------------------ bind and publish
 
@@ -404,25 +433,22 @@ class RedisProvider(Provider):
         self, topics: Sequence[str], message: bytes, *, timeout: float | None = None, delay: float = 0, ttl: float | None = None
     ) -> int:
         self._check(message, delay)
-        how = (_ms(delay), _ms(ttl))
-        while True:
-            result = self._pipe.call(_with(self._plan(tuple(topics), how), message))
-            if result[0] != b"stale":
-                break
+        how = self._how(delay, ttl)
+        while (result := self._pipe.call(_with(self._plan(tuple(topics), how), message))) == b"stale":
             self._refresh()
+        if type(result) is int:
+            return result
+        timeout = self._config.publish_timeout if timeout is None else timeout
         accepted, full, behind = result
-        if full or behind:
-            timeout = self._config.publish_timeout if timeout is None else timeout
-            return self._publish_to_full(accepted, full, behind, message, monotonic() + timeout, how)
-        return int(accepted)
+        return self._publish_to_full(accepted, full, behind, message, monotonic() + timeout, how)
 
-    def _plan(self, topics: tuple[str, ...], how: tuple[bytes, bytes]) -> Operation:
+    def _plan(self, topics: tuple[str, ...], how: bytes) -> Operation:
         """A publish without its message, packed: it is the same for one topic until the bindings to patterns change."""
-        found = self._plans.get(topics) if how == NEITHER else None
+        found = self._plans.get(topics) if how is self._plainly else None
         if found is None:
             names = self._patterns.matching(topics)
-            found = _publication(self._patterns.generation, self._limit, how, list(map(_bytes, topics)), names)
-            if how == NEITHER and len(self._plans) < MOST_PLANS:
+            found = _publication(self._patterns.generation, how, list(map(_bytes, topics)), names)
+            if how is self._plainly and len(self._plans) < MOST_PLANS:
                 self._plans[topics] = found
         return found
 
@@ -438,11 +464,12 @@ class RedisProvider(Provider):
         behind: list[bytes],
         message: bytes,
         deadline: float,
-        how: tuple[bytes, bytes],
+        how: bytes,
     ) -> int:
         """Wait for room until the deadline; what has none then is lost, and counted, or, in a shared queue, refused."""
         while full and self._wait_for_room(full, deadline):
-            more, full, fallen = self._pipe.call(_with(_publication(b"", self._limit, how, (), full), message))
+            result = self._pipe.call(_with(_publication(b"", how, (), full), message))
+            more, full, fallen = (result, [], []) if type(result) is int else result
             accepted += more
             behind += fallen
         dropped = self._pipe.call(packed(b"drop", *_list_of(full))) if full else []
@@ -459,10 +486,8 @@ class RedisProvider(Provider):
             log.warning("a message was dropped: %d receivers do not keep up, that of %r among them", len(lost), _text(lost[0]))
 
 
-def _publication(
-    generation: bytes, limit: bytes, how: tuple[bytes, bytes], topics: Sequence[bytes], names: Sequence[bytes]
-) -> Operation:
-    arguments = (generation, b"1", limit, *how, *_list_of(topics), *_list_of(names))
+def _publication(generation: bytes, how: bytes, topics: Sequence[bytes], names: Sequence[bytes]) -> Operation:
+    arguments = generation, how, b"%d" % len(topics), b"%d" % len(names), *topics, *names
     return Operation(b"publish", len(arguments) + 3, bulks((b"publish", b"%d" % (len(arguments) + 1), *arguments)))
 
 
@@ -483,10 +508,6 @@ def _text(name: bytes) -> str:
     return name.decode("utf-8", "surrogatepass")
 
 
-def _threes(flat: Sequence[Any]) -> list[tuple[Any, Any, Any]]:
-    return list(zip(*[iter(flat)] * 3))
-
-
 def _list(names: Sequence[str]) -> tuple[bytes, ...]:
     return _list_of([_bytes(name) for name in names])
 
@@ -498,9 +519,6 @@ def _list_of(items: Sequence[bytes]) -> tuple[bytes, ...]:
 def _ms(seconds: float | None) -> bytes:
     """Whole milliseconds, never fewer; what is not limited is -1."""
     return b"-1" if seconds is None else b"%d" % math.ceil(min(seconds, 1e12) * 1000)
-
-
-NEITHER = (_ms(0), _ms(None))
 
 
 class RedisEventBus(EventBus):

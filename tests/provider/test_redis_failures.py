@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import logging
 import queue
+import re
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from harness import GUARD, Heard, eventually, in_thread
@@ -16,6 +18,7 @@ from redis_server import RedisServer
 import pymq
 from pymq.provider.redis import RedisConfig
 
+DOCS = Path(__file__).parents[2] / "docs" / "providers" / "redis.md"
 DURABLE = ("--appendonly", "yes", "--appendfsync", "always")
 
 
@@ -238,15 +241,11 @@ def test_no_server_is_an_error_at_once(start):
         pymq.EventBus(RedisConfig.from_url(server.url)).start()
 
 
-def test_the_users_needed_rights_are_enough(start):
+def test_the_rights_that_the_docs_name_are_enough(start):
     server = start()
-    rights = "+evalsha +script|load +client|id +client|unblock +blpop +ping +select"
-    scripts = "+time +incr +get +set +del +exists +pexpire +rpush +llen +lrange +ltrim"
-    more = "+hset +hget +hmget +hsetnx +hdel +hlen +hkeys +hgetall +hincrby +hexists +hstrlen +sadd +srem +smembers +sunion"
-    sets = "+zadd +zrem +zscore +zcard +zrange +zrangebyscore +zrangebylex +zpopmin"
+    (rights,) = re.findall(r"^ACL SETUSER.*?\n```", DOCS.read_text(), re.M | re.S)
     with server.client() as client:
-        allowed = f"{rights} {scripts} {more} {sets}".split()
-        client.execute_command("ACL", "SETUSER", "mq", "on", ">pw", "resetkeys", "~pymq:*", *allowed)
+        client.execute_command("ACL", "SETUSER", "mq", "on", ">pw", "resetkeys", "~pymq:*", *re.findall(r"\+\S+", rights))
     with pymq.EventBus(RedisConfig(host="127.0.0.1", port=server.port, username="mq", password="pw")) as bus:
         heard = Heard()
         bus.subscribe(heard, "c*", pattern=True)

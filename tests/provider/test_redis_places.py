@@ -173,6 +173,7 @@ def test_a_socket(start):
         ("redis://bus.example", {"host": "bus.example", "port": 6379}),
         ("redis://u%40x:p%3Aw@bus.example:1/2", {"host": "bus.example", "port": 1, "db": 2, "username": "u@x", "password": "p:w"}),
         ("rediss://:pw@[::1]:1?ssl_ca_certs=/a", {"host": "::1", "port": 1, "password": "pw", "ssl": True, "ssl_ca_certs": "/a"}),
+        ("rediss://h?ssl_check_hostname=False", {"host": "h", "port": 6379, "ssl": True, "ssl_check_hostname": False}),
         ("unix:///run/redis.sock?db=3", {"path": "/run/redis.sock", "db": 3}),
     ],
 )
@@ -197,6 +198,7 @@ def test_the_namespace_and_what_is_tuned_in_a_url():
         ("redis://h/0/ns?max_pendin=1", "'max_pendin'.*known:.*max_pending"),
         ("redis://h?max_pending=many", "max_pending='many'"),
         ("redis://h/zero", "db='zero'"),
+        ("rediss://h?ssl_check_hostname=no", "ssl_check_hostname='no'.*neither true nor false"),
         ("redis://h:port", "'h:port'"),
         ("redis://h/0/a/b", "%2F"),
         ("redis://u:s3cret@h/0/a#b", "%23"),

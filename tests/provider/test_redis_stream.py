@@ -124,4 +124,6 @@ def test_the_script_of_one_operation_has_all_that_it_needs():
         defined = set(re.findall(r"^local function (\w+)", text, re.M))
         assert functions & set(re.findall(r"(\w+)\(", text)) == defined
     assert script_for([packed(b"size", b"a"), packed(b"size", b"b")]) == script(b"size")
-    assert script_for([packed(b"size", b"a"), packed(b"beat")]) == script(b"")
+    assert script_for([packed(b"size", b"a"), packed(b"beat"), packed(b"size", b"b")]) == script(b"beat", b"size")
+    assert script_for([packed(name.encode()) for name in names]) == script()
+    assert re.findall(r"^function operations\.(\w+)", script().text.decode(), re.M) == names

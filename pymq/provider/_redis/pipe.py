@@ -99,7 +99,7 @@ class Pipe:
 
     def open(self) -> None:
         """Connect and register. Raises ProviderError."""
-        for name in (b"publish", b"send", b"take", b"fetch", b"ack"):
+        for name in (b"publish", b"send", b"request", b"take", b"fetch", b"ack"):
             script(name)  # made before it is needed: not within the first call, or in a signal handler
         wire = self._wire = self._finder.connect()
         self._register(wire)
@@ -271,17 +271,22 @@ class Pipe:
         return list(reply)
 
     def _evaluate(self, wire: Wire, operations: Sequence[Operation], number: bytes = b"") -> Any:
-        text, sha = script_for(operations)
-        count = 6 + sum([operation.words for operation in operations])
-        arguments = [operation.data for operation in operations]
-        data = b"".join((b"*%d\r\n" % count, bulks((b"EVALSHA", sha)), self._head, bulks((number,)), *arguments))
+        data = self.evaluation(operations, number)
         try:
             return wire.call(data)
         except ProviderError as error:
             if "NOSCRIPT" not in str(error):
                 raise
-        wire.call(command(b"SCRIPT", b"LOAD", text))
+        wire.call(command(b"SCRIPT", b"LOAD", script_for(operations).text))
         return wire.call(data)
+
+    def evaluation(self, operations: Sequence[Operation], number: bytes = b"") -> bytes:
+        """The command that executes them."""
+        words, sha = 6, script_for(operations).sha
+        for operation in operations:
+            words += operation.words
+        head = b"*%d\r\n$7\r\nEVALSHA\r\n$40\r\n%b\r\n%b$%d\r\n%b\r\n" % (words, sha, self._head, len(number), number)
+        return b"".join([head, *[operation.data for operation in operations]])
 
     def _register(self, wire: Wire) -> None:
         """Make the server know this member, its inboxes and their bindings; all that is shared as well where it has lost all."""

@@ -19,6 +19,8 @@ UNBLOCK = 0.5
 MOST_IDLE = 16
 """Connections that are kept for the next who waits."""
 
+EMPTY = [[b"empty"]]
+
 
 class Woken(Exception):
     """`wake` was called, or the provider was closed."""
@@ -54,13 +56,41 @@ class Receiver:
             self.disconnect()
             raise
 
+    def run_and_block(self, operation: Operation | None, key: bytes, seconds: float) -> Any:
+        """As `run`, where there is something to run, and then `block`, in one write: the answer, or, where that is that it is empty,
+        the token with a message.
+
+        None where nothing came of it, for whatever reason: to be looked for again, by one after the other. The operation leaves a
+        token where it is not empty. Raises Woken.
+        """
+        try:
+            self.require_connection()
+            return self._guarded(lambda wire: self._run_and_blocked(wire, operation, key, seconds))
+        except ProviderError:
+            return None
+
+    def _run_and_blocked(self, wire: Wire, operation: Operation | None, key: bytes, seconds: float) -> Any:
+        wire.write((self._pipe.evaluation([operation]) if operation else b"") + _blocking([key], seconds))
+        reply = wire.read(SILENCE) if operation else EMPTY
+        answer = checked(reply[0]) if isinstance(reply, list) else [reply]
+        if answer[0] == b"empty":
+            taken = self._awaited(wire, seconds)
+            return taken if taken and taken[1] else None
+        if answer[0] not in (b"ok", b"lost"):
+            raise ConnectionLost("it waits for what will not come")
+        wire.read(SILENCE)
+        return answer if answer[0] == b"ok" else None
+
     def block(self, keys: Sequence[bytes], seconds: float) -> tuple[bytes, bytes] | None:
         """The first token of one of the lists, with the list it was in; None where none came. Raises Woken and ConnectionLost."""
         found: tuple[bytes, bytes] | None = self._guarded(lambda wire: self._blocked(wire, keys, seconds))
         return found
 
     def _blocked(self, wire: Wire, keys: Sequence[bytes], seconds: float) -> Any:
-        wire.write(command(b"BLPOP", *keys, b"%.3f" % max(seconds, 0.001)))
+        wire.write(_blocking(keys, seconds))
+        return self._awaited(wire, seconds)
+
+    def _awaited(self, wire: Wire, seconds: float) -> Any:
         replied = wire.wait(seconds + SILENCE, self.waker.fileno())
         if replied is None:
             raise ConnectionLost("the Redis server is silent")
@@ -164,6 +194,10 @@ class Receivers:
             receiver.close()
         with self._helping:
             self._disconnect_helper()
+
+
+def _blocking(keys: Sequence[bytes], seconds: float) -> bytes:
+    return command(b"BLPOP", *keys, b"%.3f" % max(seconds, 0.001))
 
 
 def pass_on(run: Callable[[Operation], Any], queue: str) -> None:

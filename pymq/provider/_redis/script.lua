@@ -3,7 +3,8 @@
 -- KEYS[1] is the prefix of all keys, pymq:{<namespace>}:, whose tag keeps them on one node of a cluster.
 -- ARGV: the member's token, the batch's number, then the operations: name, how many arguments, arguments.
 -- A numbered batch is executed once: a member that got no reply sends it again, with a ? before the number, and gets the result that
--- was remembered. Blank lines are between functions only: `script.py` cuts the script at them.
+-- was remembered; one that has changed nothing is not remembered. Blank lines are between functions only: `script.py` cuts the script
+-- at them, and defines a function that is marked as rare when it is called.
 --
 --   members      zset    token -> when its registration ends (ms)       m:<token>  hash  last batch and its result
 --   mi:<token>   set     its inboxes                                    n, pg      the last id; the generation of the patterns
@@ -13,7 +14,7 @@
 --   q:<queue>    hash    bytes, expired, checked                        qb:<queue> set   its bindings
 --   r:<queue>    zset    ids that are ready, by their place             h:<queue>  zset  hidden ids: leased or delayed, by due time
 --   p:<queue>    hash    id -> message                                  e:<queue>  hash  id -> expiry (ms), of those that have one
---   l:<queue>    hash    id -> "attempt owner", of the leased           a:<queue>  hash  id -> attempts so far, of the returned
+--   l:<queue>    hash    id -> "attempt owner bytes", of the leased     a:<queue>  hash  id -> attempts so far, of the returned
 --   o:<queue>    hash    owner -> how many it has leased                pi, ps     set   patterns of inboxes, of shared queues
 --   w:<name>     list    a token that wakes who waits for messages      f:<name>, fw:<name>  the same for who waits for room
 local P, ME, NUMBER = KEYS[1], ARGV[1], ARGV[2]
@@ -24,6 +25,7 @@ local LONG = 600000          -- what members keep alive is gone ten minutes afte
 local SOON = 1000            -- who waits looks again after a second at the latest
 local LEVEL = 8796093022208  -- 2^43: an id is its place, the level of its priority times this, plus a counter that starts as a time in ms
 local bound, generation      -- what a publish has looked up, for the next ones of the batch
+local alive = {}             -- the owners that live
 local is_bulky = false       -- whether the result is too large to be remembered
 local BATCH_BYTES = 8388608  -- what one reply carries, but for a single larger message
 local DIRECT = 16384         -- a message up to this size travels in the token that wakes its receiver
@@ -59,8 +61,11 @@ local function next_id()
 end
 
 local function lives(token)
-  local ends = token and call('ZSCORE', P .. 'members', token)
-  return ends and tonumber(ends) > now
+  if alive[token] == nil then
+    local ends = call('ZSCORE', P .. 'members', token)
+    alive[token] = ends and tonumber(ends) > now
+  end
+  return alive[token]
 end
 
 -- ---- those who wait
@@ -131,12 +136,13 @@ local function remove_shared(name)
   call('ZREM', P .. 'queues', name)
 end
 
-local function bury(token)
+local function bury(token)  -- rare
   for _, inbox in ipairs(call('SMEMBERS', P .. 'mi:' .. token)) do
     remove_inbox(inbox)
   end
   call('DEL', P .. 'mi:' .. token, P .. 'm:' .. token)
   call('ZREM', P .. 'members', token)
+  alive[token] = nil
 end
 
 local function bury_the_dead()
@@ -198,17 +204,11 @@ local function spend(queue, owner, count)
   end
 end
 
-local function lease_of(queue, id)
+local function show(queue, id)  -- rare
   local lease = call('HGET', P .. 'l:' .. queue, id)
-  if lease then
-    return string.match(lease, '^(%d+) (.*)$')
-  end
-end
-
-local function show(queue, id)
-  local attempt, owner = lease_of(queue, id)
   call('ZREM', P .. 'h:' .. queue, id)
-  if attempt then
+  if lease then
+    local attempt, owner = string.match(lease, '^(%d+) (%S+)')
     call('HDEL', P .. 'l:' .. queue, id)
     call('HSET', P .. 'a:' .. queue, id, attempt)
     spend(queue, owner, 1)
@@ -216,10 +216,10 @@ local function show(queue, id)
   call('ZADD', P .. 'r:' .. queue, id, id)
 end
 
-local function give_back(queue, owner)
+local function give_back(queue, owner)  -- rare
   local leases = call('HGETALL', P .. 'l:' .. queue)
   for n = 1, #leases, 2 do
-    if string.match(leases[n + 1], ' (.*)$') == owner then
+    if string.match(leases[n + 1], ' (%S+)') == owner then
       show(queue, leases[n])
     end
   end
@@ -247,20 +247,21 @@ local function waiting(queue)
   return call('ZCARD', P .. 'r:' .. queue) + call('ZCARD', P .. 'h:' .. queue) - call('HLEN', P .. 'l:' .. queue)
 end
 
-local function hide(queue, id, milliseconds)
+local function hide(queue, id, milliseconds)  -- rare
   call('ZADD', P .. 'h:' .. queue, numeral(now + milliseconds), id)
   if milliseconds < SOON then
     ring(queue)
   end
 end
 
-local function offer_shared(queue, message, maxsize, limit, delay, ttl, priority)
+local function offer_shared(queue, message, how, maxsize, priority)  -- rare
   local bytes = call('HGET', P .. 'q:' .. queue, 'bytes')
   if not bytes then
     return 'gone'
   end
-  bytes = tonumber(bytes)
-  if bytes > 0 and bytes + #message > limit then
+  local limit, delay, ttl = string.match(how, '^(%d+) (%d+) (%-?%d+)$')
+  bytes, delay, ttl = tonumber(bytes), tonumber(delay), tonumber(ttl)
+  if bytes > 0 and bytes + #message > tonumber(limit) then
     return 'full'
   end
   if maxsize > 0 then
@@ -286,8 +287,9 @@ end
 
 local function forget(queue, ids, bytes)
   call('HDEL', P .. 'p:' .. queue, unpack(ids))
-  call('HDEL', P .. 'e:' .. queue, unpack(ids))
-  call('HDEL', P .. 'a:' .. queue, unpack(ids))
+  for _, kind in ipairs(call('EXISTS', P .. 'e:' .. queue, P .. 'a:' .. queue) > 0 and {'e:', 'a:'} or {}) do
+    call('HDEL', P .. kind .. queue, unpack(ids))
+  end
   call('HINCRBY', P .. 'q:' .. queue, 'bytes', 0 - bytes)
   tell_room(queue)
 end
@@ -296,36 +298,36 @@ local function is_expired(expiries, n)
   return expiries and expiries[n] and tonumber(expiries[n]) <= now
 end
 
--- The first ones that have not expired: {id, attempt, message, ...} and their ids.
+-- Ids, attempts and messages of the first ones that have not expired, and how many bytes these are.
 local function pop(queue, limit)
-  local found, ids, bytes, gone, gone_bytes = {}, {}, 0, {}, 0
+  local ids, attempts, messages, bytes, gone, gone_bytes = {}, {}, {}, 0, {}, 0
+  local ready, payloads, expiries, attempted = P .. 'r:' .. queue, P .. 'p:' .. queue, P .. 'e:' .. queue, P .. 'a:' .. queue
+  local can_expire, returned = call('EXISTS', expiries) == 1, call('EXISTS', attempted) == 1
   while #ids < limit and bytes < BATCH_BYTES do
-    local many = math.min(limit - #ids, 100)
-    if bytes > 0 or many > 1 then  -- not more than a reply carries: large messages come one by one
-      local first = call('ZRANGE', P .. 'r:' .. queue, 0, 0)[1]
-      many = first and math.max(1, math.min(many, math.floor(BATCH_BYTES / (call('HSTRLEN', P .. 'p:' .. queue, first) + 1)))) or 1
-    end
-    local popped = call('ZPOPMIN', P .. 'r:' .. queue, many)
-    if #popped == 0 then
+    local keys = call('ZRANGE', ready, 0, math.min(limit - #ids, 100) - 1)
+    if #keys == 0 then
       break
     end
-    local keys = {}
-    for n = 1, #popped, 2 do
-      keys[#keys + 1] = popped[n]
+    if #keys > 1 or bytes > 0 then  -- not more than a reply carries: large messages come one by one
+      local fit = math.floor(BATCH_BYTES / (call('HSTRLEN', payloads, keys[1]) + 1))
+      for n = #keys, math.max(1, fit) + 1, -1 do
+        keys[n] = nil
+      end
     end
-    local messages = call('HMGET', P .. 'p:' .. queue, unpack(keys))
-    local expiries = call('EXISTS', P .. 'e:' .. queue) == 1 and call('HMGET', P .. 'e:' .. queue, unpack(keys))
-    local attempts = call('EXISTS', P .. 'a:' .. queue) == 1 and call('HMGET', P .. 'a:' .. queue, unpack(keys))
+    call('ZREMRANGEBYRANK', ready, 0, #keys - 1)
+    local found = call('HMGET', payloads, unpack(keys))
+    local ends = can_expire and call('HMGET', expiries, unpack(keys))
+    local counts = returned and call('HMGET', attempted, unpack(keys))
     for n, id in ipairs(keys) do
-      if is_expired(expiries, n) then
+      local message = found[n]
+      if ends and ends[n] and tonumber(ends[n]) <= now then
         gone[#gone + 1] = id
-        gone_bytes = gone_bytes + #messages[n]
+        gone_bytes = gone_bytes + #message
       else
-        ids[#ids + 1] = id
-        bytes = bytes + #messages[n]
-        found[#found + 1] = id
-        found[#found + 1] = (attempts and tonumber(attempts[n]) or 0) + 1
-        found[#found + 1] = messages[n]
+        local place = #ids + 1
+        ids[place], messages[place] = id, message
+        attempts[place] = counts and counts[n] and tonumber(counts[n]) + 1 or 1
+        bytes = bytes + #message
       end
     end
   end
@@ -333,16 +335,17 @@ local function pop(queue, limit)
     call('HINCRBY', P .. 'q:' .. queue, 'expired', #gone)
     forget(queue, gone, gone_bytes)
   end
-  return found, ids, bytes
+  return ids, attempts, messages, bytes
 end
 
-local function lease(queue, found, ids, milliseconds)
-  local leases, times = {}, {}
+-- The last one comes first: a short set of hidden ids is searched from its start for the place of each.
+local function lease(queue, ids, attempts, messages, milliseconds)
+  local leases, times, ends, owner = {}, {}, numeral(now + milliseconds), ' ' .. ME .. ' '
   for n, id in ipairs(ids) do
-    leases[#leases + 1] = id
-    leases[#leases + 1] = found[3 * n - 1] .. ' ' .. ME
-    times[#times + 1] = numeral(now + milliseconds)
-    times[#times + 1] = id
+    leases[2 * n - 1] = id
+    leases[2 * n] = attempts[n] .. owner .. #messages[n]
+    times[2 * n - 1] = ends
+    times[2 * n] = ids[#ids + 1 - n]
   end
   call('HSET', P .. 'l:' .. queue, unpack(leases))
   call('ZADD', P .. 'h:' .. queue, unpack(times))
@@ -353,10 +356,14 @@ local function lease(queue, found, ids, milliseconds)
   end
 end
 
--- Whether this delivery is still the valid one: the lease's record is gone, or another's, once it has ended.
+-- The message's size, where this delivery is still the valid one: the lease's record is gone, or another's, once it has ended.
+local function size_of_leased(lease, attempt)
+  local found, owner, size = string.match(lease or '', '^(%d+) (%S+) (%d+)$')
+  return found == attempt and owner == ME and tonumber(size)
+end
+
 local function is_leased(queue, id, attempt)
-  local found, owner = lease_of(queue, id)
-  return found == attempt and owner == ME
+  return size_of_leased(call('HGET', P .. 'l:' .. queue, id), attempt)
 end
 
 local function unlease(queue, id)
@@ -489,13 +496,14 @@ function operations.unbind()
 end
 
 function operations.patterns()
-  return {call('GET', P .. 'pg') or '0', call('SMEMBERS', P .. 'pi'), call('SMEMBERS', P .. 'ps')}
+  return {call('GET', P .. 'pg') or '0', call('SMEMBERS', P .. 'pi'), call('SMEMBERS', P .. 'ps')}, true
 end
 
-local function offer(name, message, wait, ...)
+-- `how`: the bytes that a shared queue holds at most, the delay, the ttl.
+local function offer(name, message, wait, how, maxsize, priority)
   local outcome = offer_inbox(name, message)
   if outcome == 'gone' then
-    outcome = offer_shared(name, message, ...)
+    outcome = offer_shared(name, message, how, maxsize, priority)
   end
   if outcome == 'full' and wait == '1' then
     call('SET', P .. 'fw:' .. name, '', 'PX', 2 * SOON)
@@ -504,9 +512,9 @@ local function offer(name, message, wait, ...)
 end
 
 function operations.send()
-  local name, wait, maxsize, limit, delay, ttl, priority = argument(), argument(), number(), number(), number(), number(), number()
-  local outcome = offer(name, argument(), wait, maxsize, limit, delay, ttl, priority)
-  return {outcome == 'behind' and 'full' or outcome}
+  local name, wait, how, maxsize, priority = argument(), argument(), argument(), number(), number()
+  local outcome = offer(name, argument(), wait, how, maxsize, priority)
+  return outcome == 'behind' and 'full' or outcome
 end
 
 local function bound_to(topic)
@@ -516,33 +524,37 @@ local function bound_to(topic)
   return bound[topic]
 end
 
--- The first attempt finds the receivers; the later ones go to those that were full. A receiver that was waited for in vain
--- (`behind`) is not waited for again before it has caught up.
-function operations.publish()
-  local known, wait, limit, delay, ttl = argument(), argument(), number(), number(), number()
-  local topics, names, message = list(), list(), argument()
-  if not bound then
-    bound, generation = {}, call('GET', P .. 'pg') or '0'
-  end
-  if known ~= '' and known ~= generation then
-    return {'stale'}
+-- Those that are bound to one of the topics, and those named.
+local function targets_of(topics, names)
+  if topics == 1 and names == 0 then
+    return bound_to(argument())
   end
   local targets, seen = {}, {}
-  local function add(several)
-    for _, name in ipairs(several) do
+  for n = 1, topics + names do
+    for _, name in ipairs(n <= topics and bound_to(argument()) or {argument()}) do
       if not seen[name] then
         seen[name] = true
         targets[#targets + 1] = name
       end
     end
   end
-  for _, topic in ipairs(topics) do
-    add(bound_to(topic))
+  return targets
+end
+
+-- The first attempt finds the receivers; the later ones go to those that were full. A receiver that was waited for in vain
+-- (`behind`) is not waited for again before it has caught up.
+function operations.publish()
+  local known, how = argument(), argument()
+  if not bound then
+    bound, generation = {}, call('GET', P .. 'pg') or '0'
   end
-  add(names)
+  if known ~= '' and known ~= generation then
+    return 'stale', true
+  end
+  local targets, message = targets_of(number(), number()), argument()
   local accepted, full, behind = 0, {}, {}
   for _, name in ipairs(targets) do
-    local outcome = offer(name, message, wait, 0, limit, delay, ttl, 0)
+    local outcome = offer(name, message, '1', how, 0, 0)
     if outcome == 'ok' then
       accepted = accepted + 1
     elseif outcome == 'full' then
@@ -551,6 +563,9 @@ function operations.publish()
       behind[#behind + 1] = name
       call('HINCRBY', P .. 'im:' .. name, 'dropped', 1)
     end
+  end
+  if #full + #behind == 0 then
+    return accepted, #targets == 0
   end
   return {accepted, full, behind}
 end
@@ -577,80 +592,101 @@ local function lost_one(names)
   return false
 end
 
--- What has come to an inbox. It stays there until the next fetch says that it has arrived (`done`), so a reply that is lost loses
--- no message; but what was handed out does not count as waiting.
-function operations.fetch()
-  local name, done, blocks, busy, watch = argument(), number(), argument(), argument(), list()
+-- An inbox of ours, without what has arrived: its first number, bytes, how many were handed out, how many there are. Nothing where it
+-- is not ours.
+local function trimmed(name, done)
   local meta, messages = P .. 'im:' .. name, P .. 'i:' .. name
   local values = call('HMGET', meta, 'owner', 'base', 'bytes', 'handed', 'behind')
   if values[1] ~= ME then
-    return {'gone'}
+    return nil
   end
   local base, bytes, handed = tonumber(values[2]), tonumber(values[3]), tonumber(values[4])
   if done > base then
     call('LTRIM', messages, done - base, -1)
     base, handed = done, math.max(0, handed - (done - base))
   end
-  local count = call('LLEN', messages)
   if values[5] == '1' then
     call('HSET', meta, 'behind', '0')
   end
-  if count > 0 then
-    local average = bytes / math.max(1, count - handed) + 1
-    local found = call('LRANGE', messages, 0, math.max(0, math.min(1000, math.floor(BATCH_BYTES / average)) - 1))
-    for n = handed + 1, #found do
-      bytes = bytes - #found[n]
-    end
-    call('HSET', meta, 'base', numeral(base), 'bytes', bytes, 'handed', math.max(handed, #found), 'idle', '0', 'busy', busy)
-    tell_room(name)
-    return {'ok', numeral(base), found}
+  return base, bytes, handed, call('LLEN', messages)
+end
+
+local function set_empty(name, base, idle, busy)
+  call('DEL', P .. 'w:' .. name)
+  call('HSET', P .. 'im:' .. name, 'base', numeral(base), 'bytes', 0, 'handed', 0, 'idle', idle, 'busy', busy)
+end
+
+-- What has come to an inbox. It stays there until the next fetch says that it has arrived (`done`), so a reply that is lost loses
+-- no message; but what was handed out does not count as waiting. `then_blocks`: "0"; "1", who asks will wait for a token if this is
+-- empty; "2", he waits already, and needs one if it is not.
+function operations.fetch()
+  local name, done, then_blocks, busy, watch = argument(), number(), argument(), argument(), list()
+  local base, bytes, handed, count = trimmed(name, done)
+  if not base then
+    return {'gone'}
   end
-  if lost_one(watch) then
+  if count == 0 and not lost_one(watch) then
+    set_empty(name, base, then_blocks == '0' and '0' or '1', busy)
+    return {'empty', SOON}
+  end
+  if count == 0 then
+    set_empty(name, base, '0', busy)
+  end
+  if then_blocks == '2' then
+    ring(name)
+  end
+  if count == 0 then
     return {'lost'}
   end
-  call('DEL', P .. 'w:' .. name)
-  call('HSET', meta, 'base', numeral(base), 'bytes', 0, 'handed', 0, 'idle', blocks, 'busy', busy)
-  return {'empty', SOON}
+  local average = bytes / math.max(1, count - handed) + 1
+  local found = call('LRANGE', P .. 'i:' .. name, 0, math.max(0, math.min(1000, math.floor(BATCH_BYTES / average)) - 1))
+  for n = handed + 1, #found do
+    bytes = bytes - #found[n]
+  end
+  local state = {'base', numeral(base), 'bytes', bytes, 'handed', math.max(handed, #found), 'idle', '0', 'busy', busy}
+  call('HSET', P .. 'im:' .. name, unpack(state))
+  tell_room(name)
+  return {'ok', numeral(base), found}
 end
 
 function operations.take()
   local queue, limit, milliseconds, watch = argument(), number(), number(), list()
   if call('EXISTS', P .. 'q:' .. queue) == 0 then
-    return {'gone'}
+    return {'gone'}, true
   end
   show_due(queue)
-  local found, ids, bytes = pop(queue, limit)
+  local ids, attempts, messages, bytes = pop(queue, limit)
   is_bulky = is_bulky or bytes > 65536
   if #ids > 0 then
     if milliseconds >= 0 then
-      lease(queue, found, ids, milliseconds)
+      lease(queue, ids, attempts, messages, milliseconds)
     else
       forget(queue, ids, bytes)
     end
     if call('EXISTS', P .. 'r:' .. queue) == 1 then
       ring(queue)
     end
-    return {'ok', found}
+    return {'ok', ids, attempts, messages}
   end
   if lost_one(watch) then
-    return {'lost'}
+    return {'lost'}, true
   end
   local due = call('ZRANGE', P .. 'h:' .. queue, 0, 0, 'WITHSCORES')[2]
-  return {'empty', due and math.max(0, math.min(SOON, tonumber(due) - now)) or SOON}
+  return {'empty', due and math.max(0, math.min(SOON, tonumber(due) - now)) or SOON}, true
 end
 
 function operations.ack()
-  local queue, outcomes, ids, bytes = argument(), {}, {}, 0
-  for n = 1, number() do
-    local id, attempt = argument(), argument()
-    outcomes[n] = is_leased(queue, id, attempt) and 1 or 0
-    if outcomes[n] == 1 then
-      ids[#ids + 1] = id
-      bytes = bytes + call('HSTRLEN', P .. 'p:' .. queue, id)
-      call('HDEL', P .. 'l:' .. queue, id)
+  local queue, asked, attempts, outcomes, ids, bytes = argument(), list(), list(), {}, {}, 0
+  for n, lease in ipairs(call('HMGET', P .. 'l:' .. queue, unpack(asked))) do
+    local size = size_of_leased(lease, attempts[n])
+    outcomes[n] = size and 1 or 0
+    if size then
+      ids[#ids + 1] = asked[n]
+      bytes = bytes + size
     end
   end
   if #ids > 0 then
+    call('HDEL', P .. 'l:' .. queue, unpack(ids))
     call('ZREM', P .. 'h:' .. queue, unpack(ids))
     spend(queue, ME, #ids)
     forget(queue, ids, bytes)
@@ -693,14 +729,14 @@ function operations.size()
   local name = argument()
   if call('EXISTS', P .. 'q:' .. name) == 1 then
     show_due(name)
-    return {waiting(name)}
+    return waiting(name), true
   end
-  return {call('LLEN', P .. 'i:' .. name) - tonumber(call('HGET', P .. 'im:' .. name, 'handed') or '0')}
+  return call('LLEN', P .. 'i:' .. name) - tonumber(call('HGET', P .. 'im:' .. name, 'handed') or '0'), true
 end
 
 function operations.queues()
   local prefix = argument()
-  return call('ZRANGEBYLEX', P .. 'queues', '[' .. prefix, '[' .. prefix .. '\255')
+  return call('ZRANGEBYLEX', P .. 'queues', '[' .. prefix, '[' .. prefix .. '\255'), true
 end
 
 function operations.counters()
@@ -718,9 +754,10 @@ function operations.counters()
   return found
 end
 
-function operations.consumers()
+-- The live inboxes that are bound to a topic: {name, how many messages wait, how busy its receiver is}.
+local function receivers(topic)
   local found = {}
-  for _, inbox in ipairs(call('SMEMBERS', P .. 't:' .. argument())) do
+  for _, inbox in ipairs(call('SMEMBERS', P .. 't:' .. topic)) do
     if inbox_owner(inbox) then
       local values = call('HMGET', P .. 'im:' .. inbox, 'handed', 'idle', 'busy')
       local rank = values[3] == '1' and 2 or values[2] == '1' and 0 or 1
@@ -728,6 +765,52 @@ function operations.consumers()
     end
   end
   return found
+end
+
+function operations.consumers()
+  return receivers(argument()), true
+end
+
+-- The best first; equals by name, from another one each time.
+local function by_preference(found, turn)
+  table.sort(found, function(one, other) return one[1] < other[1] end)
+  for place, each in ipairs(found) do
+    each[4] = (place - turn) % #found
+  end
+  table.sort(found, function(one, other)
+    for _, n in ipairs({2, 3, 4}) do
+      if one[n] ~= other[n] then
+        return one[n] < other[n]
+      end
+    end
+    return false
+  end)
+  return found
+end
+
+local function is_ready(inbox, done)
+  local base, _, _, count = trimmed(inbox, done)
+  if count ~= 0 then
+    return false
+  end
+  set_empty(inbox, base, '1', '0')
+  return true
+end
+
+-- To the best of the receivers that have room: who got it; and whether the inbox in which the reply is awaited was made ready for one
+-- who waits for a token, as by `fetch`.
+function operations.request()
+  local topic, turn, reply_to, done, message = argument(), number(), argument(), number(), argument()
+  local names = call('SMEMBERS', P .. 't:' .. topic)
+  local outcome, any_full = nil, false
+  for _, each in ipairs(#names > 1 and by_preference(receivers(topic), turn) or {names}) do
+    outcome = each[1] and offer_inbox(each[1], message)
+    if outcome == 'ok' then
+      return {'ok', each[1], reply_to ~= '' and is_ready(reply_to, done) and 1 or 0}
+    end
+    any_full = any_full or outcome == 'full' or outcome == 'behind'
+  end
+  return {any_full and 'full' or 'gone'}, true
 end
 
 -- The last to leave takes along what nobody will miss: shared queues that are empty and not bound.
@@ -773,21 +856,23 @@ if ARGV[at] ~= 'register' then
   end
 end
 
-local results = {}
+local results, has_changed = {}, false
 while at <= #ARGV do
-  local name, length = argument(), number()
+  local name, length = ARGV[at], ARGV[at + 1]
+  at = at + 2
   local after = at + length
   if name ~= 'publish' then
     bound = nil
   end
-  local ok, result = pcall(operations[name])
+  local ok, result, changes_nothing = pcall(operations[name])
   if not ok then
     result = {'error', type(result) == 'table' and result.err or tostring(result)}
   end
   results[#results + 1] = result
+  has_changed = has_changed or not (ok and changes_nothing)
   at = after
 end
-if NUMBER ~= '' then
+if has_changed and NUMBER ~= '' then
   redis.pcall('HSET', memory, 'last', NUMBER, 'result', is_bulky and '' or cmsgpack.pack(results))
 end
 return results

@@ -127,15 +127,20 @@ class Streams:
 
     def settle(self, queue: str, receipts: Sequence[RedisReceipt]) -> list[int]:
         """Ack them, in one operation; 1 for each whose lease was valid, else 0."""
-        pairs = [part for receipt in receipts for part in (receipt.identity, b"%d" % receipt.attempt)]
-        outcomes: list[int] = self._call(packed(b"ack", _bytes(queue), b"%d" % len(receipts), *pairs))
+        identities, attempts = [receipt.identity for receipt in receipts], [b"%d" % receipt.attempt for receipt in receipts]
+        count = b"%d" % len(receipts)
+        outcomes: list[int] = self._call(packed(b"ack", _bytes(queue), count, *identities, count, *attempts))
         return outcomes
 
-    def flush(self, stream: Stream) -> None:
-        """Send the acks that were put off."""
+    def flush(self, stream: Stream, *last: RedisReceipt) -> int:
+        """Send the acks that were put off, and, with them, a last one: what became of that."""
         acks = stream.acks()
-        if acks and (lost := self.settle(stream.queue, acks).count(0)):
+        if not acks and not last:
+            return 1
+        outcomes = self.settle(stream.queue, [*acks, *last])
+        if lost := outcomes[: len(acks)].count(0):
             log.warning("%d events from %r took longer than their leases, and come again", lost, stream.queue)
+        return outcomes[-1]
 
     def close(self) -> None:
         """Settle and give back everything."""

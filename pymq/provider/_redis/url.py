@@ -14,6 +14,7 @@ NAMES = {
 client how to behave, which is our affair."""
 
 TUNING = {"max_pending": int, "publish_timeout": float, "max_message_bytes": int, "max_queue_bytes": int}
+FLAGS = ("ssl_check_hostname", "ssl_validate_ocsp", "ssl_validate_ocsp_stapled")
 SCHEMES = {"redis": "", "rediss": "", "unix": "", "redis+sentinel": "sentinel", "redis+cluster": "cluster"}
 PORTS = {"sentinel": 26379}
 
@@ -100,12 +101,20 @@ def _options(query: str, url: str) -> dict[str, Any]:
             found[name] = _number(name, text, TUNING[name], url)
         elif name in ("db", "socket_connect_timeout"):
             found[name] = _number(name, text, int if name == "db" else float, url)
+        elif name in FLAGS:
+            found[name] = _flag(name, text, url)
         elif name in ("namespace", "client_name", "username", "password") or name.startswith("ssl_"):
             found[name] = text
         else:
             known = sorted({*TUNING, "namespace", "db", "client_name", "username", "password", "socket_connect_timeout", "ssl_…"})
             raise ValueError(f"unknown option {name!r} in {_hidden(url)!r}; known: {', '.join(known)}")
     return found
+
+
+def _flag(name: str, text: str, url: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError(f"{name}={text!r} in {_hidden(url)!r} is neither true nor false")
+    return text.lower() == "true"
 
 
 def _number(name: str, text: str, kind: type, url: str) -> Any:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import inspect
 import os
 import select
+import socket
 import ssl
+import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -42,7 +44,11 @@ class Wire:
         self._connection = connection
         self._where = where
         self._socket = connection._sock
-        self._buffer = bytearray()
+        self._is_tls = isinstance(self._socket, ssl.SSLSocket)
+        if not self._is_tls:
+            self._socket.setblocking(True)  # with the kernel's own timeouts: Python's cost a system call more each time
+        self._patience = 0.0
+        self._data = b""
         self._start = 0
         self._poll = select.poll()
         self._poll.register(self._socket.fileno(), select.POLLIN)
@@ -51,18 +57,18 @@ class Wire:
     def call(self, packed: bytes) -> Any:
         """The server's reply to one command."""
         self.write(packed)
-        return self.read(SILENCE + len(packed) / 1e7)
+        return self.read(SILENCE if len(packed) < 65536 else SILENCE + len(packed) / 1e7)
 
     def write(self, packed: bytes) -> None:
         try:
-            self._socket.settimeout(SILENCE + len(packed) / 1e6)
+            self._wait_at_most(SILENCE if len(packed) < 65536 else SILENCE + len(packed) / 1e6)
             self._socket.sendall(packed)
         except OSError as error:
             raise self._lost(error) from error
 
     def read(self, seconds: float) -> Any:
         try:
-            self._socket.settimeout(seconds)
+            self._wait_at_most(seconds)
             reply = self._reply()
         except OSError as error:
             raise self._lost(error) from error
@@ -70,9 +76,21 @@ class Wire:
             raise reply
         return reply
 
+    def _wait_at_most(self, seconds: float) -> None:
+        """For each read and each write that follows."""
+        if seconds == self._patience:
+            return
+        self._patience = seconds
+        if self._is_tls:
+            self._socket.settimeout(seconds)
+            return
+        time = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            self._socket.setsockopt(socket.SOL_SOCKET, option, time)
+
     def wait(self, seconds: float, other: int) -> bool | None:
         """True when a reply comes, False when `other` (a descriptor) is readable, None after so many seconds."""
-        if isinstance(self._socket, ssl.SSLSocket) and self._socket.pending():
+        if self._start < len(self._data) or (self._is_tls and self._socket.pending()):
             return True
         self._poll.register(other, select.POLLIN)
         ready = [descriptor for descriptor, _ in self._poll.poll(seconds * 1000)]
@@ -83,7 +101,7 @@ class Wire:
         self._connection.disconnect()
 
     def _lost(self, error: OSError) -> ConnectionLost:
-        if isinstance(error, TimeoutError):
+        if isinstance(error, TimeoutError | BlockingIOError):
             return ConnectionLost(f"the Redis server at {self._where} is silent")
         return ConnectionLost(f"the connection to the Redis server at {self._where} was lost: {error}")
 
@@ -98,34 +116,43 @@ class Wire:
             return [self._reply() for _ in range(int(rest))] if rest != b"-1" else None
         if kind == 45:  # -
             return self._refusal(rest.decode(errors="replace"))
-        return bytes(rest)
+        return rest
 
     def _refusal(self, text: str) -> ProviderError:
         error = Away if text.startswith(AWAY) else ProviderError
         return error(f"the Redis server at {self._where} says: {text}")
 
-    def _line(self) -> bytearray:
-        while (end := self._buffer.find(b"\r\n", self._start)) < 0:
-            self._more(65536)
-        line = self._buffer[self._start : end]
+    def _line(self) -> bytes:
+        while (end := self._data.find(b"\r\n", self._start)) < 0:
+            self._data = self._data[self._start :] + self._received(65536)
+            self._start = 0
+        line = self._data[self._start : end]
         self._start = end + 2
         return line
 
     def _exactly(self, count: int) -> bytes:
-        while (missing := self._start + count + 2 - len(self._buffer)) > 0:
-            self._more(max(missing, 65536))
-        found = bytes(memoryview(self._buffer)[self._start : self._start + count])
-        self._start += count + 2
+        end = self._start + count
+        if end + 2 > len(self._data):
+            self._gather(count + 2)
+            end = count
+        found = self._data[self._start : end]
+        self._start = end + 2
         return found
 
-    def _more(self, count: int) -> None:
-        if self._start:
-            del self._buffer[: self._start]
-            self._start = 0
-        received = self._socket.recv(min(count, 1 << 20))
+    def _gather(self, count: int) -> None:
+        """So many bytes at least, from the start of what is held."""
+        parts = [self._data[self._start :]]
+        missing = count - len(parts[0])
+        while missing > 0:
+            parts.append(self._received(max(missing, 65536)))
+            missing -= len(parts[-1])
+        self._data, self._start = b"".join(parts), 0
+
+    def _received(self, count: int) -> bytes:
+        received: bytes = self._socket.recv(min(count, 1 << 20))
         if not received:
             raise ConnectionResetError("it closed the connection")
-        self._buffer += received
+        return received
 
 
 def command(*arguments: bytes) -> bytes:
@@ -190,13 +217,13 @@ class Finder:
     def _open(self, changes: dict[str, Any]) -> Wire:
         import redis
         from redis.backoff import NoBackoff
-        from redis.exceptions import AuthenticationError, AuthorizationError, RedisError, ResponseError
+        from redis.exceptions import RedisError
         from redis.retry import Retry
 
         arguments = {**self._config.connection, **changes}
         where = _address(arguments)
         kind: Any = redis.UnixDomainSocketConnection if "path" in arguments else redis.Connection
-        if arguments.pop("ssl", False):
+        if is_tls := bool(arguments.pop("ssl", False)):
             kind = redis.SSLConnection
         arguments.setdefault("socket_connect_timeout", SILENCE)
         if kind is redis.UnixDomainSocketConnection:
@@ -204,18 +231,11 @@ class Finder:
         connection = kind(**arguments, **_anonymous(), socket_timeout=SILENCE, retry=Retry(NoBackoff(), 0), protocol=2)
         try:
             connection.connect()
-        except (AuthenticationError, AuthorizationError) as error:
-            raise ProviderError(f"the Redis server at {where} refuses the user name or password: {error}") from error
-        except ResponseError as error:
-            text = str(error)
-            away = Away if text.startswith(AWAY) else ProviderError
-            raise away(f"the Redis server at {where} refuses the connection: {text}") from error
-        except (RedisError, OSError) as error:
-            raise ConnectionLost(f"no Redis server answers at {where}: {error}; is it started, and the address right?") from error
-        try:
             return Wire(connection, where)
-        except BaseException:
+        except BaseException as error:
             connection.disconnect()
+            if isinstance(error, RedisError | OSError | ConnectionLost) and not isinstance(error, Away):
+                raise _explained(error, where, is_tls) from error
             raise
 
     def _by_sentinel(self) -> Wire:
@@ -274,6 +294,28 @@ class Finder:
             yield wire
         finally:
             wire.close()
+
+
+def _explained(error: Exception, where: str, is_tls: bool) -> ProviderError:
+    """Why there is no connection: ConnectionLost where it is worth to try again."""
+    from redis.exceptions import AuthenticationError, AuthorizationError, ResponseError
+
+    if isinstance(error, AuthenticationError | AuthorizationError):
+        return ProviderError(f"the Redis server at {where} refuses the user name or password: {error}")
+    if isinstance(error, ResponseError):
+        refusal = Away if str(error).startswith(AWAY) else ProviderError
+        return refusal(f"the Redis server at {where} refuses the connection: {error}")
+    if _is_distrust(error):
+        return ProviderError(f"the Redis server at {where} is not trusted: {error}; ssl_ca_certs= names the file of who certifies it")
+    doubt = "is it started, the address right, and TLS spoken there?" if is_tls else "is it started, and the address right?"
+    return ConnectionLost(f"no Redis server answers at {where}: {error}; {doubt}")
+
+
+def _is_distrust(error: BaseException | None) -> bool:
+    """Whether a certificate was refused, which redis-py wraps in an error of its own."""
+    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 @lru_cache
