@@ -858,6 +858,8 @@ class ProviderSuite:
         received = self._task(provider.receive, inbox, None, watch=[owned]).result()
         assert [message for message, _ in received] == [b"last words"]
         assert self._task(provider.receive, inbox, None, watch=[owned]).result() == []
+        self._open().send(inbox, b"after that")
+        assert self._messages(provider, inbox, 1) == [b"after that"]
 
     def test_namespaces_do_not_meet(self) -> None:
         provider, stranger = self._open(), self._open(self.elsewhere())
