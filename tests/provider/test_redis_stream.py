@@ -8,8 +8,9 @@ import threading
 
 import pytest
 from harness import GUARD, eventually, in_thread
-from redis_server import shared_url
+from redis_server import RedisServer, shared_url
 
+import pymq
 from pymq.exceptions import LeaseLost
 from pymq.provider._redis.script import SOURCE, packed, script, script_for
 from pymq.provider.redis import RedisConfig
@@ -112,6 +113,53 @@ def test_a_late_ack_is_told(opened):
     provider.delete("jobs")
     with pytest.raises(LeaseLost):
         provider.ack(receipt)
+
+
+@pytest.fixture
+def server():
+    server = RedisServer().start()
+    yield server
+    server.end()
+
+
+def evaluations(client):
+    return client.info("commandstats").get("cmdstat_evalsha", {}).get("calls", 0)
+
+
+BEATS = 30
+"""So many may be among them, on a machine that is very slow."""
+
+
+def test_who_is_alone_needs_one_round_trip_and_a_call_two(server):
+    config = RedisConfig.from_url(server.url)
+    with pymq.EventBus(config) as bus, pymq.EventBus(config) as other, server.client() as client:
+        jobs = bus.queue("jobs")
+        before = evaluations(client)
+        for number in range(200):
+            bus.publish(number, "c")
+            jobs.put(number)
+            jobs.get()
+        assert 600 <= evaluations(client) - before <= 600 + BEATS
+        other.expose(abs, "abs")
+        stub = bus.stub("abs", timeout=GUARD)
+        stub(0)
+        before = evaluations(client)
+        for number in range(200):
+            assert stub(-number) == number
+        # the request, the reply, the server's next look; and one of the caller's where the reply was larger or later than usual
+        assert evaluations(client) - before <= 200 * 3 + 100 + BEATS
+
+
+def test_operations_of_many_threads_travel_together(server):
+    with pymq.EventBus(RedisConfig.from_url(server.url)) as bus, server.client() as client:
+        bus.publish(0, "c")
+        before = evaluations(client)
+        server.pause()
+        publishing = [in_thread(bus.publish, number, "c") for number in range(40)]
+        eventually(lambda: len(bus.provider._pipe._waiting) >= 39, 2)
+        server.resume()
+        assert [each.result(GUARD) for each in publishing] == [0] * 40
+        assert evaluations(client) - before < 10
 
 
 def test_the_script_of_one_operation_has_all_that_it_needs():
