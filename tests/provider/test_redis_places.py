@@ -13,7 +13,7 @@ from redis_server import RedisServer, shared_url
 
 import pymq
 from pymq.provider import config_from
-from pymq.provider._redis.wire import _slot
+from pymq.provider._redis.wire import _address, _slot
 from pymq.provider.redis import RedisConfig, RedisEventBus
 
 
@@ -133,6 +133,16 @@ def test_a_cluster_whose_node_dies(cluster):
         eventually(lambda: publisher.stub("ping", timeout=5)() == "pong")
 
 
+def test_a_client_of_a_cluster_shows_the_way(cluster):
+    heard = Heard()
+    client = redis.RedisCluster(host="127.0.0.1", port=cluster[1].port)
+    with pymq.EventBus(RedisConfig(client, namespace="ns")) as bus:
+        bus.subscribe(heard, "c")
+        assert bus.publish(1, "c") == 1
+        assert heard.next() == 1
+    client.close()
+
+
 # --- configs ----------------------------------------------------------------------------------------------------------
 
 
@@ -143,6 +153,11 @@ def test_a_clients_arguments_are_copied_and_the_client_is_not_used():
     assert (config.connection["port"], config.connection["db"], config.connection["ssl"]) == (1, 2, True)
     assert not {"decode_responses", "socket_timeout", "retry"} & config.connection.keys()
     assert config.namespace == "ns"
+
+
+def test_without_arguments_it_is_localhost():
+    config = RedisConfig()
+    assert (_address(dict(config.connection)), config.mode, config.namespace) == ("localhost:6379", "", "default")
 
 
 def test_a_client_that_decodes_is_as_good_as_any():
