@@ -21,11 +21,23 @@ from urllib.parse import quote
 from pymq.bus import EventBus
 from pymq.exceptions import ConnectionLost, LeaseLost, MessageTooLarge, ProviderError, PublishFull, QueueNotFound
 from pymq.provider._redis import url as _redis_url
+from pymq.provider._redis.inbox import Inbox, Patterns
+from pymq.provider._redis.operations import (
+    Operation,
+    decoded,
+    encoded,
+    list_of,
+    list_of_names,
+    milliseconds,
+    packed,
+    publication,
+    to_bind,
+    with_message,
+)
 from pymq.provider._redis.pipe import Pipe, Unsure
 from pymq.provider._redis.receiver import BLOCK, Receivers, Woken, pass_on, pull, seconds_to_block
-from pymq.provider._redis.script import Operation, packed
 from pymq.provider._redis.stream import SHORTEST_LEASE, RedisReceipt, Streams
-from pymq.provider._redis.wire import Finder, bulks, left
+from pymq.provider._redis.wire import Finder, left
 from pymq.provider.base import Delivery, Features, Health, Provider, Receipt
 from pymq.topics import matcher
 
@@ -112,46 +124,6 @@ class RedisConfig:
         return cls(**_redis_url.parse(url))
 
 
-class _Inbox:
-    """How far a temporary queue has been read: what was handed out is trimmed by the next fetch."""
-
-    def __init__(self) -> None:
-        self.done = 0
-        self.is_ready = False  # it was empty, and the server knows that the next message will be waited for
-        self.is_calm = False  # messages come one by one: the next one will have to be waited for
-
-    def hand_out(self, answer: Sequence[Any]) -> list[Delivery]:
-        """What was fetched, or, with the token that woke its receiver, came alone. Empty where it was handed out before."""
-        self.is_ready = False
-        if answer[0] == b"ok":
-            self.is_calm = len(answer[2]) < 2
-            first, messages = int(answer[1]), answer[2]
-        else:
-            self.is_calm = True
-            number, _, message = answer[1].partition(b" ")
-            first, messages = int(number), [message]
-        if first < self.done:
-            return []
-        self.done = first + len(messages)
-        return [(message, None) for message in messages]
-
-
-class _Patterns:
-    """Bindings to globs, as of one generation: they are matched here, and the script refuses a publish with an older one."""
-
-    def __init__(self, generation: bytes, entries: Sequence[bytes]) -> None:
-        self.generation = generation
-        self._entries = [_entry(each) for each in entries]
-
-    def matching(self, topics: Sequence[str]) -> list[bytes]:
-        return list(dict.fromkeys(name for pattern, name in self._entries if any(map(matcher(pattern), topics))))
-
-
-def _entry(packed_entry: bytes) -> tuple[str, bytes]:
-    length, _, rest = packed_entry.partition(b":")
-    return _text(rest[: int(length)]), rest[int(length) :]
-
-
 class RedisProvider(Provider):
     """The contract over a Redis server. Made by `RedisConfig.create`."""
 
@@ -166,14 +138,14 @@ class RedisProvider(Provider):
         self._pipe = Pipe(finder, config.prefix, self._declarations)
         self._receivers = Receivers(finder, self._pipe)
         self._streams = Streams(self._pipe.call)
-        self._prefix = _bytes(config.prefix)
+        self._prefix = encoded(config.prefix)
         self._limit = b"%d" % config.max_queue_bytes
-        self._plainly = b"%b %b %b" % (self._limit, _ms(0), _ms(None))
+        self._plainly = b"%b %b %b" % (self._limit, milliseconds(0), milliseconds(None))
         self.clock: Callable[[], float] = self._pipe.clock
-        self._inboxes: dict[str, _Inbox] = {}
+        self._inboxes: dict[str, Inbox] = {}
         self._shared: set[str] = set()
         self._bindings: dict[tuple[str, str, bool], None] = {}
-        self._patterns = _Patterns(b"-", ())
+        self._patterns = Patterns(b"-", ())
         self._plans: dict[Sequence[str], Operation] = {}
         self._turns = itertools.count()
         self._next_warning = 0.0
@@ -195,17 +167,17 @@ class RedisProvider(Provider):
         """What makes the server know what it has forgotten of this member."""
         names = [*self._inboxes, *(self._shared if shared_too else ())]
         declared = [self._declaration(name, name in self._inboxes) for name in names]
-        return declared + [_binding(b"bind", *binding) for binding in list(self._bindings) if binding[0] in names]
+        return declared + [to_bind(b"bind", *binding) for binding in list(self._bindings) if binding[0] in names]
 
     def _declaration(self, queue: str, temporary: bool) -> Operation:
-        return packed(b"declare", _bytes(queue), b"%d" % self._config.max_pending if temporary else b"")
+        return packed(b"declare", encoded(queue), b"%d" % self._config.max_pending if temporary else b"")
 
     def declare(self, queue: str, *, temporary: bool = False) -> None:
         (outcome,) = self._pipe.call(self._declaration(queue, temporary))
         if outcome != b"ok":
             raise ProviderError(f"the queue {queue!r} exists already, of the other kind or for another receiver; rename it")
         if temporary:
-            self._inboxes.setdefault(queue, _Inbox())
+            self._inboxes.setdefault(queue, Inbox())
         else:
             self._shared.add(queue)
 
@@ -215,7 +187,7 @@ class RedisProvider(Provider):
         for binding in [each for each in self._bindings if each[0] == queue]:
             self._bindings.pop(binding, None)
         for verb in (b"delete", b"hush"):  # who waits is woken between the two
-            self._pipe.call(packed(verb, _bytes(queue)))
+            self._pipe.call(packed(verb, encoded(queue)))
 
     # ------------------------------------------------------------------ send
 
@@ -233,11 +205,11 @@ class RedisProvider(Provider):
         self._check(message, delay, priority)
         deadline = math.inf if timeout is None else monotonic() + timeout
         wait, how = b"1" if timeout != 0 else b"0", self._how(delay, ttl)
-        operation = packed(b"send", _bytes(queue), wait, how, b"%d" % maxsize, b"%d" % priority, message)
+        operation = packed(b"send", encoded(queue), wait, how, b"%d" % maxsize, b"%d" % priority, message)
         has_waited = False
         while (outcome := self._pipe.call(operation)) == b"full":
             has_waited = True
-            if not self._wait_for_room([_bytes(queue)], deadline):
+            if not self._wait_for_room([encoded(queue)], deadline):
                 raise Full(f"no room in the queue {queue!r} within {timeout} s")
         if outcome != b"ok":
             if has_waited:
@@ -246,7 +218,7 @@ class RedisProvider(Provider):
 
     def _how(self, delay: float, ttl: float | None) -> bytes:
         """What is for shared queues alone."""
-        return b"%b %b %b" % (self._limit, _ms(delay), _ms(ttl)) if delay or ttl is not None else self._plainly
+        return b"%b %b %b" % (self._limit, milliseconds(delay), milliseconds(ttl)) if delay or ttl is not None else self._plainly
 
     def _check(self, message: bytes, delay: float, priority: int = 0) -> None:
         if len(message) > self.max_message_bytes:
@@ -297,8 +269,8 @@ class RedisProvider(Provider):
         except Woken:
             return []
 
-    def _receive_from_inbox(self, queue: str, inbox: _Inbox, deadline: float, watch: Sequence[str], busy: bool) -> list[Delivery]:
-        name, watched, token = _bytes(queue), _list(watch), self._prefix + b"w:" + _bytes(queue)
+    def _receive_from_inbox(self, queue: str, inbox: Inbox, deadline: float, watch: Sequence[str], busy: bool) -> list[Delivery]:
+        name, watched, token = encoded(queue), list_of_names(watch), self._prefix + b"w:" + encoded(queue)
 
         def fetching(then_blocks: bytes) -> Operation:
             return packed(b"fetch", name, b"%d" % inbox.done, then_blocks, b"1" if busy else b"0", *watched)
@@ -337,8 +309,8 @@ class RedisProvider(Provider):
         self, queue: str, deadline: float, limit: int, lease: float | None, watch: Sequence[str]
     ) -> tuple[list[tuple[bytes, int, bytes]], bool]:
         """(id, attempt, message) of the first ones, and whether they had to be waited for."""
-        milliseconds = b"-1" if lease is None else _ms(lease)
-        operation = packed(b"take", _bytes(queue), b"%d" % min(limit, 1000), milliseconds, *_list(watch))
+        period = milliseconds(lease)  # -1: without a lease
+        operation = packed(b"take", encoded(queue), b"%d" % min(limit, 1000), period, *list_of_names(watch))
 
         def take(_: bool = True) -> Any:
             return self._pipe.call(operation)
@@ -354,7 +326,7 @@ class RedisProvider(Provider):
         if not seconds_to_block(answer, deadline, queue):
             return [], True
         with self._receivers.lend() as receiver:
-            answer = pull(receiver, take, self._prefix + b"w:" + _bytes(queue), deadline, queue, twice=lease is not None)
+            answer = pull(receiver, take, self._prefix + b"w:" + encoded(queue), deadline, queue, twice=lease is not None)
         return ([] if answer is None else list(zip(*answer[1:]))), True
 
     def wake(self) -> None:
@@ -370,14 +342,14 @@ class RedisProvider(Provider):
             self._expect_settled(receipt, self._streams.flush(receipt.stream, receipt))
 
     def nack(self, receipt: Receipt, delay: float = 0) -> None:
-        self._settle(b"nack", receipt, _ms(delay), b"0")
+        self._settle(b"nack", receipt, milliseconds(delay), b"0")
 
     def extend(self, receipt: Receipt, seconds: float) -> None:
-        self._settle(b"extend", receipt, _ms(seconds))
+        self._settle(b"extend", receipt, milliseconds(seconds))
 
     def _settle(self, verb: bytes, receipt: Receipt, *how: bytes) -> None:
         assert isinstance(receipt, RedisReceipt)
-        outcomes = self._pipe.call(packed(verb, _bytes(receipt.queue), receipt.identity, b"%d" % receipt.attempt, *how))
+        outcomes = self._pipe.call(packed(verb, encoded(receipt.queue), receipt.identity, b"%d" % receipt.attempt, *how))
         self._expect_settled(receipt, outcomes[0])
 
     @staticmethod
@@ -388,53 +360,53 @@ class RedisProvider(Provider):
     # ------------------------------------------------------------------ numbers and names
 
     def size(self, queue: str) -> int:
-        return int(self._pipe.call(packed(b"size", _bytes(queue))))
+        return int(self._pipe.call(packed(b"size", encoded(queue))))
 
     def counters(self) -> dict[str, dict[str, int]]:
         kinds = ("waiting", "leased", "dropped", "expired")
-        return {_text(name): dict(zip(kinds, counts)) for name, *counts in self._pipe.call(packed(b"counters"))}
+        return {decoded(name): dict(zip(kinds, counts)) for name, *counts in self._pipe.call(packed(b"counters"))}
 
     def queues(self, prefix: str) -> Sequence[str]:
-        return [_text(name) for name in self._pipe.call(packed(b"queues", _bytes(prefix)))]
+        return [decoded(name) for name in self._pipe.call(packed(b"queues", encoded(prefix)))]
 
     def consumers(self, topic: str) -> Sequence[str]:
-        found = self._pipe.call(packed(b"consumers", _bytes(topic)))
+        found = self._pipe.call(packed(b"consumers", encoded(topic)))
         found.sort()  # the server's order of a set is any
         turn = next(self._turns) % max(1, len(found))
-        return [_text(name) for name, *_ in sorted(found[turn:] + found[:turn], key=lambda each: each[1:])]
+        return [decoded(name) for name, *_ in sorted(found[turn:] + found[:turn], key=lambda each: each[1:])]
 
     def request(self, topic: str, message: bytes, reply_to: str) -> str | None:
         self._check(message, 0)
         inbox = self._inboxes[reply_to]
-        how = b"%d" % next(self._turns), _bytes(reply_to), b"%d" % inbox.done
-        outcome, *server = self._pipe.call(packed(b"request", _bytes(topic), *how, message))
+        how = b"%d" % next(self._turns), encoded(reply_to), b"%d" % inbox.done
+        outcome, *server = self._pipe.call(packed(b"request", encoded(topic), *how, message))
         if outcome == b"full":
             raise Full(f"all who serve {topic!r} are full")
         if not server:
             return None
         inbox.is_ready = bool(server[1])
-        return _text(server[0])
+        return decoded(server[0])
 
     # ------------------------------------------------------------------ bind and publish
 
     def bind(self, queue: str, pattern: str, *, exact: bool) -> None:
         if not exact:
             matcher(pattern)  # a bad glob is refused here, not met by every publisher
-        (outcome,) = self._pipe.call(_binding(b"bind", queue, pattern, exact))
+        (outcome,) = self._pipe.call(to_bind(b"bind", queue, pattern, exact))
         if outcome != b"ok":
             raise QueueNotFound(f"there is no queue {queue!r} to bind: it was not declared, was deleted, or its owner has ended")
         self._bindings[queue, pattern, exact] = None
 
     def unbind(self, queue: str, pattern: str, *, exact: bool) -> None:
         self._bindings.pop((queue, pattern, exact), None)
-        self._pipe.call(_binding(b"unbind", queue, pattern, exact))
+        self._pipe.call(to_bind(b"unbind", queue, pattern, exact))
 
     def publish(
         self, topics: Sequence[str], message: bytes, *, timeout: float | None = None, delay: float = 0, ttl: float | None = None
     ) -> int:
         self._check(message, delay)
         how = self._how(delay, ttl)
-        while (result := self._pipe.call(_with(self._plan(tuple(topics), how), message))) == b"stale":
+        while (result := self._pipe.call(with_message(self._plan(tuple(topics), how), message))) == b"stale":
             self._refresh()
         if type(result) is int:
             return result
@@ -447,14 +419,14 @@ class RedisProvider(Provider):
         found = self._plans.get(topics) if how is self._plainly else None
         if found is None:
             names = self._patterns.matching(topics)
-            found = _publication(self._patterns.generation, how, list(map(_bytes, topics)), names)
+            found = publication(self._patterns.generation, how, list(map(encoded, topics)), names)
             if how is self._plainly and len(self._plans) < MOST_PLANS:
                 self._plans[topics] = found
         return found
 
     def _refresh(self) -> None:
         generation, inboxes, shared = self._pipe.call(packed(b"patterns"))
-        self._patterns = _Patterns(generation, [*inboxes, *shared])
+        self._patterns = Patterns(generation, [*inboxes, *shared])
         self._plans = {}
 
     def _publish_to_full(
@@ -468,13 +440,13 @@ class RedisProvider(Provider):
     ) -> int:
         """Wait for room until the deadline; what has none then is lost, and counted, or, in a shared queue, refused."""
         while full and self._wait_for_room(full, deadline):
-            result = self._pipe.call(_with(_publication(b"", how, (), full), message))
+            result = self._pipe.call(with_message(publication(b"", how, (), full), message))
             more, full, fallen = (result, [], []) if type(result) is int else result
             accepted += more
             behind += fallen
-        dropped = self._pipe.call(packed(b"drop", *_list_of(full))) if full else []
+        dropped = self._pipe.call(packed(b"drop", *list_of(full))) if full else []
         self._warn(behind + dropped)
-        groups = [_text(name) for name in full if name not in dropped]
+        groups = [decoded(name) for name in full if name not in dropped]
         if groups:
             raise PublishFull(accepted, groups)
         return accepted
@@ -483,42 +455,7 @@ class RedisProvider(Provider):
         """At most once a second."""
         if lost and monotonic() >= self._next_warning:
             self._next_warning = monotonic() + 1
-            log.warning("a message was dropped: %d receivers do not keep up, that of %r among them", len(lost), _text(lost[0]))
-
-
-def _publication(generation: bytes, how: bytes, topics: Sequence[bytes], names: Sequence[bytes]) -> Operation:
-    arguments = generation, how, b"%d" % len(topics), b"%d" % len(names), *topics, *names
-    return Operation(b"publish", len(arguments) + 3, bulks((b"publish", b"%d" % (len(arguments) + 1), *arguments)))
-
-
-def _with(operation: Operation, message: bytes) -> Operation:
-    """The operation, with the one argument that it still lacks."""
-    return Operation(operation.name, operation.words, b"%b$%d\r\n%b\r\n" % (operation.data, len(message), message))
-
-
-def _binding(verb: bytes, queue: str, pattern: str, exact: bool) -> Operation:
-    return packed(verb, _bytes(queue), b"1" if exact else b"0", _bytes(pattern))
-
-
-def _bytes(name: str) -> bytes:
-    return name.encode("utf-8", "surrogatepass")
-
-
-def _text(name: bytes) -> str:
-    return name.decode("utf-8", "surrogatepass")
-
-
-def _list(names: Sequence[str]) -> tuple[bytes, ...]:
-    return _list_of([_bytes(name) for name in names])
-
-
-def _list_of(items: Sequence[bytes]) -> tuple[bytes, ...]:
-    return b"%d" % len(items), *items
-
-
-def _ms(seconds: float | None) -> bytes:
-    """Whole milliseconds, never fewer; what is not limited is -1."""
-    return b"-1" if seconds is None else b"%d" % math.ceil(min(seconds, 1e12) * 1000)
+            log.warning("a message was dropped: %d receivers do not keep up, that of %r among them", len(lost), decoded(lost[0]))
 
 
 class RedisEventBus(EventBus):

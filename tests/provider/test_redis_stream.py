@@ -12,7 +12,8 @@ from redis_server import RedisServer, shared_url
 
 import pymq
 from pymq.exceptions import LeaseLost
-from pymq.provider._redis.script import SOURCE, packed, script, script_for
+from pymq.provider._redis.operations import packed
+from pymq.provider._redis.script import SOURCE, script, script_for
 from pymq.provider.redis import RedisConfig
 
 

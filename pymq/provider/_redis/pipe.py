@@ -19,7 +19,8 @@ from time import monotonic
 from typing import Any
 
 from pymq.exceptions import ConnectionLost, ProviderError
-from pymq.provider._redis.script import Operation, packed, script, script_for
+from pymq.provider._redis.operations import Operation, packed
+from pymq.provider._redis.script import script, script_for
 from pymq.provider._redis.wire import Away, Finder, Wire, bulks, command, left
 from pymq.provider.base import Health
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pymq.exceptions import ConnectionLost, ProviderError, QueueNotFound
+from pymq.provider._redis.operations import Operation, encoded, packed
 from pymq.provider._redis.pipe import Pipe, Unsure, checked
-from pymq.provider._redis.script import Operation, packed
 from pymq.provider._redis.wire import SILENCE, Finder, Waker, Wire, command, left
 
 BLOCK = 1.0
@@ -202,7 +202,7 @@ def _blocking(keys: Sequence[bytes], seconds: float) -> bytes:
 
 def pass_on(run: Callable[[Operation], Any], queue: str) -> None:
     """Wake the others who wait for a queue that is no more."""
-    name = queue.encode("utf-8", "surrogatepass")
+    name = encoded(queue)
     for verb in (b"tell", b"hush"):
         run(packed(verb, name))
 

@@ -1,4 +1,4 @@
-"""The script, cut to what a batch of operations needs, and operations as it reads them.
+"""The script, cut to what a batch of operations needs.
 
 A server runs a script from its first line each time, and defining all functions takes it longer than most operations do: 35 us of 57
 for a batch of none. So a batch is run by a script that has only the functions which its operations use; and those that are marked as
@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from pymq.provider._redis.wire import bulks
+from pymq.provider._redis.operations import Operation
 
 SOURCE = Path(__file__).with_name("script.lua").read_text()
 MOST_KINDS = 3
@@ -28,19 +28,6 @@ class Script(NamedTuple):
 
     text: bytes
     sha: bytes
-
-
-class Operation(NamedTuple):
-    """One operation: its name, how many arguments of the command it takes, and these, packed."""
-
-    name: bytes
-    words: int
-    data: bytes
-
-
-def packed(name: bytes, *arguments: bytes) -> Operation:
-    """An operation with its arguments."""
-    return Operation(name, len(arguments) + 2, bulks((name, b"%d" % len(arguments), *arguments)))
 
 
 def script_for(operations: Sequence[Operation]) -> Script:

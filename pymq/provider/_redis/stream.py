@@ -16,7 +16,7 @@ from time import monotonic
 from typing import Any
 
 from pymq.exceptions import ProviderError
-from pymq.provider._redis.script import Operation, packed
+from pymq.provider._redis.operations import Operation, encoded, packed
 from pymq.provider.base import Receipt
 
 log = logging.getLogger("pymq")
@@ -129,7 +129,7 @@ class Streams:
         """Ack them, in one operation; 1 for each whose lease was valid, else 0."""
         identities, attempts = [receipt.identity for receipt in receipts], [b"%d" % receipt.attempt for receipt in receipts]
         count = b"%d" % len(receipts)
-        outcomes: list[int] = self._call(packed(b"ack", _bytes(queue), count, *identities, count, *attempts))
+        outcomes: list[int] = self._call(packed(b"ack", encoded(queue), count, *identities, count, *attempts))
         return outcomes
 
     def flush(self, stream: Stream, *last: RedisReceipt) -> int:
@@ -169,10 +169,6 @@ class Streams:
             self.flush(stream)
             for receipt in stream.unload():
                 unused = receipt.identity, b"%d" % receipt.attempt, b"0", b"1"
-                self._call(packed(b"nack", _bytes(stream.queue), *unused))
+                self._call(packed(b"nack", encoded(stream.queue), *unused))
         except ProviderError as error:
             log.warning("what was taken in advance from %r comes again when its lease ends: %s", stream.queue, error)
-
-
-def _bytes(name: str) -> bytes:
-    return name.encode("utf-8", "surrogatepass")

@@ -1,0 +1,50 @@
+"""What a member remembers of what the server holds for it: how far its inboxes are read, and which patterns there are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pymq.provider._redis.operations import decoded
+from pymq.provider.base import Delivery
+from pymq.topics import matcher
+
+
+class Inbox:
+    """How far a temporary queue has been read: what was handed out is trimmed by the next fetch."""
+
+    def __init__(self) -> None:
+        self.done = 0
+        self.is_ready = False  # it was empty, and the server knows that the next message will be waited for
+        self.is_calm = False  # messages come one by one: the next one will have to be waited for
+
+    def hand_out(self, answer: Sequence[Any]) -> list[Delivery]:
+        """What was fetched, or, with the token that woke its receiver, came alone. Empty where it was handed out before."""
+        self.is_ready = False
+        if answer[0] == b"ok":
+            self.is_calm = len(answer[2]) < 2
+            first, messages = int(answer[1]), answer[2]
+        else:
+            self.is_calm = True
+            number, _, message = answer[1].partition(b" ")
+            first, messages = int(number), [message]
+        if first < self.done:
+            return []
+        self.done = first + len(messages)
+        return [(message, None) for message in messages]
+
+
+class Patterns:
+    """Bindings to globs, as of one generation: they are matched here, and the script refuses a publish with an older one."""
+
+    def __init__(self, generation: bytes, entries: Sequence[bytes]) -> None:
+        self.generation = generation
+        self._entries = [_entry(each) for each in entries]
+
+    def matching(self, topics: Sequence[str]) -> list[bytes]:
+        return list(dict.fromkeys(name for pattern, name in self._entries if any(map(matcher(pattern), topics))))
+
+
+def _entry(packed_entry: bytes) -> tuple[str, bytes]:
+    length, _, rest = packed_entry.partition(b":")
+    return decoded(rest[: int(length)]), rest[int(length) :]
