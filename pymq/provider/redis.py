@@ -1,7 +1,7 @@
 """Redis (6.2 or newer) or Valkey: the processes of many machines.
 
 A participant is a *member*: a token with a registration that it extends each second, and that ends four seconds after the last time.
-Its inboxes are bounded lists; one script (`_redis/script.lua`) finds the receivers of a message, counts the bytes and appends, so what
+Its inboxes are bounded lists; one script (`_redis/lua`) finds the receivers of a message, counts the bytes and appends, so what
 `publish` returns is what was accepted. Shared queues are sorted sets of ids beside a hash of messages. Whoever waits blocks on a list
 of wake-up tokens (`_redis/receiver.py`); everything else shares one connection (`_redis/pipe.py`).
 """

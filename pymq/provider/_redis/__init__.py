@@ -1,1 +1,1 @@
-"""The parts of the Redis provider, and `script.lua`, which does it all on the server."""
+"""The parts of the Redis provider, and the script in `lua/`, which does it all on the server."""

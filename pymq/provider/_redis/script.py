@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 from pymq.provider._redis.operations import Operation
 
-SOURCE = Path(__file__).with_name("script.lua").read_text()
+PARTS = ("start", "inboxes", "queues", "members", "sending", "receiving", "numbers", "calls", "batch")
+SOURCE = "\n".join([Path(__file__).with_name("lua").joinpath(f"{part}.lua").read_text() for part in PARTS])
 MOST_KINDS = 3
 """Kinds of operations for which there is a script of their own: a server keeps all that it has seen."""
 _FUNCTION = re.compile(r"^(?:local function |function operations\.)(\w+)", re.M)

@@ -1,0 +1,36 @@
+-- ---- the batch
+
+local memory = P .. 'm:' .. ME
+if ARGV[at] ~= 'register' then
+  if not call('ZSCORE', P .. 'members', ME) then
+    return 'unregistered'
+  end
+  if string.sub(NUMBER, 1, 1) == '?' then  -- sent before, without a reply
+    NUMBER = string.sub(NUMBER, 2)
+    local remembered = call('HMGET', memory, 'last', 'result')
+    if remembered[1] == NUMBER then
+      return remembered[2] == '' and 'unregistered' or cmsgpack.unpack(remembered[2])
+    end
+  end
+end
+
+local results, has_changed = {}, false
+while at <= #ARGV do
+  local name, length = ARGV[at], ARGV[at + 1]
+  at = at + 2
+  local after = at + length
+  if name ~= 'publish' then
+    bound = nil
+  end
+  local ok, result, changes_nothing = pcall(operations[name])
+  if not ok then
+    result = {'error', type(result) == 'table' and result.err or tostring(result)}
+  end
+  results[#results + 1] = result
+  has_changed = has_changed or not (ok and changes_nothing)
+  at = after
+end
+if has_changed and NUMBER ~= '' then
+  redis.pcall('HSET', memory, 'last', NUMBER, 'result', is_bulky and '' or cmsgpack.pack(results))
+end
+return results
