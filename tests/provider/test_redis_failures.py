@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import queue
 import re
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ from harness import GUARD, Heard, eventually, in_thread
 from redis_server import RedisServer
 
 import pymq
+from pymq.provider._redis.pipe import LEASE
 from pymq.provider.redis import RedisConfig
 
 DOCS = Path(__file__).parents[2] / "docs" / "providers" / "redis.md"
@@ -263,6 +266,57 @@ def test_the_rights_that_the_docs_name_are_enough(start):
         jobs.free()
         bus.group("g").delete()
         bus.stats()
+
+
+class Narrow:
+    """A way to a server on which a megabyte takes half a second."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listening.getsockname()[1]
+        self._sockets = [self._listening]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self._listening.accept()
+                far = socket.create_connection(("127.0.0.1", self._port))
+                near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+                self._sockets += [near, far]
+                threading.Thread(target=self._pass, args=(near, far, 0.03), daemon=True).start()
+                threading.Thread(target=self._pass, args=(far, near, 0.0), daemon=True).start()
+
+    @staticmethod
+    def _pass(source: socket.socket, target: socket.socket, pause: float) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+                time.sleep(pause if len(data) > 10_000 else 0)
+            target.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        for each in self._sockets:
+            each.close()
+
+
+def test_a_message_that_is_long_on_its_way_costs_no_registration(start, heard):
+    server = start()
+    way = Narrow(server.port)
+    config = RedisConfig(host="127.0.0.1", port=way.port)
+    with pymq.EventBus(config) as sender, pymq.EventBus(RedisConfig.from_url(server.url)) as other:
+        sender.subscribe(heard, "c")
+        jobs = sender.queue("jobs")
+        began = time.monotonic()
+        putting = in_thread(jobs.put, b"x" * 14_000_000)
+        while not putting.done():
+            assert other.publish(1, "c") == 1, "it is not known any more"
+            time.sleep(0.1)
+        putting.result(GUARD)
+        assert time.monotonic() - began > LEASE + 1, "it was not long enough for this test to mean anything"
+        assert sender.health().gaps == 0
+    way.close()
 
 
 def test_the_config_of_a_full_inbox_is_the_receivers(start, heard):

@@ -147,8 +147,10 @@ class Pipe:
 
     def beat(self, thoroughly: bool) -> None:
         """Stay registered, and read the server's clock: to within half the round trip that brought the reading."""
+        operation = packed(b"beat", b"%d" % (LEASE * 1000), b"1" if thoroughly else b"0")
         before = monotonic()
-        seconds, micros = self.call(packed(b"beat", b"%d" % (LEASE * 1000), b"1" if thoroughly else b"0"))
+        # a message of many megabytes may take longer than a registration lasts
+        seconds, micros = (self._leading and self._past(operation)) or self.call(operation)
         after = monotonic()
         read = int(seconds) + int(micros) / 1e6
         lowest, highest = read - after, read - before
@@ -221,18 +223,29 @@ class Pipe:
         if self._apart_depth >= MOST_NESTED:
             raise ProviderError("not executed: a signal handler has interrupted others like it, which are not finished")
         self._apart_depth += 1
-        wire = None
         try:
-            wire = self._spares.pop() if self._spares else self._finder.connect()
-            (result,) = self.run(wire, [task.operation])
-            self._spares.append(wire)
-        except BaseException:
-            if wire is not None:
-                wire.close()
-            raise
+            (result,) = self._over_another(lambda wire: self.run(wire, [task.operation]))
         finally:
             self._apart_depth -= 1
         return checked(result)
+
+    def _past(self, operation: Operation) -> Any:
+        """The result without waiting for the batch that is on its way; None where this member is not registered."""
+        reply = self._over_another(lambda wire: self._evaluate(wire, [operation]))
+        return None if reply == UNREGISTERED else checked(reply[0])
+
+    def _over_another(self, use: Callable[[Wire], Any]) -> Any:
+        try:
+            wire = self._spares.pop()
+        except IndexError:
+            wire = self._finder.connect()
+        try:
+            result = use(wire)
+        except BaseException:
+            wire.close()
+            raise
+        self._spares.append(wire)
+        return result
 
     # ------------------------------------------------------------------ batches
 
