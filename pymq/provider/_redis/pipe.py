@@ -141,16 +141,19 @@ class Pipe:
             if self._closed.wait(BEAT if self._wire else random.uniform(0.05, 0.2)):
                 return
             try:
-                self.beat(number % THOROUGH == 0)
+                # a message of many megabytes may be on its way for longer than a registration lasts
+                self.beat(number % THOROUGH == 0, is_urgent=self._leading)
             except ProviderError as error:
                 log.debug("no sign of life reached the Redis server: %s", error)
 
-    def beat(self, thoroughly: bool) -> None:
-        """Stay registered, and read the server's clock: to within half the round trip that brought the reading."""
+    def beat(self, thoroughly: bool, is_urgent: bool = False) -> None:
+        """Stay registered, and read the server's clock: to within half the round trip that brought the reading.
+
+        On return all that was sent before is executed, a new registration too, unless it is urgent: then it overtakes that.
+        """
         operation = packed(b"beat", b"%d" % (LEASE * 1000), b"1" if thoroughly else b"0")
         before = monotonic()
-        # a message of many megabytes may take longer than a registration lasts
-        seconds, micros = (self._leading and self._past(operation)) or self.call(operation)
+        seconds, micros = (is_urgent and self._past(operation)) or self.call(operation)
         after = monotonic()
         read = int(seconds) + int(micros) / 1e6
         lowest, highest = read - after, read - before
