@@ -2,11 +2,15 @@
 
 A namespace is a directory with `registry` (one mapped page, and the lock), `journal.<epoch>`, `bells/`, `inboxes/`, `queues/`.
 
-The journal is lines of JSON: `["bind", queue, pattern, exact]`, `["unbind", queue, pattern, exact]`, `["drop", queue]`. It is
-written under the lock, at the committed length, and committed by one store: the word `epoch << 40 | committed length`, which is
-also the generation that readers compare with theirs (a mapped read, 25 ns). Who finds another generation reads the new lines,
-without the lock. What a killed writer left lies behind the committed length and is overwritten. A journal that has doubled is
-replaced by one with the live facts only, under the next epoch.
+The journal is lines, each a CRC-32 in hexadecimal and what it is of, JSON: `["bind", queue, pattern, exact]`, `["unbind", queue,
+pattern, exact]`, `["drop", queue]`. Each has a newline before it and one behind it, so that a damaged byte costs one line, which is
+skipped and counted. It is written under the lock, at the committed length, and committed by one store: the word
+`epoch << 40 | committed length`, which is also the generation that readers compare with theirs (a mapped read, 25 ns). Who finds
+another generation reads the new lines, without the lock. What a killed writer left lies behind the committed length and is
+overwritten. A journal that has doubled is replaced by one with the live facts only, under the next epoch.
+
+Where somebody removes the directory while it is in use, those who are in it still share the mapped page. Who notices stores REMOVED
+there; everybody then begins anew under the same name, and takes what they know of along.
 """
 
 from __future__ import annotations
@@ -17,13 +21,28 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
+from zlib import crc32
 
 from pymq.exceptions import ProviderError
-from pymq.provider._shm.files import Bells, Directory, Lock, Mutex, close_file, encode_name, map_file, open_writer, write_at
+from pymq.provider._shm.files import (
+    Bells,
+    Directory,
+    Lock,
+    Mutex,
+    Removed,
+    close_file,
+    encode_name,
+    is_removed,
+    map_file,
+    open_writer,
+    write_at,
+)
 from pymq.topics import Bindings
 
-_VERSION = int.from_bytes(b"pymq-r\0\1", "little")
+_VERSION = int.from_bytes(b"pymq-r\0\2", "little")
 _MAGIC, WORD, _COMPACTED = range(3)
+REMOVED = (1 << 64) - 1
+"""What WORD is where the directory was removed."""
 _EPOCH = 1 << 40
 _SMALLEST_COMPACTION = 1 << 16
 _MOST_ATTEMPTS = 100
@@ -44,7 +63,7 @@ class Registry:
                     self._release = stack.pop_all().close
                     return
                 except (FileNotFoundError, ProviderError) as error:  # the last one out is removing it: begin again
-                    vanished = isinstance(error.__cause__ or error, FileNotFoundError)
+                    vanished = isinstance(error.__cause__ or error, FileNotFoundError | Removed)
                     if not vanished or attempt == _MOST_ATTEMPTS - 1:
                         raise
 
@@ -61,7 +80,7 @@ class Registry:
         self.lock = Lock(fd)
         self._mutex = Mutex()
         self._journal = -1
-        self._length = self.generation = 0
+        self._length = self.generation = self.corrupted = 0
         self.bindings = Bindings()
         with self.lock:
             if not os.fstat(fd).st_nlink:
@@ -83,12 +102,27 @@ class Registry:
             raise ProviderError(f"{self.directory.path} is of another version of pymq ({self.words[_MAGIC]:x}); remove it")
 
     def _resume(self) -> None:
-        """Replay the journal; begin one where there is none, as after a death in the middle of `leave`."""
-        try:
-            self._open_journal(self.words[WORD] // _EPOCH)
-        except FileNotFoundError:
+        """Replay the journal; begin one where all is new. Where it is gone, as after a death inside `leave`, all begins anew."""
+        if not self.words[WORD]:
             self._compact()
         self.catch_up()
+
+    def look(self, thoroughly: bool = False) -> None:
+        """Raises Removed where the namespace is not there any more, and tells the others."""
+        if self.words[WORD] == REMOVED or is_removed(self.lock.fd):
+            raise self.removed()
+        if thoroughly:
+            self.catch_up()
+            if is_removed(self._journal) and self.words[WORD] // _EPOCH == self.generation // _EPOCH:  # else it was compacted
+                raise self.removed()
+
+    def removed(self) -> Removed:
+        """Give it up, if somebody has removed part of it: nobody begins here any more, and who is here begins anew."""
+        self.words[WORD] = REMOVED
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.stat("registry", dir_fd=self.directory.fd), os.fstat(self.lock.fd)):
+                self.directory.unlink("registry")
+        return Removed(f"{self.directory.path} was removed while it was in use")
 
     def catch_up(self) -> None:
         """The bindings are at least those that were in force when this was called."""
@@ -98,18 +132,21 @@ class Registry:
 
     def matching(self, topics: Iterable[str]) -> tuple[int, list[str]]:
         """The queues bound to any of the topics, and the generation of which that is true."""
+        self.look()
         with self._mutex:
             self._replay()
             return self.generation, self.bindings.matching(topics)
 
     def bound(self, topic: str) -> tuple[int, list[str]]:
         """The generation, and the queues that were bound to exactly this topic in it."""
+        self.look()
         with self._mutex:
             self._replay()
             return self.generation, self.bindings.bound(topic)
 
     def bound_queues(self) -> set[str]:
         """The queues that are bound to anything."""
+        self.look()
         with self._mutex:
             self._replay()
             return {queue for queue, _, _ in self.bindings.of()}
@@ -118,6 +155,7 @@ class Registry:
         """Commit facts to the journal, in this process's replica too. The lock is held."""
         if not facts:
             return
+        self.look()
         self.catch_up()
         if self._length > 2 * self.words[_COMPACTED] + _SMALLEST_COMPACTION:
             self._compact()
@@ -131,6 +169,7 @@ class Registry:
 
         A newborn, made under the lock as well, is never taken for dead.
         """
+        self.look()
         for name in self.bells.directory.names():
             if not _has_reader(self.bells.directory, name):
                 self.bells.directory.unlink(name)
@@ -173,6 +212,11 @@ class Registry:
         finally:
             self._release()
 
+    def let_go(self) -> None:
+        """Let go of everything, where the directory was removed."""
+        self.bells.close()
+        self._release()
+
     def _dissolve(self) -> None:
         """Remove the namespace, but for queues that stay. `registry` goes last, since its lock keeps newcomers waiting."""
         if self.bindings.of():
@@ -202,16 +246,19 @@ class Registry:
     def _replay(self) -> None:
         """Read what was committed since. The mutex is held."""
         while (word := self.words[WORD]) != self.generation:
+            if word == REMOVED:
+                raise self.removed()
             epoch, length = divmod(word, _EPOCH)
             try:
-                if epoch != self.generation // _EPOCH:
+                if epoch != self.generation // _EPOCH or length < self._length:
                     self._open_journal(epoch)
             except FileNotFoundError:
                 if word == self.words[WORD]:  # not compacted meanwhile
-                    raise ProviderError(f"{self.directory.path} was removed: shut down, and start again") from None
+                    raise self.removed() from None
                 continue
-            for line in os.pread(self._journal, length - self._length, self._length).splitlines():
-                self._apply(line)
+            for line in os.pread(self._journal, length - self._length, self._length).split(b"\n"):
+                if line:
+                    self._apply(line)
             self._length, self.generation = length, word
 
     def _open_journal(self, epoch: int) -> None:
@@ -223,15 +270,26 @@ class Registry:
     def _apply(self, line: bytes) -> None:
         table = self.bindings
         try:
-            verb, *arguments = json.loads(line)
+            if line[:_SUM] != _sum(line[_SUM:]):
+                raise ValueError("its checksum is of something else")
+            verb, *arguments = json.loads(line[_SUM:])
             verbs: dict[str, Callable[..., None]] = {"bind": table.bind, "unbind": table.unbind, "drop": table.drop}
             verbs[verb](*arguments)
         except (ValueError, TypeError, KeyError):
+            self.corrupted += 1
             logger.warning("skipped a damaged line of the registry in %s: %r", self.directory.path, line)
 
 
+_SUM = 9
+
+
+def _sum(fact: bytes) -> bytes:
+    return b"%08x " % crc32(fact)
+
+
 def _lines(facts: Iterable[Sequence[Any]]) -> bytes:
-    return b"".join(json.dumps(fact).encode() + b"\n" for fact in facts)
+    encoded = [json.dumps(fact).encode() for fact in facts]
+    return b"".join(b"\n" + _sum(fact) + fact + b"\n" for fact in encoded)
 
 
 def _has_reader(directory: Directory, name: str) -> bool:

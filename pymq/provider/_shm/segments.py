@@ -17,7 +17,7 @@ from typing import TypeAlias
 from zlib import crc32
 
 from pymq.exceptions import MessageTooLarge
-from pymq.provider._shm.files import Directory, close_file
+from pymq.provider._shm.files import Directory, adopt_file, close_file
 from pymq.provider._shm.state import START
 
 SEGMENT_BYTES = 256 << 10  # what is consumed is given back by whole segments; a new one costs 20 us
@@ -153,6 +153,13 @@ class Log:
     def segments(self) -> list[int]:
         """Those that exist."""
         return [int(name[4:], 16) for name in self._directory.names() if name.startswith("log.")]
+
+    def borrow(self, other: Log) -> None:
+        """Have what that one has open."""
+        for segment, file in list(other.files.items()):
+            if segment not in self.files:
+                self.files[segment] = os.dup(file)
+                adopt_file(self.files[segment])
 
     def close(self) -> None:
         """Let go of the files."""

@@ -331,6 +331,10 @@ class Store:
         self.ring(SENDERS)
         self._directory.clear()
 
+    def share_log(self) -> None:
+        """Receivers may read the files that senders have open: where their names are gone there is no other way."""
+        self.log.borrow(self.tail_log)
+
     def close(self) -> None:
         """Let go of the log's files. Both locks."""
         self.log.close()
@@ -374,6 +378,10 @@ class Store:
         if not self.state.join(table, number):
             self.ring(table)
             self.state.join(table, number)
+
+    def sleepers(self) -> list[int]:
+        """The bells of those who wait for a message or for room. Without a lock only a hint."""
+        return self.state.table(RECEIVERS) + self.state.table(SENDERS)
 
     def _rearm(self, due: int) -> None:
         """Something is due before the sleeping receivers would look: ring them."""

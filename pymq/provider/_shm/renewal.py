@@ -1,0 +1,203 @@
+"""What the shm provider does where somebody removes its directory, or a part of it, while it is in use, as systemd does at a logout.
+
+Those who are in it reach each other as before: the files have lost their names only. Nobody else reaches them. So who notices (no
+name is left for the lock's file) stores REMOVED in the page that all of them have mapped, makes the directory again, or meets those
+there who have, declares there what it has, binds what it knows of, moves what waits in shared queues, and wakes those it can reach.
+
+It is looked for where that costs little: by every verb that is no message, by a publish that reaches nobody, ten times a second at
+most by who receives, and thoroughly, down to single files, by `health`. A process that only sleeps, and that nobody wakes, notices
+nothing: no file can tell it without a thread or a timer.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+import weakref
+from abc import abstractmethod
+from collections.abc import Callable
+from contextlib import suppress
+from logging import getLogger
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from pymq.exceptions import LeaseLost
+from pymq.provider._shm.files import Directory, Mutex, Owned, Removed, encode_name, translated
+from pymq.provider._shm.frames import WAKE_FRAME
+from pymq.provider.base import Health, Provider, Receipt
+
+if TYPE_CHECKING:
+    from pymq.provider._shm.inbox import Inbox
+    from pymq.provider._shm.outlet import Outlet
+    from pymq.provider._shm.queue import SharedQueue
+    from pymq.provider._shm.readiness import InboxReadiness
+    from pymq.provider._shm.registry import Registry
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_LOOK_SECONDS = 0.1
+"""How often who receives looks: it costs 0.7 us."""
+
+logger = getLogger("pymq")
+
+
+class Renewable(Provider):
+    """A provider in a directory that it makes again when it is removed."""
+
+    path: str
+    _registry: Registry
+    _words: memoryview
+    _inboxes: dict[str, Inbox]
+    _outlets: dict[str, Outlet]
+    _queues: dict[str, tuple[SharedQueue, Owned]]
+    _wakes: int
+    _closed: bool
+
+    def __init__(self) -> None:
+        self._gaps = 0
+        self._next_look = 0.0
+        self._beginning = Mutex()
+        self._formers: list[tuple[Registry, dict[str, tuple[SharedQueue, Owned]]]] = []
+        self._readinesses: weakref.WeakSet[InboxReadiness] = weakref.WeakSet()
+
+    @abstractmethod
+    def _enter(self) -> Registry: ...
+
+    @abstractmethod
+    def _new_inbox(self, name: str) -> Inbox: ...
+
+    @abstractmethod
+    def _open_queue(self, name: str, directory: Directory, create: bool) -> tuple[SharedQueue, Owned]: ...
+
+    @abstractmethod
+    def _forget_routes(self) -> None: ...
+
+    def health(self) -> Health:
+        try:
+            if not self._closed:
+                self._look(thoroughly=True)
+        except OSError as error:
+            raise translated(error, self.path) from error
+        return Health("connected", self._made, self._gaps)
+
+    def _look(self, thoroughly: bool = False) -> bool:
+        """Whether the directory had been removed; then it was made again."""
+        if self._registry.words is not self._words:
+            with self._beginning:  # another thread is about to
+                pass
+        try:
+            self._registry.look(thoroughly)
+            if thoroughly:
+                for inbox in list(self._inboxes.values()):
+                    inbox.look_at_files()
+                for queue, _ in list(self._queues.values()):
+                    queue.look_at_files()
+        except Removed:
+            self._begin_anew()
+            return True
+        self._next_look = time.monotonic() + _LOOK_SECONDS
+        return False
+
+    def _begin_anew(self) -> None:
+        """Make the directory again, or meet those there who have, with all that this process has and knows of."""
+        seen = self._words
+        with self._beginning:
+            if self._words is not seen:
+                return  # another thread has
+            removed = self._registry
+            removed.removed()
+            self._registry = self._enter()
+            try:
+                inboxes, queues = self._declare_again(removed)
+            except BaseException:
+                self._registry.leave(lambda stem: False)
+                self._registry = removed
+                raise
+            logger.warning("%s was removed while it was in use, and is made again: what was on its way may be lost", self.path)
+            self._gaps += 1
+            self._move(removed, inboxes, queues)
+        self._take_over()
+
+    def _declare_again(self, removed: Registry) -> tuple[dict[str, Inbox], dict[str, tuple[SharedQueue, Owned]]]:
+        registry = self._registry
+        inboxes: dict[str, Inbox] = {}
+        queues: dict[str, tuple[SharedQueue, Owned]] = {}
+        with registry.lock:
+            for name in self._inboxes:
+                registry.remove_inbox(encode_name(name))
+                inboxes[name] = self._new_inbox(name)
+            for name, (queue, _) in self._queues.items():
+                if not queue.is_deleted():
+                    queues[name] = self._open_queue(name, Directory(encode_name(name), registry.queues), create=True)
+            known = {*map(encode_name, inboxes), *registry.queues.names()}
+            registry.record([("bind", *fact) for fact in removed.bindings.of() if encode_name(fact[0]) in known])
+        return inboxes, queues
+
+    def _move(self, removed: Registry, inboxes: dict[str, Inbox], queues: dict[str, tuple[SharedQueue, Owned]]) -> None:
+        """From the old files to the new ones, with what came to the old; the mapped words last, at which other threads look."""
+        for name, inbox in inboxes.items():
+            for readiness in list(self._readinesses):
+                readiness.follow(self._inboxes[name], inbox)
+            inbox.follow(self._inboxes[name])
+        for name, (queue, _) in queues.items():
+            queue.take_over(self._queues[name][0])
+        outlets = list(self._outlets.values())
+        self._formers.append((removed, self._queues))
+        self._inboxes, self._queues, self._outlets = inboxes, queues, {}
+        self._forget_routes()
+        self._words = self._registry.words
+        self._wakes += 1
+        removed.bells.ring_own()
+        for outlet in outlets:
+            with suppress(OSError):
+                os.write(outlet.fifo, WAKE_FRAME)
+
+    def _take_over(self) -> None:
+        """What others have put into the old queues meanwhile."""
+        for name, (former, _) in self._formers[-1][1].items():
+            if name in self._queues and (left := self._queues[name][0].take_over(former)):
+                logger.warning("queue %r of the removed %s: %d messages were leased, and %d not due yet", name, self.path, *left)
+
+    def _settle_in_formers(self, verb: Callable[..., None], receipt: Receipt, *arguments: float) -> bool:
+        """Whether it was of a queue whose files were removed meanwhile. What is given back there is moved."""
+        for _, queues in self._formers:
+            with suppress(KeyError, LeaseLost):
+                former = queues[receipt.queue][0]
+                verb(former, receipt, *arguments)
+                self._queues[receipt.queue][0].take_over(former)
+                return True
+        return False
+
+    def _let_go_of_formers(self) -> None:
+        for former, queues in self._formers:
+            queues.clear()
+            former.let_go()
+        self._formers.clear()
+
+
+def translating(function: Function) -> Function:
+    """No error of the kernel's escapes."""
+
+    @functools.wraps(function)
+    def call(self: Renewable, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(self, *args, **kwargs)
+        except OSError as error:
+            raise translated(error, self.path) from error
+
+    return cast(Function, call)
+
+
+def there(function: Function) -> Function:
+    """As `translating`; looks first whether the directory is still there, and makes it again where it is not."""
+
+    @functools.wraps(function)
+    def call(self: Renewable, *args: Any, **kwargs: Any) -> Any:
+        self._look()
+        try:
+            return function(self, *args, **kwargs)
+        except Removed:  # just now
+            self._begin_anew()
+            return function(self, *args, **kwargs)
+
+    return translating(cast(Function, call))
