@@ -50,7 +50,7 @@ class IpcProvider(ShmProvider):
         self._inline = -1
 
     def _enter(self) -> Registry:
-        return self._kernel.KernelRegistry(self.path, self._config.namespace)
+        return self._kernel.KernelRegistry(self._home, self._config.namespace)
 
     def _new_inbox(self, name: str) -> Inbox:
         if name.startswith(REPLIES):

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from operator import methodcaller
 from os import write
 from queue import Full
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias
 
 from pymq.exceptions import LeaseLost, MessageTooLarge, ProviderError, PublishFull, QueueNotFound
 from pymq.provider import dataclass_from_url
@@ -30,17 +30,24 @@ from pymq.provider.base import LATER, Delivery, Features, Provider, Readiness, R
 from pymq.topics import matcher
 
 if sys.platform == "linux":  # elsewhere this file can be imported, and `open` says what to use instead
-    from pymq.provider._shm.files import Directory, Owned, decode_name, encode_name, translated
+    from pymq.provider._shm.files import Directory, Owned, Removed, decode_name, encode_name, translated
     from pymq.provider._shm.frames import BEHIND, DATA, DELETED, DROPPED, INLINE_BYTES, LOGGED, checksum, frames_of, pack_header
     from pymq.provider._shm.inbox import Inbox
     from pymq.provider._shm.outlet import Outlet
     from pymq.provider._shm.queue import SharedQueue
     from pymq.provider._shm.readiness import InboxReadiness, QueueReadiness
-    from pymq.provider._shm.registry import WORD, Registry
+    from pymq.provider._shm.registry import REMOVED, WORD, Registry
+    from pymq.provider._shm.renewal import Renewable, there, translating
+else:
+    Renewable = Provider
+
+    def translating(function: Any) -> Any:
+        return function
+
+    there = translating
 
 logger: logging.Logger = logging.getLogger("pymq")
 
-Function = TypeVar("Function", bound=Callable[..., Any])
 Route: TypeAlias = "tuple[list[Outlet], list[str]]"
 """Where a message to some topics goes: inboxes, and the names of shared queues."""
 
@@ -53,12 +60,12 @@ class Shortcut:
 
     __slots__ = ("__weakref__", "way")
 
-    def __init__(self) -> None:
-        self.end()
+    def __init__(self, words: memoryview) -> None:
+        self.way: tuple[memoryview, int, Outlet | None] = (words, 0, None)
 
     def end(self) -> None:
         """It is not known any more."""
-        self.way: tuple[int, Outlet | None] = (0, None)
+        self.way = (self.way[0], 0, None)
 
 
 @dataclass(frozen=True)
@@ -94,27 +101,16 @@ class ShmConfig:
         return self.home or os.environ.get("PYMQ_HOME") or f"{shm}/pymq-{os.geteuid()}"
 
 
-def _translating(function: Function) -> Function:
-    """No error of the kernel's escapes."""
-
-    @functools.wraps(function)
-    def call(self: ShmProvider, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return function(self, *args, **kwargs)
-        except OSError as error:
-            raise translated(error, self.path) from error
-
-    return cast(Function, call)
-
-
-class ShmProvider(Provider):
+class ShmProvider(Renewable):
     """See `ShmConfig`; the promises are those of `Provider`."""
 
     features: Features = Features(priorities=10)
 
     def __init__(self, config: ShmConfig) -> None:
+        super().__init__()
         self._config = config
-        self.path: str = config.base_directory() if sys.platform == "linux" else ""
+        self._home = config.base_directory() if sys.platform == "linux" else ""
+        self.path: str = self._home
         self._inboxes: dict[str, Inbox] = {}
         self._outlets: dict[str, Outlet] = {}
         self._queues: dict[str, tuple[SharedQueue, Owned]] = {}
@@ -131,7 +127,7 @@ class ShmProvider(Provider):
 
     # Life
 
-    @_translating
+    @translating
     def open(self) -> None:
         if sys.platform != "linux":
             raise ProviderError(f"shm needs Linux, not {sys.platform}: use simple (in one process), redis or aws")
@@ -145,12 +141,16 @@ class ShmProvider(Provider):
         self._max_pending = min(self._config.max_pending, quarter)
 
     def _enter(self) -> Registry:
-        return Registry(self.path, self._config.namespace)
+        return Registry(self._home, self._config.namespace)
 
-    @_translating
+    @translating
     def close(self) -> None:
         if self._closed:
             return
+        try:
+            self._look()  # what waits in queues whose files were removed must not go with this process
+        except (ProviderError, OSError) as error:
+            logger.warning("%s: what waits there in queues may be lost", error)
         self._closed = True
         self._end_receives()
         registry = self._registry
@@ -158,10 +158,11 @@ class ShmProvider(Provider):
             with registry.lock:
                 self._delete_inboxes(list(self._inboxes))
         finally:  # whatever fails: this process is gone for the others, who sweep up what it leaves
-            self._forget_routes(0)
+            self._forget_routes()
             self._inboxes.clear()
             self._outlets.clear()
             self._queues.clear()
+            self._let_go_of_formers()
             registry.leave(self._is_disposable)
 
     def _end_receives(self) -> None:
@@ -182,7 +183,7 @@ class ShmProvider(Provider):
 
     # Queues
 
-    @_translating
+    @there
     def declare(self, queue: str, *, temporary: bool = False) -> None:
         with self._registry.lock:
             if temporary:
@@ -240,6 +241,9 @@ class ShmProvider(Provider):
     def _outlet(self, name: str) -> Outlet | None:
         """The way into a temporary queue; None where there is none, or its process is dead."""
         outlet = self._outlets.get(name)
+        if outlet is not None and outlet.head[DELETED]:  # there may be another of that name
+            self._outlets.pop(name, None)
+            outlet = None
         if outlet is None and _exists(f"{encode_name(name)}.fifo", self._registry.inboxes):
             with suppress(QueueNotFound):
                 outlet = self._outlets[name] = self._open_outlet(name)
@@ -255,13 +259,13 @@ class ShmProvider(Provider):
             if error.errno not in (errno.EMFILE, errno.ENFILE):
                 raise
             self._outlets = {}
-            self._forget_routes(0)
+            self._forget_routes()
             return make(own=self._inboxes.get(name))
 
     def _outlet_class(self, name: str) -> type[Outlet]:
         return Outlet
 
-    @_translating
+    @there
     def delete(self, queue: str) -> None:
         registry = self._registry
         with registry.lock:
@@ -284,10 +288,13 @@ class ShmProvider(Provider):
     def _bury(self, outlet: Outlet) -> None:
         """Its process has died: remove what it left."""
         self._outlets.pop(outlet.name, None)
-        with self._registry.lock:
-            self._registry.sweep()
+        try:
+            with self._registry.lock:
+                self._registry.sweep()
+        except Removed:
+            self._begin_anew()
 
-    @_translating
+    @there
     def size(self, queue: str) -> int:
         if queue in self._inboxes:
             return self._inboxes[queue].size()
@@ -304,7 +311,7 @@ class ShmProvider(Provider):
 
     # Bindings
 
-    @_translating
+    @there
     def bind(self, queue: str, pattern: str, *, exact: bool) -> None:
         if not exact:
             matcher(pattern)  # raises ValueError here, not in every publisher
@@ -313,19 +320,19 @@ class ShmProvider(Provider):
                 self._shared(queue)
             self._registry.record([("bind", queue, pattern, exact)])
 
-    @_translating
+    @there
     def unbind(self, queue: str, pattern: str, *, exact: bool) -> None:
         with self._registry.lock:
             self._registry.record([("unbind", queue, pattern, exact)])
 
-    @_translating
+    @there
     def queues(self, prefix: str) -> Sequence[str]:
         stems = self._registry.queues.names()
         bound = {name for name in self._registry.bound_queues() if encode_name(name) in stems}
         names = bound | {name for name in map(decode_name, stems) if name is not None}
         return sorted(name for name in names if name.startswith(prefix))
 
-    @_translating
+    @translating
     def consumers(self, topic: str) -> Sequence[str]:
         generation, names = self._bound.get(topic, (0, []))
         if self._words[WORD] != generation:
@@ -336,6 +343,8 @@ class ShmProvider(Provider):
                 self._bury(outlet)
             else:
                 found.append(outlet)
+        if not found and self._look():
+            return self.consumers(topic)
         if len(found) > 1:
             first = next(self._turn) % len(found)
             found = sorted(found[first:] + found[:first], key=methodcaller("backlog"))
@@ -378,6 +387,9 @@ class ShmProvider(Provider):
                 self._send_to_inbox(outlet, message, timeout)
             else:
                 self._send_to_shared(queue, message, timeout=timeout, maxsize=maxsize, delay=delay, ttl=ttl, priority=priority)
+        except Removed:
+            self._begin_anew()
+            self.send(queue, message, timeout=timeout, maxsize=maxsize, delay=delay, ttl=ttl, priority=priority)
         except OSError as error:
             raise translated(error, self.path) from error
 
@@ -492,6 +504,8 @@ class ShmProvider(Provider):
                 return self._publish_late(message, accepted, late, groups, timeout, delay=delay, ttl=ttl)
             except OSError as error:
                 raise translated(error, self.path) from error
+        if not accepted and self._look():
+            return self.publish(topics, message, timeout=timeout, delay=delay, ttl=ttl)
         return accepted
 
     def _publish_past_logs(self, message: bytes, outlets: list[Outlet]) -> tuple[int, list[Outlet]]:
@@ -555,6 +569,9 @@ class ShmProvider(Provider):
             self._queues[name][0].send(message, timeout=0, ttl=ttl)
         except (KeyError, Full, QueueNotFound):
             return False
+        except Removed:
+            self._begin_anew()
+            return False
         return True
 
     def _publish_to_shared(
@@ -573,14 +590,14 @@ class ShmProvider(Provider):
         return accepted, full
 
     def publisher(self, topics: Sequence[str]) -> Callable[[bytes], int]:
-        topics, words, inline, everywhere = tuple(topics), self._words, self._inline, self.publish
-        shortcut = Shortcut()
+        topics, inline, everywhere = tuple(topics), self._inline, self.publish
+        shortcut = Shortcut(self._words)
         self._shortcuts.add(shortcut)
 
         def publish(message: bytes) -> int:
             """The hot path to one receiver: 0.4 us less than the way through the table."""
             size = len(message)
-            generation, inbox = shortcut.way
+            words, generation, inbox = shortcut.way
             if words[WORD] != generation:
                 accepted = everywhere(topics, message)
                 self._shorten(topics, shortcut)
@@ -596,22 +613,23 @@ class ShmProvider(Provider):
         return publish
 
     def _shorten(self, topics: Sequence[str], shortcut: Shortcut) -> None:
+        words = self._words  # before the table, which never is of an older registry then
         generation, routes = self._table
         if topics in routes:
             outlets, groups = routes[topics]
-            shortcut.way = generation, outlets[0] if len(outlets) == 1 and not groups else None
+            shortcut.way = words, generation, outlets[0] if len(outlets) == 1 and not groups else None
 
     def _renewed(self) -> tuple[int, dict[Sequence[str], Route]]:
         self._forget_routes(self._words[WORD])
         return self._table
 
-    def _forget_routes(self, generation: int) -> None:
+    def _forget_routes(self, generation: int = 0) -> None:
         """What is not used any more can be closed then."""
-        self._table = (generation, {})
+        self._table, self._bound = (generation, {}), {}
         for shortcut in list(self._shortcuts):
             shortcut.end()
 
-    @_translating
+    @there
     def _route(self, topics: Sequence[str], generation: int, routes: dict[Sequence[str], Route]) -> Route:
         """Who gets what is published to these topics; remembered for as long as nobody binds or unbinds."""
         known_at, names = self._registry.matching(topics)
@@ -650,6 +668,8 @@ class ShmProvider(Provider):
         watch: Sequence[str] = (),
         busy: bool = False,
     ) -> list[Delivery]:
+        if time.monotonic() >= self._next_look or self._words[WORD] == REMOVED:
+            self._look()
         self._inside.append(None)
         try:
             alive: list[Outlet] = []
@@ -675,6 +695,9 @@ class ShmProvider(Provider):
                     if outlet.is_dead():
                         self._bury(outlet)
             return found
+        except Removed:
+            self._begin_anew()
+            return self.receive(queue, timeout, limit=limit, lease=lease, watch=watch, busy=busy)
         except OSError as error:
             raise translated(error, self.path) from error
         finally:
@@ -687,7 +710,11 @@ class ShmProvider(Provider):
         wakes = self._wakes
         try:
             return entry[0].receive(
-                timeout, limit=limit, lease=lease, watch_fds=fds, stopped=lambda: self._wakes != wakes or self._closed
+                timeout,
+                limit=limit,
+                lease=lease,
+                watch_fds=fds,
+                stopped=lambda: self._wakes != wakes or self._closed or self._words[WORD] == REMOVED,
             )
         except QueueNotFound:
             self._queues.pop(name, None)
@@ -701,7 +728,11 @@ class ShmProvider(Provider):
 
     def readiness(self, queue: str) -> Readiness:
         inbox = self._inboxes.get(queue)
-        return QueueReadiness(*self._shared(queue)) if inbox is None else InboxReadiness(inbox, self._outlet)
+        if inbox is None:
+            return QueueReadiness(*self._shared(queue))
+        readiness = InboxReadiness(inbox, self._outlet)
+        self._readinesses.add(readiness)
+        return readiness
 
     # Settling
 
@@ -720,6 +751,9 @@ class ShmProvider(Provider):
             if entry is None:
                 raise QueueNotFound(f"there is no queue {receipt.queue!r}")
             verb(entry[0], receipt, *arguments)
+        except LeaseLost:
+            if not self._settle_in_formers(verb, receipt, *arguments):
+                raise
         except QueueNotFound as error:
             raise LeaseLost(f"queue {receipt.queue!r} was deleted, and the lease with it") from error
         except OSError as error:

@@ -15,7 +15,20 @@ from contextlib import suppress
 from functools import partial
 
 from pymq.exceptions import QueueNotFound
-from pymq.provider._shm.files import Bells, Directory, Lock, Mutex, Owned, close_file, encode_name, interrupted, make_fifo, map_file
+from pymq.provider._shm.files import (
+    Bells,
+    Directory,
+    Lock,
+    Mutex,
+    Owned,
+    Removed,
+    close_file,
+    encode_name,
+    interrupted,
+    is_removed,
+    make_fifo,
+    map_file,
+)
 from pymq.provider._shm.frames import (
     BEHIND,
     DATA,
@@ -157,6 +170,19 @@ class Inbox:
         """How many messages have come."""
         self.make_room()
         return len(self._found)
+
+    def look_at_files(self) -> None:
+        """Raises Removed where somebody has removed them."""
+        if is_removed(self._fifo) and not self.head[DELETED]:
+            raise Removed(f"the files of the temporary queue {self.name!r} were removed while it was in use")
+
+    def follow(self, former: Inbox) -> None:
+        """Take over what has come to that one, whose files were removed, and go on counting where it has stopped."""
+        with self._mutex:
+            self._found = former.take() + self._found
+            self.corrupted += former.corrupted
+            self.head[DROPPED] = self._reported = former.head[DROPPED]
+        former.wake()
 
     def wake(self) -> None:
         """A blocked receive returns."""

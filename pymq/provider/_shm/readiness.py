@@ -23,10 +23,15 @@ class _Poller:
 
     def __init__(self, *sources: int) -> None:
         self._epoll = select.epoll()
+        self._sources: tuple[int, ...] = ()
+        self.add(*sources)
+        self.fd = self._epoll.fileno()
+
+    def add(self, *sources: int) -> None:
+        """More to read from; what is closed goes by itself."""
         for source in sources:
             self._epoll.register(source, select.EPOLLIN)
-        self._sources = sources
-        self.fd = self._epoll.fileno()
+        self._sources += sources
 
     def watch(self, writer: int) -> None:
         """Its death makes `fd` readable. Told by the kernel as an error, which needs no asking for."""
@@ -52,6 +57,12 @@ class InboxReadiness:
         self._poller = _Poller(*inbox.sources)
         self._watched: dict[int, Outlet] = {}
         self.fd = self._poller.fd
+
+    def follow(self, former: Inbox, inbox: Inbox) -> None:
+        """If it was of that one, it is of this one from now on."""
+        if self._inbox is former:
+            self._inbox = inbox
+            self._poller.add(*inbox.sources)
 
     def arm(self) -> float | None:
         if self._watched:
