@@ -1,45 +1,235 @@
-"""Somebody removes the directory while it is in use, as systemd does at a logout: clear errors, no hang; a new start begins anew."""
+"""Somebody removes the directory while it is in use, as systemd does at a logout: it is noticed, made again, and counted."""
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 import pytest
-from harness import GUARD
+from harness import GUARD, eventually
+from stage import Nursery
 
 import pymq
 from pymq.provider.shm import ShmConfig
 
 
-def test_what_is_open_goes_on_and_what_is_not_says_so(stage: Path) -> None:
-    config = ShmConfig("removed", str(stage / "pymq"))
-    got: SimpleQueue[Any] = SimpleQueue()
-    sender, receiver = pymq.EventBus(config), pymq.EventBus(config)
-    for bus in (sender, receiver):
-        bus.start()
-    receiver.subscribe(got.put, "news")
-    jobs = sender.queue("jobs")
-    jobs.put("before")
-    assert sender.publish("before", "news") == 1
-    shutil.rmtree(stage / "pymq")
-    assert sender.publish("after", "news") == 1
-    with pytest.raises(pymq.ProviderError, match="was removed: shut down, and start again"):
-        jobs.get(timeout=0)
-    assert [got.get(timeout=GUARD), got.get(timeout=GUARD)] == ["before", "after"]
-    with pytest.raises(pymq.ProviderError, match="others"):
-        sender.queue("others")
-    for bus in (sender, receiver):
-        try:
-            bus.shutdown()
-        except pymq.ProviderError as error:
-            assert "removed" in str(error) or "No such file" in str(error)  # noqa: PT017 - it may also end well
-        bus.start()
-    receiver.subscribe(got.put, "news")
-    assert sender.publish("anew", "news") == 1
-    assert got.get(timeout=GUARD) == "anew"
-    for bus in (sender, receiver):
-        bus.shutdown()
+@pytest.fixture
+def config(stage: Path) -> Iterator[ShmConfig]:
+    yield ShmConfig("faults", str(stage / "pymq"), max_pending=1 << 20, publish_timeout=0.05)
     assert list((stage / "pymq").rglob("*")) == []
+
+
+@pytest.fixture
+def bus(config: ShmConfig) -> Iterator[pymq.EventBus]:
+    with pymq.EventBus(config) as bus:
+        yield bus
+
+
+@pytest.fixture
+def survivor(bus: pymq.EventBus, actors: Nursery) -> Iterator[int]:
+    """Another process that was there before: it subscribes to "other", serves "served", and holds an item of "jobs"."""
+    bus.queue("jobs").put("lent")
+    pid = actors.begin("serve_and_hold", bus.config.home)
+    actors.wait_for(pid, "holds", "lent", "1")
+    yield pid
+    os.kill(pid, signal.SIGKILL)
+    actors.end(pid)
+    with pymq.EventBus(bus.config) as last:  # sweeps
+        last.queue("jobs").free()
+
+
+def remove(config: ShmConfig) -> None:
+    shutil.rmtree(str(config.home))
+
+
+def heard_by(actors: Nursery, pid: int, text: str) -> None:
+    actors.wait_for(pid, "heard", text)
+
+
+def test_those_who_were_there_go_on_and_meet_the_newcomers(bus: pymq.EventBus, survivor: int, actors: Nursery) -> None:
+    """The first publish reaches the others where they were, and wakes them; from the second one on all meet in the new place."""
+    assert bus.publish("before", "other") == 1
+    remove(bus.config)
+    assert bus.publish("meanwhile", "other") == 1
+    heard_by(actors, survivor, "meanwhile")
+    with pymq.EventBus(bus.config) as newcomer:
+        eventually(lambda: bus.publish("ping", "other") == newcomer.publish("newcomer", "other") == 1)
+        heard_by(actors, survivor, "newcomer")
+        assert newcomer.stub("served", timeout=GUARD)("fast") == survivor
+        assert bus.stub("served", timeout=GUARD)("fast") == survivor
+    assert bus.health().gaps == 1
+
+
+def test_a_publish_that_reaches_nobody_looks_whether_others_are_elsewhere(bus: pymq.EventBus, config: ShmConfig) -> None:
+    got: SimpleQueue[Any] = SimpleQueue()
+    assert bus.publish("nobody is there", "news") == 0
+    remove(config)
+    with pymq.EventBus(config) as newcomer:
+        newcomer.subscribe(got.put, "news")
+        assert bus.publish("found", "news") == 1
+        assert got.get(timeout=GUARD) == "found"
+        assert (bus.health().gaps, newcomer.health().gaps) == (1, 0)
+
+
+def test_who_sleeps_is_found_again_after_a_health_check(bus: pymq.EventBus, config: ShmConfig) -> None:
+    got: SimpleQueue[Any] = SimpleQueue()
+    bus.subscribe(got.put, "news")
+    bus.subscribe(got.put, "news/*", pattern=True)
+    bus.subscribe(got.put, "tasks", group="members")
+    bus.expose(lambda: "here", "where")
+    remove(config)
+    assert bus.health().gaps == 1
+    with pymq.EventBus(config) as newcomer:
+        for channel in ("news", "news/7", "tasks"):
+            assert newcomer.publish(channel, channel) == 1
+            assert got.get(timeout=GUARD) == channel
+        assert newcomer.stub("where", timeout=GUARD)() == "here"
+    assert bus.health().gaps == 1
+    bus.group("members").delete()
+
+
+def test_what_waits_in_queues_and_groups_is_taken_along(bus: pymq.EventBus, config: ShmConfig, caplog: Any) -> None:
+    jobs, tasks = bus.queue("jobs"), bus.group("members")
+    tasks.bind("tasks")
+    for number in range(500):
+        jobs.put(number)
+        assert bus.publish(number, "tasks") == 1
+    lent = [jobs.receive(timeout=0) for _ in range(3)]
+    jobs.put("not due", delay=1000)
+    remove(config)
+    assert bus.health().gaps == 1
+    assert "3 messages were leased, and 1 not due yet" in caplog.text
+    with pymq.EventBus(config) as newcomer:
+        assert [newcomer.queue("jobs").get(timeout=0) for _ in range(497)] == list(range(3, 500))
+        assert newcomer.group("members").qsize() == 500
+        lent[0].ack()
+        lent[1].nack()
+        with pytest.raises(ArithmeticError), lent[2]:
+            raise ArithmeticError
+        assert newcomer.queue("jobs").get(timeout=GUARD) == 1
+        with newcomer.queue("jobs").take(timeout=GUARD) as job:
+            assert (job.value, job.attempt) == (2, 2)
+        assert newcomer.queue("jobs").empty()
+    jobs.free()
+    tasks.delete()
+
+
+BLOCKED: dict[str, Callable[[pymq.EventBus], object]] = {
+    "get": lambda bus: bus.queue("jobs").get(timeout=GUARD),
+    "take": lambda bus: bus.queue("jobs").receive(timeout=GUARD).ack(),
+    "put": lambda bus: bus.queue("full", maxsize=1).put("blocked", timeout=GUARD),
+}
+
+
+@pytest.mark.parametrize("how", BLOCKED)
+def test_who_is_blocked_goes_on_in_the_new_place(how: str, bus: pymq.EventBus, config: ShmConfig) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    bus.queue("jobs")
+    bus.queue("full", maxsize=1).put("first")
+    with ThreadPoolExecutor() as pool:
+        blocked = pool.submit(BLOCKED[how], bus)
+        eventually(lambda: sleepers(bus))
+        remove(config)
+        bus.health()
+        with pymq.EventBus(config) as newcomer:
+            newcomer.queue("jobs").put("work")
+            assert newcomer.queue("full").get(timeout=GUARD) == "first"
+            blocked.result(GUARD)
+            assert newcomer.queue("full").qsize() == (how == "put")
+            newcomer.queue("jobs").free()
+            newcomer.queue("full").free()
+
+
+def sleepers(bus: pymq.EventBus) -> int:
+    from pymq.provider._shm.state import RECEIVERS, SENDERS
+
+    return sum(queue._words[RECEIVERS] + queue._words[SENDERS] for queue, _ in bus.provider._queues.values())
+
+
+@pytest.mark.parametrize("what", ["inboxes/*.fifo", "journal.*", "queues/*/state", "queues/*/*", "inboxes/*", "registry"])
+def test_only_some_of_it_is_removed(what: str, bus: pymq.EventBus, config: ShmConfig) -> None:
+    got: SimpleQueue[Any] = SimpleQueue()
+    bus.subscribe(got.put, "news")
+    jobs = bus.queue("jobs")
+    jobs.put("waits")
+    for path in Path(str(config.home), "faults").glob(what):
+        path.unlink()
+    bus.health()
+    with pymq.EventBus(config) as newcomer:
+        assert newcomer.publish("new", "news") == 1
+        assert got.get(timeout=GUARD) == "new"
+        assert newcomer.queue("jobs").get(timeout=GUARD) == "waits"
+        bus.health()
+    jobs.free()
+
+
+def test_over_and_over(bus: pymq.EventBus, survivor: int, actors: Nursery) -> None:
+    jobs = bus.queue("steady")
+    assert bus.publish("before", "other") == 1  # who has never sent there cannot wake who sleeps
+    for turn in range(10):
+        remove(bus.config)
+        jobs.put(turn)
+        with pymq.EventBus(bus.config) as newcomer:
+            eventually(lambda: bus.publish("ping", "other") == newcomer.publish(f"turn-{turn}", "other") == 1)  # noqa: B023
+            heard_by(actors, survivor, f"turn-{turn}")
+        bus.health()
+        assert bus.publish("here", "other") == 1
+        assert jobs.get(timeout=GUARD) == turn
+    assert bus.health().gaps == 10
+    jobs.free()
+
+
+def test_it_cannot_be_made_again(bus: pymq.EventBus, config: ShmConfig, stage: Path) -> None:
+    """While somebody else's file is in its place: an error that names it; when that is gone, all is well again."""
+    got: SimpleQueue[Any] = SimpleQueue()
+    bus.subscribe(got.put, "news")
+    remove(config)
+    (stage / "pymq").touch()
+    with pytest.raises(pymq.ProviderError, match="is not a directory of ours"):
+        bus.health()
+    (stage / "pymq").unlink()
+    assert bus.health().gaps == 1
+    with pymq.EventBus(config) as newcomer:
+        assert newcomer.publish("news", "news") == 1
+    assert got.get(timeout=GUARD) == "news"
+
+
+def test_a_program_that_ends_takes_what_waits_to_the_new_place(config: ShmConfig) -> None:
+    with pymq.EventBus(config) as bus:
+        bus.queue("jobs").put("must not be lost")
+        remove(config)
+    with pymq.EventBus(config) as newcomer:
+        assert newcomer.queue("jobs").get(timeout=0) == "must not be lost"
+        newcomer.queue("jobs").free()
+
+
+def test_on_an_event_loop(config: ShmConfig) -> None:
+    import asyncio
+
+    import pymq.asyncio
+
+    async def main() -> None:
+        async with pymq.asyncio.EventBus(config) as bus:
+            got: asyncio.Queue[Any] = asyncio.Queue()
+            await bus.subscribe(got.put_nowait, "news")
+            assert await bus.publish("before", "news") == 1
+            assert await asyncio.wait_for(got.get(), GUARD) == "before"
+            remove(config)
+            await asyncio.sleep(0.11)
+            assert await bus.publish("meanwhile", "news") == 1
+            assert await asyncio.wait_for(got.get(), GUARD) == "meanwhile"
+            await asyncio.to_thread(publish_from_a_newcomer, config)
+            assert await asyncio.wait_for(got.get(), GUARD) == "after"
+
+    asyncio.run(main())
+
+
+def publish_from_a_newcomer(config: ShmConfig) -> None:
+    with pymq.EventBus(config) as newcomer:
+        eventually(lambda: newcomer.publish("after", "news") == 1)
