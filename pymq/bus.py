@@ -122,7 +122,13 @@ class EventBus:
         self.shutdown()
 
     def shutdown(self, timeout: float = SHUTDOWN_SECONDS) -> None:
-        """Stop receiving and close, within `timeout` seconds whatever handlers do; what is abandoned is logged. Idempotent."""
+        """Stop receiving and close, within `timeout` seconds whatever handlers do; what is abandoned is logged. Idempotent.
+
+        In the handler of a group it returns at once: the bus closes when the handler has returned and its event was acked.
+        """
+        if any(member.is_handling(threading.current_thread()) for member in self._members):
+            threading.Thread(target=self.shutdown, args=[timeout], name="pymq-shutdown").start()
+            return
         with self._lock:
             provider, self._early = self.provider, []
             if isinstance(provider, _Closed):

@@ -365,6 +365,10 @@ class Loop:
         self._thread: threading.Thread | None = None
         self._names: list[str] = []
 
+    def is_run_by(self, thread: threading.Thread) -> bool:
+        """Whether it is that thread."""
+        return thread is self._thread
+
     def submit(self, name: str, coroutine: Coroutine[Any, Any, Any]) -> None:
         """Run it; its result and its errors are its own affair."""
         self._start(name, coroutine)

@@ -221,22 +221,51 @@ def test_subscribe_and_unsubscribe_at_once(bus: pymq.EventBus) -> None:
         pass
 
 
-def test_shutdown_in_a_groups_handler(config: Any) -> None:
-    """Its event was not acked any more: it comes again, and says so."""
-    bus, attempts, ended = pymq.EventBus(config), SimpleQueue[int](), threading.Event()
+@pytest.mark.parametrize("kind", ["def", "async def"])
+def test_shutdown_in_a_groups_handler(kind: str, config: Any) -> None:
+    """The bus closes when the handler has returned, and its event is acked; what it had not begun waits for others."""
+    bus, got = pymq.EventBus(config), SimpleQueue[tuple[int, int]]()
+    bus.start()
+
+    def handler(number: int, message: pymq.Message) -> None:
+        got.put((number, message.attempt))
+        if number == 1:
+            bus.shutdown(GUARD)
+            assert not bus.wait(0.05), "it closes later"
+
+    async def handler_async(number: int, message: pymq.Message) -> None:
+        handler(number, message)
+
+    bus.subscribe(handler if kind == "def" else handler_async, "numbers", group="members")
+    for number in (1, 2):
+        bus.publish(number, "numbers")
+    assert bus.wait(GUARD)
+    with pymq.EventBus(config) as other:
+        assert not other.stats()["in_flight"]
+        other.subscribe(handler, "numbers", group="members")
+        assert [got.get(timeout=GUARD) for _ in range(2)] == [(1, 1), (2, 1)]
+        eventually(lambda: not other.stats()["in_flight"])
+        assert got.empty()
+        other.group("members").delete()
+
+
+def test_shutdown_in_a_groups_handler_that_hangs_then(config: Any) -> None:
+    """Its event was not acked in time: it comes again, and says so."""
+    bus, attempts, go_on = pymq.EventBus(config), SimpleQueue[int](), threading.Event()
     bus.start()
 
     def handler(number: int, message: pymq.Message) -> None:
         attempts.put(message.attempt)
         if message.attempt == 1:
             bus.shutdown(0.1)
-            ended.set()
+            go_on.wait(GUARD)
 
     bus.subscribe(handler, "numbers", group="members")
     bus.publish(1, "numbers")
-    assert ended.wait(GUARD)
+    assert bus.wait(GUARD)
     with pymq.EventBus(config) as other:
         other.subscribe(handler, "numbers", group="members")
         assert [attempts.get(timeout=GUARD) for _ in range(2)] == [1, 2]
         eventually(lambda: not other.stats()["in_flight"])
         other.group("members").delete()
+    go_on.set()
