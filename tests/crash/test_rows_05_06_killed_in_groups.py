@@ -3,7 +3,7 @@
 The kill loop runs until at least PYMQ_GROUPS_KILLS (300) processes have died inside each of put, claim, ack and overflow, and for
 at least PYMQ_GROUPS_KILL_SECONDS (0): 24 to 38 s in all on two processors that others use as well. For an hour by hand:
 
-    PYMQ_GROUPS_KILL_SECONDS=3600 python -m pytest -s --timeout 4000 tests/crash/test_groups_kill.py -k kill_loop
+    PYMQ_GROUPS_KILL_SECONDS=3600 python -m pytest -s --timeout 4000 tests/crash/test_rows_05_06_killed_in_groups.py -k kill_loop
 
 Processes die between two bytecodes (Python 3.12: two lines), chosen by a seeded random that is printed, or from outside at any time.
 """

@@ -2,7 +2,7 @@
 
 The loop goes on for PYMQ_CALLS_KILLS (100) deaths, and for at least PYMQ_CALLS_KILL_SECONDS (0). For an hour by hand:
 
-    PYMQ_CALLS_KILL_SECONDS=3600 python -m pytest -s --timeout 4000 tests/crash/test_calls_kill.py
+    PYMQ_CALLS_KILL_SECONDS=3600 python -m pytest -s --timeout 4000 tests/crash/test_row_10_dead_server.py -k kill_loop
 """
 
 from __future__ import annotations
