@@ -93,6 +93,8 @@ class Directory:
         try:
             self.fd = open_file(path, os.O_RDONLY | os.O_DIRECTORY, at)
         except OSError as error:
+            if error.errno in _SCARCE:
+                raise translated(error, self.path) from error
             raise ProviderError(f"{self.path} is not a directory of ours ({error.strerror}); {_REMEDY}") from error
         found = os.fstat(self.fd)
         if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
@@ -141,6 +143,8 @@ def is_removed(fd: int) -> bool:
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""What says nothing of the directory: to remove it would not help."""
 _REMEDY = "remove it, or set PYMQ_HOME to another directory"
 
 
@@ -233,7 +237,7 @@ EXCLUSIVE_NOW = fcntl.LOCK_EX | fcntl.LOCK_NB
 
 def encode_name(name: str) -> str:
     """A file name for any text, different for different texts: percent-encoded, with a hash in the place of what is too long."""
-    encoded = quote(name, safe="", errors="surrogatepass").replace(".", "%2E")
+    encoded = quote(name, safe="", errors="surrogatepass").replace(".", "%2E").replace("~", "%7E")  # the tilde is of the hash's
     if len(encoded) <= 160:
         return encoded or "%"
     return f"{encoded[:80]}~{hashlib.sha256(encoded.encode()).hexdigest()}"
@@ -344,6 +348,9 @@ def bell_name(number: int) -> str:
     return f"{number:016x}"
 
 
+_FEW_WRITERS = 16
+
+
 class Bells:
     """The bells of one process, borrowed by threads that must sleep, and the write ends to those of others."""
 
@@ -354,6 +361,7 @@ class Bells:
         self._idle: list[Bell] = []
         self._all: list[Bell] = []
         self._writers: dict[int, int] = {}
+        self._most_writers = _FEW_WRITERS
 
     def borrow(self) -> Bell:
         """A silent bell for this thread alone, until it is given back."""
@@ -408,8 +416,17 @@ class Bells:
                         raise Removed(f"{self.directory.path} was removed while it was in use")
                     self.directory.unlink(bell_name(number))
                     return None
+                if len(self._writers) >= self._most_writers:
+                    self._forget_dead()
                 self._writers[number] = writer
             return self._writers[number]
+
+    def _forget_dead(self) -> None:
+        """Those who wait come and go; each that was ever rung is a descriptor."""
+        for number, writer in list(self._writers.items()):
+            if is_dead(writer):
+                self._bury(number)
+        self._most_writers = 2 * len(self._writers) + _FEW_WRITERS
 
     def is_alive(self, number: int) -> bool:
         """Whether the bell's process lives."""
