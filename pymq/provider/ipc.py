@@ -58,18 +58,12 @@ class IpcProvider(ShmProvider):
         return self._kernel.KernelInbox(name, self._registry.inboxes, self._registry.bells)
 
     def _open_outlet(self, name: str) -> Outlet:
-        self._forget_ended()
+        self._forget_ended()  # a kernel queue counts for its user until the last process lets go of it
         return super()._open_outlet(name)
 
     def _renewed(self) -> tuple[int, dict[Sequence[str], Route]]:
         self._forget_ended()
         return super()._renewed()
-
-    def _forget_ended(self) -> None:
-        """A kernel queue counts for its user until the last process lets go of it."""
-        for name, outlet in list(self._outlets.items()):
-            if outlet.is_gone():
-                self._outlets.pop(name, None)
 
     def _outlet_class(self, name: str) -> type[Outlet]:
         return self._kernel.KernelOutlet if self._kernel.has_queue(self._registry.inboxes, name) else super()._outlet_class(name)

@@ -52,6 +52,7 @@ Route: TypeAlias = "tuple[list[Outlet], list[str]]"
 """Where a message to some topics goes: inboxes, and the names of shared queues."""
 
 _MOST_ROUTES = 4096
+_FEW_OUTLETS = 16
 _CLOSE_SECONDS = 2.0
 
 
@@ -113,6 +114,7 @@ class ShmProvider(Renewable):
         self.path: str = self._home
         self._inboxes: dict[str, Inbox] = {}
         self._outlets: dict[str, Outlet] = {}
+        self._most_outlets = _FEW_OUTLETS
         self._queues: dict[str, tuple[SharedQueue, Owned]] = {}
         self._table: tuple[int, dict[Sequence[str], Route]] = (0, {})
         self._shortcuts: weakref.WeakSet[Shortcut] = weakref.WeakSet()
@@ -250,6 +252,9 @@ class ShmProvider(Renewable):
         return None if outlet is None or outlet.head[DELETED] else outlet
 
     def _open_outlet(self, name: str) -> Outlet:
+        if len(self._outlets) >= self._most_outlets:
+            self._forget_ended()
+            self._most_outlets = 2 * len(self._outlets) + _FEW_OUTLETS
         registry = self._registry
         kind = self._outlet_class(name)
         make = functools.partial(kind, name, registry.inboxes, registry.bells, registry.member, max_pending=self._max_pending)
@@ -261,6 +266,12 @@ class ShmProvider(Renewable):
             self._outlets = {}
             self._forget_routes()
             return make(own=self._inboxes.get(name))
+
+    def _forget_ended(self) -> None:
+        """Let go of the ways to those that have ended: callers come and go, and each way is two descriptors and a mapping."""
+        for name, outlet in list(self._outlets.items()):
+            if outlet.is_gone():
+                self._outlets.pop(name, None)
 
     def _outlet_class(self, name: str) -> type[Outlet]:
         return Outlet
@@ -287,7 +298,7 @@ class ShmProvider(Renewable):
 
     def _bury(self, outlet: Outlet) -> None:
         """Its process has died: remove what it left."""
-        self._outlets.pop(outlet.name, None)
+        self._forget_ended()
         try:
             with self._registry.lock:
                 self._registry.sweep()
