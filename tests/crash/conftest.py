@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from harness import Heard
 from stage import Nursery, Witness, temporary_home
 
 from pymq.provider.shm import ShmConfig
@@ -16,6 +17,11 @@ def actors() -> Iterator[Nursery]:
     nursery = Nursery()
     yield nursery
     nursery.close()
+
+
+@pytest.fixture
+def heard() -> Heard:
+    return Heard()
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from harness import ROOT
+from harness import ROOT, run_program
 
 PROGRAM = """
 import os, signal, sys, threading, time, warnings
@@ -104,3 +104,9 @@ def test_fork_while_threads_are_at_work(stage: Path, tmp_path: Path) -> None:
     )
     assert (done.stdout, done.stderr) == ("{0}\n", "")
     assert list((stage / "pymq").rglob("*")) == []
+
+
+def test_fork(separate, place):
+    children = ["publishes", "inits", "shuts_down", "does_nothing", "ends_at_once", "execs"]
+    assert run_program("forking.py") == [f"child_{name} 0" for name in children] + ["put True"]
+    assert place.leftovers() == []

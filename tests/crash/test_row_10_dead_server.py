@@ -1,6 +1,7 @@
-"""kill -9 of servers and callers of remote calls, over and over: nothing is executed twice, and every call ends.
+"""Row 10: a server of remote calls dies, is stopped, or is absent: the caller is told at once, or at its deadline.
 
-The loop goes on for PYMQ_CALLS_KILLS (100) deaths, and for at least PYMQ_CALLS_KILL_SECONDS (0). For an hour by hand:
+The loop is of kill -9 of servers and callers of remote calls, over and over: nothing is executed twice, and every call ends.
+It goes on for PYMQ_CALLS_KILLS (300) deaths, and for at least PYMQ_CALLS_KILL_SECONDS (0). For an hour by hand:
 
     PYMQ_CALLS_KILL_SECONDS=3600 python -m pytest -s --timeout 4000 tests/crash/test_row_10_dead_server.py -k kill_loop
 """
@@ -12,11 +13,16 @@ import random
 import signal
 import time
 from collections import Counter
+from concurrent.futures import wait
 
-from harness import eventually
+import pytest
+from harness import eventually, in_thread
+from programs import shop
 from stage import GUARD, Nursery, Witness
 
-KILLS = int(os.environ.get("PYMQ_CALLS_KILLS", "100"))
+import pymq
+
+KILLS = int(os.environ.get("PYMQ_CALLS_KILLS", "300"))
 SECONDS = float(os.environ.get("PYMQ_CALLS_KILL_SECONDS", "0"))
 POPULATION = ["serve_calls"] * 3 + ["make_calls"] * 2
 
@@ -78,3 +84,73 @@ def test_kill_loop(actors: Nursery, witness: Witness) -> None:
     assert ["nobody"] in actors.run("look", loop.home)
     witness.heard()
     assert witness.left_behind() == set()
+
+
+def test_a_stopped_server(separate, peers, bus):
+    (server,) = peers(1)
+    server.expose(shop.add, "add")
+    server.stop()
+    with pytest.raises(pymq.RpcTimeout):
+        bus.stub("add", timeout=0.3)(1)
+    server.resume()
+    assert bus.stub("add", timeout=10)(2) == 4
+
+
+def test_a_server_killed_during_the_call(separate, peers, bus):
+    (server,) = peers(1)
+    server.expose(shop.hang, "hang")
+    for timeout in (60, None):
+        calling = in_thread(bus.stub("hang", timeout=timeout), "x")
+        assert server.hear() == ("begun", "x")
+        server.kill()
+        killed = time.monotonic()
+        with pytest.raises(pymq.ServerDied):
+            calling.result(GUARD)
+        bound = bus.provider.features.death_seconds
+        assert time.monotonic() - killed < min(20 * bound, bound + 5), "20 times what local providers promise"
+        (server,) = peers(1)
+        server.expose(shop.hang, "hang")
+
+
+def test_a_server_killed_before_it_took_the_request(separate, peers, bus):
+    (server,) = peers(1)
+    server.expose(shop.add, "add")
+    server.stop()
+    calling = in_thread(bus.stub("add", timeout=60), 1)
+    wait([calling], timeout=0.1)
+    server.kill()
+    with pytest.raises((pymq.ServerDied, pymq.NoSuchRemoteError)):
+        calling.result(5)
+
+
+def test_the_others_serve_on(separate, place, peers, bus):
+    servers = peers(3)
+    for server in servers:
+        server.expose(shop.who, "who")
+    servers[0].kill()
+    place.see_death()
+    living = {server.call(shop.pid) for server in servers[1:]}
+    assert {bus.stub("who", timeout=10)() for _ in range(20)} == living
+    assert set(bus.stub("who", timeout=10, multi=True)()) == living
+
+
+def test_a_server_killed_during_a_multi_call(separate, peers, bus):
+    doomed, other = peers(2)
+    other.release()
+    for server in (doomed, other):
+        server.expose(shop.hang, "hang")
+    calling = in_thread(bus.stub("hang", timeout=60, multi=True), "x")
+    assert doomed.hear() == ("begun", "x")
+    doomed.kill()
+    results = calling.result(5)
+    assert sorted(type(result).__name__ for result in results) == ["ServerDied", "str"]
+
+
+def test_a_killed_caller_harms_nobody(separate, peers, bus):
+    server, caller = peers(2)
+    server.expose(shop.hang, "hang")
+    caller.begin(shop.call, "hang", "lost")
+    assert server.hear() == ("begun", "lost")
+    caller.kill()
+    server.release()
+    assert bus.stub("hang", timeout=10)("next") == "next"

@@ -71,3 +71,32 @@ def test_a_call_ends_with_a_server_in_another_namespace(strangers: list[Nursery]
     one.end(victim)
     assert witness.bus.queue("jobs").get(timeout=10) == "work"
     witness.bus.queue("jobs").free()
+
+
+def test_a_pid_that_is_given_out_again(strangers: list[Nursery], witness: Witness) -> None:
+    """The successor lives, is a participant, and has the dead one's number: nobody takes it for the dead one."""
+    one, _ = strangers
+    jobs = witness.bus.queue("jobs")
+    jobs.put("work")
+    victim = one.begin("serve_and_hold", str(witness.config.home))
+    one.wait_for(victim, "holds", "work", "1")
+    one.kill(victim, signal.SIGKILL)
+    one.end(victim)
+    one.run("give_out_next", victim)
+    successor = one.begin("subscribe_only", str(witness.config.home))
+    assert successor == victim, "the pid was not given out again"
+    one.wait_for(successor, "subscribed")
+    begun = time.monotonic()
+    job = jobs.receive(timeout=10)
+    assert (job.value, job.attempt) == ("work", 2)
+    assert time.monotonic() - begun < 9, "at once, and not when the lease ended"
+    job.ack()
+    with pytest.raises(pymq.NoSuchRemoteError):
+        witness.bus.stub("served", timeout=10)("fast")
+    assert witness.bus.publish("to the witness and the successor", "events") == 2
+    one.kill(successor, signal.SIGKILL)
+    one.end(successor)
+    assert witness.bus.publish("to the witness", "events") == 1
+    jobs.free()
+    witness.heard()
+    assert witness.left_behind() == set()

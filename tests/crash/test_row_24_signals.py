@@ -1,4 +1,4 @@
-"""Signal handlers that use the bus while their own thread is in the middle of it: an error that says so, never a deadlock."""
+"""Row 24: signal handlers that use the bus while their own thread is in the middle of it: an error that says so, never a deadlock."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from harness import GUARD, eventually
+from harness import GUARD, eventually, run_program
 
 import pymq
 from pymq.provider._shm.outlet import Outlet
@@ -260,3 +260,24 @@ def test_shutdown_in_a_handler(blocked: str) -> None:
             signal.signal(signal.SIGUSR1, before)
         bus.shutdown()
         eventually(lambda: not list(Path(home, "pymq").rglob("*")))
+
+
+def test_no_signal_handler_is_installed(config):
+    def handlers() -> list[Any]:
+        return [signal.getsignal(number) for number in signal.valid_signals()]
+
+    before = handlers()
+    pymq.init(config)
+    got = threading.Event()
+    pymq.subscribe(lambda text: got.set(), "works")
+    pymq.publish("it works", "works")
+    assert got.wait(GUARD)
+    assert handlers() == before
+    assert signal.set_wakeup_fd(-1) == -1
+    pymq.shutdown()
+    assert handlers() == before
+
+
+def test_publishing_from_a_signal_handler(place):
+    assert run_program("signalled.py") == ["True", "True {1}"]
+    assert place.leftovers() == []

@@ -345,28 +345,6 @@ def test_backoff_grows(bus, group):
     assert third > second
 
 
-FAILURES = [SystemExit(1), KeyboardInterrupt(), RecursionError(), GeneratorExit(), MemoryError()]
-
-
-@pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: type(failure).__name__)
-@pytest.mark.parametrize("kind", ["def", "async def"])
-def test_whatever_a_handler_raises_is_a_failure(bus, group, heard, failure, kind):
-    def handler(value: int):
-        heard(value)
-        if value == 0:
-            raise failure
-
-    async def handler_async(value: int):
-        handler(value)
-
-    bus.subscribe(handler if kind == "def" else handler_async, "c", group="billing", retries=1, backoff=0.01)
-    bus.publish(0, "c")
-    assert heard.take(2) == [0, 0]
-    bus.publish(1, "c")
-    assert heard.next() == 1
-    eventually(lambda: len(group.dead) == 1)
-
-
 def test_an_event_that_cannot_be_decoded_goes_to_the_dead_letters(bus, group, heard):
     def handler(event: OrderPlaced):
         heard(event)

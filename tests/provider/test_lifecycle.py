@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -285,38 +284,6 @@ def test_importing_pymq_imports_only_the_standard_library(tmp_path):
 # --- shutdown and exit ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["def", "async def", "remote"])
-def test_shutdown_is_bounded_and_says_what_it_abandoned(config, heard, caplog, kind):
-    gate = threading.Event()
-
-    def hanging(value: int) -> None:
-        heard("begun")
-        gate.wait(GUARD * 2)
-
-    async def hanging_in_the_loop(value: int) -> None:
-        hanging(value)
-
-    bus = pymq.EventBus(config)
-    bus.start()
-    calling = None
-    if kind == "remote":
-        bus.expose(hanging, "hanging")
-        calling = in_thread(bus.stub("hanging", timeout=GUARD), 1)
-    else:
-        bus.subscribe(hanging if kind == "def" else hanging_in_the_loop, "c")
-        bus.publish(1, "c")
-    assert heard.next() == "begun"
-    started = time.monotonic()
-    with caplog.at_level(logging.WARNING, "pymq"):
-        bus.shutdown(timeout=0.3)
-    ended = time.monotonic()
-    gate.set()
-    assert ended - started < 6
-    assert any("hanging" in record.getMessage() for record in caplog.records)
-    if calling is not None:
-        assert calling.exception(GUARD) is not None, "a caller of one's own bus is not left waiting"
-
-
 def test_shutdown_lets_running_handlers_end(config, heard):
     gate = threading.Event()
 
@@ -365,18 +332,6 @@ def test_a_bus_that_was_shut_down_refuses(config):
             verb()
 
 
-@pytest.mark.parametrize("how", ["def", "async", "remote", "error"])
-def test_a_program_ends_though_a_handler_hangs(place, how):
-    with start_program("hanging.py", how) as process:
-        out, err = process.communicate(timeout=GUARD)
-        ended = time.monotonic()
-    assert ended - float(out) < 6, "3 s, on an idle machine"
-    assert "hang" in err, "it says what was abandoned"
-    assert "Traceback" not in err
-    assert process.returncode == (1 if how == "error" else 0)
-    assert place.leftovers() == []
-
-
 def test_a_program_need_not_shut_down(place, tmp_path):
     program = tmp_path / "careless.py"
     program.write_text("import pymq\npymq.init()\npymq.subscribe(print, 'c')\npymq.publish(1, 'nobody')\npymq.queue('q').qsize()\n")
@@ -418,31 +373,7 @@ def test_a_program_that_only_listens_gets_events(separate, place, bus):
         assert end_by(signal.SIGINT, process) == ("interrupted\n", "")
 
 
-def test_no_signal_handler_is_installed(config):
-    def handlers() -> list[Any]:
-        return [signal.getsignal(number) for number in signal.valid_signals()]
-
-    before = handlers()
-    pymq.init(config)
-    assert works()
-    assert handlers() == before
-    assert signal.set_wakeup_fd(-1) == -1
-    pymq.shutdown()
-    assert handlers() == before
-
-
-def test_publishing_from_a_signal_handler(place):
-    assert run_program("signalled.py") == ["True", "True {1}"]
-    assert place.leftovers() == []
-
-
 # --- children ---------------------------------------------------------------------------------------------------------
-
-
-def test_fork(separate, place):
-    children = ["publishes", "inits", "shuts_down", "does_nothing", "ends_at_once", "execs"]
-    assert run_program("forking.py") == [f"child_{name} 0" for name in children] + ["put True"]
-    assert place.leftovers() == []
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
@@ -466,34 +397,6 @@ def test_multiprocessing_with_classes_in_main(separate, place, method):
 
 
 # --- death ------------------------------------------------------------------------------------------------------------
-
-
-def test_a_killed_process_is_swept_by_the_living(separate, place, peers, bus):
-    for _ in range(max(1, int(5 * place.scale))):
-        (alice,) = peers(1)
-        alice.subscribe(shop.orders)
-        alice.expose(shop.add, "add")
-        waiting = alice.begin(shop.get_as, "jobs", int)
-        assert bus.publish(OrderPlaced(1)) == 1
-        alice.kill()
-        place.see_death()
-        assert bus.publish(OrderPlaced(2)) == 0
-        assert isinstance(waiting.exception(GUARD), ChildProcessError)
-    with pytest.raises(pymq.NoSuchRemoteError):
-        bus.stub("add", timeout=5)(1)
-    bus.queue("jobs").free()
-
-
-def test_the_last_process_killed_is_swept_by_the_next(separate, place, peers):
-    for peer in peers(3):
-        peer.subscribe(shop.orders)
-        peer.publish(OrderPlaced(1))
-        peer.begin(shop.get_as, "jobs", int)
-        peer.kill()
-    place.see_death()
-    with pymq.EventBus(place.config) as bus:
-        assert bus.publish(OrderPlaced(1)) == 0
-    assert place.leftovers() == []
 
 
 def test_nothing_is_left_while_others_are_still_there(separate, place, peers, bus):

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import shutil
 import signal
-import subprocess
 import threading
 import time
 
 import pytest
-from harness import GUARD, Heard, eventually, in_thread, start_program
+from harness import GUARD, Heard, eventually, in_thread
 from programs import shop
 
 import pymq
@@ -33,21 +31,6 @@ def _limited(place, **limits):
 
 
 # --- receivers that do not keep up ------------------------------------------------------------------------------------
-
-
-def test_drops_are_counted_on_both_sides(separate, place, peers, caplog):
-    config = _limited(place, max_pending=100_000, publish_timeout=0.05)
-    (stopped,) = peers(1, config)
-    stopped.subscribe(shop.anything, "c")
-    stopped.stop()
-    with pymq.EventBus(config) as bus, caplog.at_level(logging.WARNING, "pymq"):
-        accepted = sum(bus.publish("x" * 1000, "c") for _ in range(1000))
-        assert 0 < accepted < 1000
-        assert "drop" in caplog.text
-        stopped.resume()
-        for _ in range(accepted):
-            stopped.hear()
-        assert sum(stopped.call(shop.stats)["dropped"].values()) == 1000 - accepted
 
 
 @pytest.mark.parametrize("how", ["def", "async def", "workers"])
@@ -146,34 +129,6 @@ def test_what_waits_for_a_slow_handler_keeps_its_class(bus, heard):
 
 
 # --- nothing to do ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.needs_strace
-@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
-def test_an_idle_bus_makes_no_system_call(separate, place, tmp_path):
-    if place.config.create().features.waits_on_io:
-        pytest.skip("it shows a server that it lives")
-    log = tmp_path / "strace"
-    with start_program("idle.py") as idle:
-        try:
-            assert idle.stdout.readline() == "ready\n", idle.stderr.read()
-            with subprocess.Popen(["strace", "-f", "-o", log, "-p", str(idle.pid)], stderr=subprocess.PIPE, text=True) as tracer:
-                try:
-                    if "attached" not in tracer.stderr.readline():
-                        pytest.skip("needs the right to ptrace")
-                    eventually(log.read_text)
-                    threading.Event().wait(0.3)  # until it is attached to every thread
-                    before = log.read_text()
-                    threading.Event().wait(5)
-                    assert log.read_text() == before
-                    with pymq.EventBus(place.config) as bus:
-                        bus.queue("end").put(1)
-                    assert idle.wait(GUARD) == 0
-                    assert log.read_text() != before, "nothing was traced"
-                finally:
-                    tracer.terminate()
-        finally:
-            idle.kill()
 
 
 # --- delayed events ---------------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from concurrent.futures import wait
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
@@ -321,16 +320,6 @@ def test_one_deadline_for_all_of_a_multi_call(peers, bus):
     assert [type(result) for result in results] == [pymq.RpcTimeout] * 3
 
 
-def test_a_stopped_server(separate, peers, bus):
-    (server,) = peers(1)
-    server.expose(shop.add, "add")
-    server.stop()
-    with pytest.raises(pymq.RpcTimeout):
-        bus.stub("add", timeout=0.3)(1)
-    server.resume()
-    assert bus.stub("add", timeout=10)(2) == 4
-
-
 # --- several servers --------------------------------------------------------------------------------------------------
 
 
@@ -415,66 +404,6 @@ def test_multi_returns_the_results_there_are(peers, bus):
 
 
 # --- death ------------------------------------------------------------------------------------------------------------
-
-
-def test_a_server_killed_during_the_call(separate, peers, bus):
-    (server,) = peers(1)
-    server.expose(shop.hang, "hang")
-    for timeout in (60, None):
-        calling = in_thread(bus.stub("hang", timeout=timeout), "x")
-        assert server.hear() == ("begun", "x")
-        server.kill()
-        killed = time.monotonic()
-        with pytest.raises(pymq.ServerDied):
-            calling.result(GUARD)
-        bound = bus.provider.features.death_seconds
-        assert time.monotonic() - killed < min(20 * bound, bound + 5), "20 times what local providers promise"
-        (server,) = peers(1)
-        server.expose(shop.hang, "hang")
-
-
-def test_a_server_killed_before_it_took_the_request(separate, peers, bus):
-    (server,) = peers(1)
-    server.expose(shop.add, "add")
-    server.stop()
-    calling = in_thread(bus.stub("add", timeout=60), 1)
-    wait([calling], timeout=0.1)
-    server.kill()
-    with pytest.raises((pymq.ServerDied, pymq.NoSuchRemoteError)):
-        calling.result(5)
-
-
-def test_the_others_serve_on(separate, place, peers, bus):
-    servers = peers(3)
-    for server in servers:
-        server.expose(shop.who, "who")
-    servers[0].kill()
-    place.see_death()
-    living = {server.call(shop.pid) for server in servers[1:]}
-    assert {bus.stub("who", timeout=10)() for _ in range(20)} == living
-    assert set(bus.stub("who", timeout=10, multi=True)()) == living
-
-
-def test_a_server_killed_during_a_multi_call(separate, peers, bus):
-    doomed, other = peers(2)
-    other.release()
-    for server in (doomed, other):
-        server.expose(shop.hang, "hang")
-    calling = in_thread(bus.stub("hang", timeout=60, multi=True), "x")
-    assert doomed.hear() == ("begun", "x")
-    doomed.kill()
-    results = calling.result(5)
-    assert sorted(type(result).__name__ for result in results) == ["ServerDied", "str"]
-
-
-def test_a_killed_caller_harms_nobody(separate, peers, bus):
-    server, caller = peers(2)
-    server.expose(shop.hang, "hang")
-    caller.begin(shop.call, "hang", "lost")
-    assert server.hear() == ("begun", "lost")
-    caller.kill()
-    server.release()
-    assert bus.stub("hang", timeout=10)("next") == "next"
 
 
 # --- calls inside handlers and remotes, and from many threads ---------------------------------------------------------

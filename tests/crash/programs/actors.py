@@ -15,11 +15,15 @@ import mmap
 import os
 import queue
 import random
+import resource
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -355,6 +359,7 @@ def cramp(board: Board, home: str, mount: str, by: str) -> None:
     jobs = bus.queue("jobs")
     bus.group("workers").bind("tasks")
     confirmed, failures = 0, set()
+    room = {"bytes": "is full", "inodes": "is full", "descriptors": "too many open files"}[by]
     verbs: dict[str, Callable[[], object]] = {
         "put": lambda: jobs.put("x" * 3000),
         "put large": lambda: jobs.put("x" * LARGE),
@@ -365,7 +370,7 @@ def cramp(board: Board, home: str, mount: str, by: str) -> None:
         "call": lambda: bus.stub("echo", timeout=20)("x"),
         "start": lambda: open_and_shut(home),
     }
-    fill(mount, by)
+    ballast = fill(mount, by)
     for _ in range(3):
         for name, verb in verbs.items():
             try:
@@ -373,16 +378,15 @@ def cramp(board: Board, home: str, mount: str, by: str) -> None:
                     verb()
                     confirmed += name.startswith("put")
             except pymq.ProviderError as error:
-                failures.add(name if "is full" in str(error) else str(error))
+                failures.add(name if room in str(error) else str(error))
             except queue.Full:
                 failures.add(name)
     board.note("failed", *sorted(name.replace(" ", "_") for name in failures))
     for _ in range(min(confirmed, 5)):
         jobs.get(timeout=0)
         confirmed -= 1
-    os.unlink(f"{mount}/ballast") if by == "bytes" else [
-        os.unlink(f"{mount}/{name}") for name in os.listdir(mount) if "ballast" in name
-    ]
+    for give_back in ballast:
+        give_back()
     jobs.put("room again")
     for _ in range(confirmed):
         jobs.get(timeout=0)
@@ -401,17 +405,55 @@ def open_and_shut(home: str) -> None:
         pass
 
 
-def fill(mount: str, by: str) -> None:
+def fill(mount: str, by: str) -> list[Callable[[], None]]:
+    """What makes room again."""
+    ballast: list[Callable[[], None]] = []
     try:
+        if by == "descriptors":
+            resource.setrlimit(resource.RLIMIT_NOFILE, (80, 80))
+            while True:
+                ballast.append(partial(os.close, os.open("/dev/null", os.O_RDONLY)))
         if by == "bytes":
             with open(f"{mount}/ballast", "wb", buffering=0) as file:
+                ballast.append(partial(os.unlink, f"{mount}/ballast"))
                 while True:
                     file.write(bytes(4096))
         for number in range(1 << 20):
             os.close(os.open(f"{mount}/ballast{number}", os.O_CREAT | os.O_WRONLY))
+            ballast.append(partial(os.unlink, f"{mount}/ballast{number}"))
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in (errno.ENOSPC, errno.EMFILE):
             raise
+    return ballast
+
+
+def publish_to_many(board: Board, home: str, count: int, limit: int) -> None:
+    """To so many receivers, with fewer descriptors than that takes; then with enough."""
+    receivers = ShmConfig("faults", home).create()
+    receivers.open()
+    for number in range(count):
+        receivers.declare(f"receiver {number}", temporary=True)
+        receivers.bind(f"receiver {number}", "many", exact=True)
+    child = os.fork()
+    if child:
+        assert os.waitpid(child, 0)[1] == 0
+        received = sum(len(receivers.receive(f"receiver {number}", 0)) for number in range(count))
+        assert received >= count, received
+        receivers.close()
+        return
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    sender = ShmConfig("faults", home).create()
+    sender.open()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, before[1]))
+    for _ in range(3):
+        try:
+            sender.publish(("many",), b"message")
+        except pymq.ProviderError as error:
+            board.note("refused" if "too many open files" in str(error) else error)
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    board.note("reached", sender.publish(("many",), b"message"))
+    sender.close()
+    os._exit(0)
 
 
 STOPPABLE = {"append": Store, "take": Store, "ack": Store, "delete": Store, "_append": Outlet, "record": Registry, "sweep": Registry}
@@ -487,10 +529,66 @@ def make_calls(board: Board, home: str, seed: int) -> None:
         assert time.monotonic() - begun < 15, "a death is seen long before the deadline"
 
 
-def look_around(board: Board, home: str) -> None:
+def subscribe_only(board: Board, home: str) -> None:
+    """Until it is killed."""
+    bus = pymq.EventBus(config(home))
+    bus.start()
+    bus.subscribe(lambda name: None, "events")
+    board.note("subscribed")
+    signal.pause()
+
+
+def do_everything(board: Board, home: str, seed: float) -> None:
+    """Over and over, until it is killed."""
+    bus, rng = pymq.EventBus(config(home)), random.Random(seed)
+    bus.start()
+    bus.subscribe(lambda name: None, "other")
+    bus.subscribe(lambda name: None, "tasks", group="workers")
+    bus.expose(lambda name: name, "served")
+    jobs = bus.queue("jobs")
+    while True:
+        size = rng.choice([10, 10, 3000, LARGE])
+        jobs.put("x" * size, delay=rng.choice([0, 0, 0.001]))
+        bus.publish("x" * size, "events")
+        bus.publish("x", "tasks")
+        bus.stub("echo", timeout=20)("x" * size)
+        with suppress(queue.Empty), jobs.take(timeout=0.001):
+            pass
+
+
+def publish_from_everywhere(board: Board, home: str, count: int) -> None:
+    """A quarter each from two threads, from a forked child and from a bus that was started again."""
+    bus = pymq.EventBus(config(home))
+    bus.start()
+
+    def publish() -> None:
+        for _ in range(count // 4):
+            while bus.publish("x", "numbers") != 1:
+                pass
+
+    threads = [threading.Thread(target=publish) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    child = os.fork()
+    publish()
+    if not child:
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    bus.shutdown()
+
+
+def give_out_next(board: Board, pid: int) -> None:
+    """That pid will be the next process's, in this PID namespace."""
+    with open("/proc/sys/kernel/ns_last_pid", "w") as file:
+        file.write(str(pid - 1))
+
+
+def look_around(board: Board, home: str, channel: str = "other") -> None:
     """Publish, and leave."""
     with pymq.EventBus(config(home)) as bus:
-        board.note("reached", bus.publish("from afar", "other"))
+        board.note("reached", bus.publish("from-afar", channel))
 
 
 def kill_later(board: Board, victim: int) -> None:
