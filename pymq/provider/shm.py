@@ -318,6 +318,8 @@ class ShmProvider(Renewable):
         for name, (shared, _) in list(self._queues.items()):
             with suppress(QueueNotFound):
                 found[name] = shared.counters()
+        if self._registry.corrupted:
+            found["bindings"] = {"corrupt": self._registry.corrupted}
         return found
 
     # Bindings

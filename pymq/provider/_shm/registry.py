@@ -250,12 +250,14 @@ class Registry:
                 raise self.removed()
             epoch, length = divmod(word, _EPOCH)
             try:
-                if epoch != self.generation // _EPOCH or length < self._length:
+                if self._journal < 0 or epoch != self.generation // _EPOCH or length < self._length:
                     self._open_journal(epoch)
             except FileNotFoundError:
                 if word == self.words[WORD]:  # not compacted meanwhile
                     raise self.removed() from None
                 continue
+            if length > os.fstat(self._journal).st_size:
+                raise self.removed()  # what is said to be committed was never written
             for line in os.pread(self._journal, length - self._length, self._length).split(b"\n"):
                 if line:
                     self._apply(line)
