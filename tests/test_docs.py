@@ -47,6 +47,18 @@ def test_every_test_that_a_page_names_exists() -> None:
     assert [f"{file}::{test}" for file, test in named if test not in functions_of(ROOT / file)] == []
 
 
+def test_every_row_of_the_faults_has_its_line_and_its_tests() -> None:
+    page = (DOCS / "faults.md").read_text()
+    rows = {int(number): line for line, number in re.findall(r"^(\| (\d+) \|.*)$", page, re.M)}
+    assert list(rows) == list(range(1, 33))
+    for number, line in rows.items():
+        files = re.findall(r"`(tests/crash/test_rows?[_\d]*_\w+\.py)`", line)
+        assert any(f"_{number:02}_" in file for file in files), line
+        assert all((ROOT / file).is_file() and functions_of(ROOT / file) for file in files), line
+    of_rows = {str(path.relative_to(ROOT)) for path in (ROOT / "tests" / "crash").glob("test_row*.py")}
+    assert of_rows == set(re.findall(r"tests/crash/test_row\w+\.py", page))
+
+
 def functions_of(file: Path) -> set[str]:
     return {node.name for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.FunctionDef)}
 

@@ -15,6 +15,8 @@ from stage import Nursery, Witness
 
 import pymq
 
+KILLS = int(os.environ.get("PYMQ_SUBSCRIBER_KILLS", "300"))
+
 
 def test_a_killed_receiver_is_not_counted(separate, place, peers):
     alice, bob, carol = peers(3)
@@ -56,12 +58,12 @@ def test_the_last_process_killed_is_swept_by_the_next(separate, place, peers):
 
 
 def test_kill_loop(actors: Nursery, witness: Witness) -> None:
-    """At any moment, 300 times: the next publish ends, and counts only who lives; what the dead have left is gone."""
+    """At any moment, PYMQ_SUBSCRIBER_KILLS (300) times: the next publish ends and counts who lives; what the dead have left is gone."""
     seed = int(time.time())
     print("seed", seed)
     rng = random.Random(seed)
     subscribed = 0
-    for turn in range(300):
+    for turn in range(KILLS):
         actor = actors.begin("subscribe_only", str(witness.config.home))
         if turn % 3:
             actors.wait_for(actor, "subscribed")
@@ -73,8 +75,8 @@ def test_kill_loop(actors: Nursery, witness: Witness) -> None:
         assert witness.bus.publish(f"turn-{turn}", "events") == 1, "the witness"
         assert time.monotonic() - begun < 0.2, "20 times the 10 ms that are promised"
         actors.forget(actor)
-    assert witness.heard() == [f"turn-{turn}" for turn in range(300)]
-    assert subscribed >= 200
+    assert witness.heard() == [f"turn-{turn}" for turn in range(KILLS)]
+    assert subscribed >= KILLS * 2 / 3
     assert ["reached", "1"] in actors.run("look_around", str(witness.config.home), "events")
     witness.heard()
     assert witness.left_behind() == set()
