@@ -58,11 +58,13 @@ def _run(check: Callable[[], Iterator[Finding]]) -> list[Finding]:
 def versions() -> Iterator[Finding]:
     """Python, pymq and what its extras bring."""
     yield Finding("Python", f"{platform.python_version()} on {platform.system()} {platform.release()} {platform.machine()}")
-    for name in ("pydantic", "redis", "boto3", "posix_ipc"):
+    for name in ("pymq", "pydantic", "redis", "boto3", "posix_ipc"):
         try:
             yield Finding(name, importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:
-            if name == "pydantic":
+            if name == "pymq":
+                yield Finding(name, f"not installed, run from {Path(pymq.__file__).parent.parent}")
+            elif name == "pydantic":
                 yield Finding(name, "not installed", BAD, "pip install pydantic")
             else:
                 yield Finding(name, "not installed, and only needed for its provider")
@@ -186,8 +188,8 @@ def _reach(url: str) -> str:
         provider = config_from(url).create()
         provider.open()
         provider.close()
-    except (ProviderError, ValueError, ImportError) as error:
-        return str(error)
+    except Exception as error:
+        return str(error) if isinstance(error, ProviderError | ValueError) else f"{type(error).__name__}: {error}"
     return ""
 
 

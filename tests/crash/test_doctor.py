@@ -37,7 +37,7 @@ def lines_with(done: subprocess.CompletedProcess[str], *words: str) -> list[str]
 def test_a_healthy_machine(stage: Path) -> None:
     done = pymq_command("doctor", home=stage / "pymq")
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
-    for checked in ("Python", "pydantic", "room in", "home", "open files", "pipes", "an event arrives", "PYMQ_URL"):
+    for checked in ("Python", "pymq", "pydantic", "room in", "home", "open files", "pipes", "an event arrives", "PYMQ_URL"):
         assert lines_with(done, checked), checked
     assert not lines_with(done, "fails")
     assert list(stage.rglob("*")) == [], "it leaves nothing"
@@ -67,6 +67,77 @@ def test_what_pymq_url_names_cannot_be_reached(url: str, told: str, stage: Path)
     assert done.returncode == 1
     assert lines_with(done, "fails", "PYMQ_URL", told)
     assert "secret" not in done.stdout
+
+
+@pytest.mark.parametrize("service", ["redis", "aws"])
+def test_what_pymq_url_names_is_reached(service: str, stage: Path) -> None:
+    if service == "redis":
+        from redis_server import shared_url
+
+        url, environment = shared_url(), {}
+    else:
+        from aws_server import emulator
+
+        url = "aws://us-east-1/doctor"
+        environment = {"AWS_ENDPOINT_URL": emulator(), "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+    done = pymq_command("doctor", home=stage / "pymq", PYMQ_URL=url, **environment)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert lines_with(done, "ok", "PYMQ_URL", f"{url}: reached")
+
+
+AS_NOBODY = """
+import fcntl, io, os, sys
+from rich.console import Console
+from pymq.cli.clean import clean
+from pymq.cli.doctor import doctor
+
+command = {"doctor": doctor, "clean": lambda console: clean(console, remove=True)}[sys.argv[1]]
+home, os.environ["PYMQ_HOME"] = os.environ["PYMQ_HOME"], sys.argv[2]
+command(Console(file=io.StringIO()))  # imports what that user may not be able to read
+os.environ["PYMQ_HOME"] = home
+os.setgroups([])
+os.setresgid(65534, 65534, 65534)
+os.setresuid(65534, 65534, 65534)
+try:
+    while "no large pipes" in sys.argv:
+        fcntl.fcntl(os.pipe()[1], fcntl.F_SETPIPE_SZ, 1 << 20)
+except OSError:
+    pass
+sys.exit(command(Console()))
+"""
+
+
+def as_nobody(*words: str, home: Path, tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", AS_NOBODY, words[0], str(tmp_path / "pymq"), *words[1:]],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYMQ_HOME": str(home), "COLUMNS": "300"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.needs_root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_no_more_large_pipes(stage: Path, tmp_path: Path) -> None:
+    """As a user who has as many as the kernel allows: slower, but nothing fails."""
+    stage.chmod(0o1777)
+    done = as_nobody("doctor", "no large pipes", home=stage / "pymq", tmp_path=tmp_path)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert lines_with(done, "look", "pipes", "no more large ones", "pipe-user-pages-soft")
+    assert lines_with(done, "ok", "an event arrives")
+
+
+@pytest.mark.needs_root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.parametrize("command", ["doctor", "clean"])
+def test_as_another_user(command: str, stage: Path, tmp_path: Path) -> None:
+    stage.chmod(0o1777)
+    (stage / "pymq").mkdir(mode=0o700)
+    done = as_nobody(command, home=stage / "pymq", tmp_path=tmp_path)
+    assert (done.returncode, done.stderr) == (1, ""), done.stdout
+    assert "set PYMQ_HOME to another directory" in " ".join(done.stdout.split())
 
 
 @pytest.mark.needs_root
