@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 
 from pymq.bus import EventBus
 from pymq.exceptions import ProviderError
-from pymq.provider.shm import Route, ShmConfig, ShmProvider
+from pymq.provider.shm import ShmConfig, ShmProvider
 
 if TYPE_CHECKING:
     from pymq.provider._shm.inbox import Inbox
     from pymq.provider._shm.outlet import Outlet
     from pymq.provider._shm.registry import Registry
+    from pymq.provider._shm.sending import Route
 
 REPLIES = "reply/"
 """Temporary queues of these names stay FIFOs: a process has one for each thread that calls, and a user only some 70 kernel queues."""

@@ -137,6 +137,11 @@ class Removed(ProviderError):
     """Somebody has removed the directory, or something in it, while it was in use."""
 
 
+def exists(name: str, directory: Directory) -> bool:
+    """Whether there is such a file in there."""
+    return os.access(name, os.F_OK, dir_fd=directory.fd)
+
+
 def is_removed(fd: int) -> bool:
     """Whether an open file has no name any more. 0.7 us."""
     return not os.fstat(fd).st_nlink
