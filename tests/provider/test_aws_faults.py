@@ -195,6 +195,28 @@ def test_who_serves_is_looked_up_once_in_a_while(wire):
         assert len(wire.named("ListSubscriptionsByTopic")) == before
 
 
+def test_a_server_is_found_where_its_subscription_says(wire):
+    """Not looked for by its name, which costs two calls more."""
+    config = wire.config(refresh=60.0)
+    with pymq.EventBus(config) as server, pymq.EventBus(config) as bus:
+        server.expose(lambda: "here", "who")
+        before = len(wire.named("GetQueueUrl"))
+        tokens = bus.provider.consumers("r/who")
+        assert bus.provider._directory.find(tokens[0]).kind == "m"
+        assert len(wire.named("GetQueueUrl")) == before + 1
+
+
+def test_multi_returns_the_results_there_are(wire):
+    gate = threading.Event()
+    config = wire.config()
+    with pymq.EventBus(config) as quick, pymq.EventBus(config) as slow, pymq.EventBus(config) as bus:
+        quick.expose(lambda: "result", "work")
+        slow.expose(lambda: gate.wait(GUARD), "work")
+        results = bus.stub("work", timeout=4, multi=True)()
+        assert sorted(type(result).__name__ for result in results) == ["RpcTimeout", "str"]
+        gate.set()
+
+
 def test_that_a_server_lives_is_believed_until_its_lease_ends(wire):
     """Asking for tags is what AWS allows least of: five times a second in all."""
     config = wire.config()

@@ -82,6 +82,11 @@ class Directory:
         """The shared queues that this process has found."""
         return [name for kind, name in list(self._places) if kind == SHARED]
 
+    def learn(self, inboxes: Iterable[str], url: str) -> None:
+        """These are in the mailbox with that URL: nobody has to look for them by their names."""
+        for inbox in inboxes:
+            self._know(MAILBOX, mailbox_of(inbox), url.rpartition("/")[2], url)
+
     def forget(self, queue: str) -> None:
         """A call has shown that it is gone."""
         for way in ((SHARED, queue), (MAILBOX, mailbox_of(queue))):

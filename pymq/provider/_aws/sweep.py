@@ -91,8 +91,10 @@ class Sweeper:
                 continue
             url = self._directory.url_of(queue_arn)
             tags = {} if url is None else self._tags(url)
-            if self._directory.lives(tags):
-                found += all_of_many("inbox", tags)
+            if url is not None and self._directory.lives(tags):
+                inboxes = all_of_many("inbox", tags)
+                found += inboxes
+                self._directory.learn(inboxes, url)
             else:
                 self._remove_remains(url, subscription_arn)
         return found
