@@ -284,6 +284,11 @@ class ShmProvider(Sending):
         except Removed:
             self._begin_anew()
 
+    def _bury_dead(self, outlets: list[Outlet]) -> None:
+        for outlet in outlets:
+            if outlet.is_dead():
+                self._bury(outlet)
+
     @there
     def size(self, queue: str) -> int:
         if queue in self._inboxes:
@@ -369,10 +374,8 @@ class ShmProvider(Sending):
                 found = inbox.receive(timeout, self._config.spin if is_answered else self._config.spin or 0.0, fds, busy)
             else:
                 found = self._receive_shared(queue, timeout, limit, lease, fds)
-            if not found:
-                for outlet in alive:
-                    if outlet.is_dead():
-                        self._bury(outlet)
+            if alive and not found:
+                self._bury_dead(alive)
             return found
         except Removed:
             self._begin_anew()

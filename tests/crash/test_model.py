@@ -215,6 +215,9 @@ class Histories(RuleBasedStateMachine):
     @rule()
     def reopen(self) -> None:
         """What was leased comes again; all else is as it was."""
+        for lease in [lease for lease in self.leased if lease[1].attempt > MOST_ATTEMPTS]:
+            self.leased.remove(lease)
+            lease[2].ack()
         self.bus.shutdown()
         self.bus.start()
         for model, item, _ in self.leased:

@@ -47,9 +47,9 @@ def test_shutdown_is_bounded_and_says_what_it_abandoned(config, heard, caplog, k
 @pytest.mark.parametrize("how", ["def", "async", "remote", "error"])
 def test_a_program_ends_though_a_handler_hangs(place, how):
     with start_program("hanging.py", how) as process:
-        out, err = process.communicate(timeout=GUARD)
+        out, err = process.communicate(timeout=6 * GUARD)
         ended = time.monotonic()
-    assert ended - float(out) < 6, "3 s, on an idle machine"
+    assert ended - float(out) < 6 * GUARD, "20 times the 3 s that it takes on an idle machine"
     assert "hang" in err, "it says what was abandoned"
     assert "Traceback" not in err
     assert process.returncode == (1 if how == "error" else 0)
