@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 
-from pymq.exceptions import QueueNotFound
+from pymq.exceptions import ProviderError, QueueNotFound
 from pymq.provider._shm.files import (
     Bells,
     Directory,
@@ -179,7 +179,8 @@ class Inbox:
     def follow(self, former: Inbox) -> None:
         """Take over what has come to that one, whose files were removed, and go on counting where it has stopped."""
         with self._mutex:
-            self._found = former.take() + self._found
+            with suppress(OSError, ProviderError):  # what cannot be read now is part of the gap
+                self._found = former.take() + self._found
             self.corrupted += former.corrupted
             self.head[DROPPED] = self._reported = former.head[DROPPED]
         former.wake()

@@ -264,19 +264,18 @@ class SharedQueue:
         """
         if os.path.samestat(os.fstat(former._lock.fd), os.fstat(self._lock.fd)):
             return None  # only other files of the namespace were removed
-        for owner in former._store.others():
-            with suppress(Removed):  # nobody here has watched it: it may live, and settle its own
-                former.bury([owner])
         former._store.share_log()
-        with suppress(ProviderError):  # a part of the log that nobody here has open is out of reach
+        with suppress(ProviderError):  # a lock that is held by a stopped process, a part of the log that nobody here has open
+            for owner in former._store.others():
+                with suppress(Removed):  # nobody here has watched it: it may live, and settle its own
+                    former.bury([owner])
             while moved := former._take_any(100, 60.0):
                 for message, receipt in moved:
                     self.send(message)
                     former.ack(receipt)  # type: ignore[arg-type]
         for number in former._store.sleepers():
             former.bells.ring(number)
-        with former._lock:
-            found = former._store.counters()
+        found = former._store.counters()  # without the lock: for the log
         return (found["leased"], found["waiting"]) if found["leased"] or found["waiting"] else None
 
     def close(self) -> None:
