@@ -70,7 +70,9 @@ class Nursery:
 
     def shut(self) -> None:
         """Whoever comes to the gate from now on waits there; one who was killed may have left it open."""
-        if select.select([self.gate], [], [], 0)[0]:
+        poll = select.poll()
+        poll.register(self.gate, select.POLLIN)
+        if poll.poll(0):
             os.read(self.gate, 1)
 
     def release(self) -> None:

@@ -24,7 +24,7 @@ from pymq.provider._shm import queue as _queue
 from pymq.provider._shm import segments as _segments
 from pymq.provider._shm import state as _state
 from pymq.provider._shm import store as _store
-from pymq.provider._shm.files import Bell, Bells, Directory, Lock, open_file
+from pymq.provider._shm.files import Bell, Bells, Directory, Lock, close_file, open_file
 from pymq.provider._shm.queue import SharedQueue
 
 GUARD = 20.0
@@ -37,8 +37,10 @@ class Peer:
     def __init__(self, home: str, *, create: bool = True, max_bytes: int = 32 << 20, name: str = "jobs") -> None:
         root = Directory(home)
         bells = Directory("bells", root)
-        self.bells = Bells(bells, Lock(bells.open("lock", os.O_RDWR | os.O_CREAT)))
+        self._lock = bells.open("lock", os.O_RDWR | os.O_CREAT)
+        self.bells = Bells(bells, Lock(self._lock))
         self.directory = Directory(name, root)
+        self._directories = root, bells, self.directory
         self.member = self.bells.borrow()
         self.stopped = False
         self.queue = SharedQueue(name, self.directory, self.bells, self.member.number, max_bytes, create)
@@ -49,6 +51,9 @@ class Peer:
     def __exit__(self, *_: object) -> None:
         self.queue.close()
         self.bells.close()
+        close_file(self._lock)
+        for directory in self._directories:
+            directory.close()
 
     def take(self, timeout: float | None = 0, limit: int = 1, lease: float | None = None, watch: tuple[int, ...] = ()) -> Any:
         return self.queue.receive(timeout, limit=limit, lease=lease, watch_fds=watch, stopped=lambda: self.stopped)
