@@ -134,6 +134,7 @@ class LoopCaller(Caller):
             self._inflow.watch(server)
             if request in self._early:
                 self._receive(self._early.pop(request))
+        self._inflow.expect()
         if not self._asking:
             self._early.clear()
 

@@ -17,6 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 from pymq.asyncio._threads import SLICE, Fetches, fail, in_thread
 from pymq.dispatch import join
 from pymq.exceptions import NotInitialized, ProviderError, QueueNotFound
+from pymq.patience import Patience
 from pymq.provider.base import Delivery, Provider, Readiness
 
 log = logging.getLogger("pymq")
@@ -166,6 +167,9 @@ class Inflow:
         self._is_behind = False
         self._closed = False
         self._next = threading.Event()
+        self._patience = Patience()
+        self._asked = math.inf
+        self._looks = False
 
     def start(self) -> None:
         """The queue exists and is read from now on."""
@@ -187,6 +191,9 @@ class Inflow:
             timer.cancel()
         try:
             batch = [] if self._is_behind else self._port.provider.receive(self._queue, 0)
+            if batch and self._asked < math.inf:
+                self._patience.learn(self._looks, False, self._port.loop.time() - self._asked)
+                self._asked, self._looks = math.inf, False
             self._is_behind = self._deliver(batch)
             left = 0.0 if self._is_behind else self._ready.arm()
         except ProviderError as error:
@@ -194,6 +201,26 @@ class Inflow:
             left = 0.1
         if left is not None and not self._closed:
             self._timer = self._port.loop.call_later(left, self._look) if left else self._port.loop.call_soon(self._look)
+
+    def expect(self) -> None:
+        """An answer will come: the loop goes on without sleeping until then, or for as long as is wise."""
+        if self._ready is None or self._looks:
+            return
+        spin = self._port.provider.spin
+        seconds = self._patience.seconds if spin is None else spin
+        self._asked = self._port.loop.time()
+        self._looks = seconds > 0
+        if self._looks:
+            self._go_on(self._asked + seconds)
+
+    def _go_on(self, end: float) -> None:
+        if not self._looks:
+            return
+        if self._port.loop.time() < end:
+            self._port.loop.call_soon(self._go_on, end)
+        else:
+            self._patience.learn(True, True, 0)
+            self._asked, self._looks = math.inf, False
 
     def _read(self) -> None:
         while not self._closed:

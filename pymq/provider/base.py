@@ -130,6 +130,8 @@ class Provider(ABC):
 
     features: Features = Features()
     max_message_bytes: int = Features.max_message_bytes
+    spin: float | None = 0.0
+    """For how many seconds who waits for an answer looks again before it sleeps; None: for a moment, while that pays."""
     clock: Callable[[], float] = staticmethod(time.monotonic)
     """The clock that all participants share: deadlines inside messages are its readings."""
 

@@ -95,6 +95,7 @@ class ShmProvider(Sending):
 
     def __init__(self, config: ShmConfig) -> None:
         super().__init__(config)
+        self.spin: float | None = config.spin
         self._home = config.base_directory() if sys.platform == "linux" else ""
         self.path: str = self._home
         self._inboxes: dict[str, Inbox] = {}
@@ -371,7 +372,7 @@ class ShmProvider(Sending):
             if inbox is not None:
                 is_answered = bool(watch) or self._has_sent
                 self._has_sent = False
-                found = inbox.receive(timeout, self._config.spin if is_answered else self._config.spin or 0.0, fds, busy)
+                found = inbox.receive(timeout, self.spin if is_answered else self.spin or 0.0, fds, busy)
             else:
                 found = self._receive_shared(queue, timeout, limit, lease, fds)
             if alive and not found:

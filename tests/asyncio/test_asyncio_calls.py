@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from programs.shop import OrderPlaced
 
 import pymq
 import pymq.asyncio
+from pymq.provider.shm import ShmConfig
 
 
 def test_a_call_of_another_process(run, aconfig, peers):
@@ -227,3 +229,30 @@ def test_where_a_server_is_full_the_wait_is_awaited(run, small, way):
             await aside(deaf.provider.close)
 
     run(main())
+
+
+@pytest.mark.parametrize("spin", [0.0, 20.0])
+def test_a_loop_goes_round_while_it_awaits_an_answer_as_long_as_a_thread_would_spin(spin, tmp_path):
+    config = ShmConfig(home=str(tmp_path / "home"), spin=spin)
+    answer = threading.Event()
+
+    async def main() -> int:
+        selector = asyncio.get_running_loop()._selector  # type: ignore[attr-defined]
+        select, rounds = selector.select, 0
+
+        def counting(timeout: float | None = None) -> Any:
+            nonlocal rounds
+            rounds += 1
+            if rounds > 200:
+                answer.set()
+            return select(timeout)
+
+        async with pymq.asyncio.connect(config) as bus:
+            selector.select = counting
+            threading.Timer(0.3, answer.set).start()
+            assert await bus.stub("wait", timeout=20)() is True
+            return rounds
+
+    with pymq.EventBus(config) as server:
+        server.expose(answer.wait, "wait")
+        assert (asyncio.run(main()) > 200) == (spin > 0)

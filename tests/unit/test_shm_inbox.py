@@ -688,7 +688,7 @@ def test_who_spins_in_vain_tries_less_and_less_often(opened, monkeypatch):
     subscribe(provider, "in")
     provider.receive("in", 0)
     receive = spins_of(provider, monkeypatch, pays=False)
-    monkeypatch.setattr("pymq.provider._shm.inbox._SPIN", GUARD)  # every wait is a short one, however busy the machine
+    monkeypatch.setattr("pymq.patience.MOMENT", GUARD)  # every wait is a short one, however busy the machine
     assert [number for number in range(40) if receive(1)] == [1, 4, 9, 18, 35]
 
 
@@ -697,7 +697,7 @@ def test_who_spins_and_gets_an_answer_goes_on(opened, monkeypatch):
     subscribe(provider, "in")
     provider.receive("in", 0)
     receive = spins_of(provider, monkeypatch, pays=True)
-    monkeypatch.setattr("pymq.provider._shm.inbox._SPIN", GUARD)
+    monkeypatch.setattr("pymq.patience.MOMENT", GUARD)
     assert [receive(1) for _ in range(4)] == [False, True, True, True]
     assert receive(3)
     assert not receive(1)  # several had come: this is a stream
@@ -709,7 +709,7 @@ def test_receivers_of_events_do_not_spin(opened, monkeypatch):
     subscribe(provider, "in")
     provider.receive("in", 0)
     receive = spins_of(provider, monkeypatch, pays=True)
-    monkeypatch.setattr("pymq.provider._shm.inbox._SPIN", GUARD)
+    monkeypatch.setattr("pymq.patience.MOMENT", GUARD)
     assert [receive(1), receive(1)] == [False, True]
     monkeypatch.setattr(provider._inboxes["in"], "_spin", lambda end: pytest.fail("it spun"))
     provider.publish(("topic",), b"m")

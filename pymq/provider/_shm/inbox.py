@@ -15,6 +15,7 @@ from contextlib import suppress
 from functools import partial
 
 from pymq.exceptions import ProviderError, QueueNotFound
+from pymq.patience import Patience
 from pymq.provider._shm.files import (
     Bells,
     Directory,
@@ -65,9 +66,6 @@ _BATCH = 64 << 10
 _LARGE_BATCH = 256 << 10
 """64 KiB copied into memory that was just freed: 3.5 us; into fresh pages, as when eight are held at once: 20."""
 _KEPT_LOG_BYTES = 1 << 20
-_SPIN = 0.0001
-"""For how many seconds to spin in a conversation: 30 to 80 us until the other has woken, and then its answer."""
-_MOST_FAILURES = 10
 _LARGE_SPIN = 0.0001
 """For how many seconds a reader that has just received a large message yields the processor before it sleeps: in a stream of them
 it would sleep between any two, and waking it costs both sides more than the message does."""
@@ -97,8 +95,7 @@ class Inbox:
         self._done = 0
         self._woken = False
         self._was_large = self._came_many = False
-        self._failures = 0
-        self._unwise = 1
+        self._patience = Patience()
         self._reported = 0
         self._arenas: dict[int, Arena] = {}
         self._watched: list[int] = []
@@ -132,7 +129,7 @@ class Inbox:
             self._watch(watch)
         begin = time.monotonic()
         end = math.inf if timeout is None else begin + timeout
-        seconds = (0 if self._unwise else _SPIN) if spin is None else spin
+        seconds = self._patience.seconds if spin is None else spin
         if self._was_large:
             seconds, self._was_large = max(seconds, _LARGE_SPIN), False
         elif self._came_many:
@@ -143,7 +140,7 @@ class Inbox:
             dead = self._sleep(end, busy)
             found = self.take()
         if spin is None:
-            self._learn(seconds > 0, in_vain, time.monotonic() - begin)
+            self._patience.learn(seconds > 0, in_vain, time.monotonic() - begin)
         self._woken = False
         return found
 
@@ -206,16 +203,6 @@ class Inbox:
                 return False
             os.sched_yield()
         return True
-
-    def _learn(self, spun: bool, in_vain: bool, waited: float) -> None:
-        """After spinning in vain, as on a single processor, it takes twice as many short waits as the last time to try again."""
-        if in_vain:
-            self._failures = min(self._failures + 1, _MOST_FAILURES)
-            self._unwise = 1 << self._failures
-        elif spun:
-            self._failures = 0
-        elif waited < 2 * _SPIN:
-            self._unwise = max(0, self._unwise - 1)
 
     def _watch(self, writers: Sequence[int]) -> None:
         """Whose death ends a sleep from now on: most callers watch the same server as before."""
