@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from pymq.patience import MOMENT, Patience
 
 SHORT, LONG = MOMENT, 10 * MOMENT
@@ -24,7 +26,7 @@ def test_in_vain_it_is_tried_less_and_less_often() -> None:
 def test_the_pauses_have_a_limit() -> None:
     patience = Patience()
     tries = looks(patience, 20_000, SHORT, pays=False)
-    assert max(later - sooner for sooner, later in zip(tries, tries[1:])) == 1025
+    assert max(later - sooner for sooner, later in itertools.pairwise(tries)) == 1025
 
 
 def test_while_it_pays_it_goes_on_and_failures_are_forgotten() -> None:
