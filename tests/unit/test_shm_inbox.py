@@ -714,3 +714,16 @@ def test_receivers_of_events_do_not_spin(opened, monkeypatch):
     monkeypatch.setattr(provider._inboxes["in"], "_spin", lambda end: pytest.fail("it spun"))
     provider.publish(("topic",), b"m")
     assert provider.receive("in", GUARD) == [(b"m", None)]
+
+
+def test_in_a_stream_more_may_gather_before_the_next_look(opened, monkeypatch):
+    provider = opened()
+    subscribe(provider, "in")
+    for _ in range(2):
+        provider.publish(("topic",), b"m")
+    assert len(provider.receive("in", GUARD)) == 2
+    inbox = provider._inboxes["in"]
+    gather = inbox._let_gather
+    monkeypatch.setattr(inbox, "_let_gather", lambda end: provider.publish(("topic",), b"more") and gather(end))
+    provider._has_sent = False
+    assert provider.receive("in", GUARD) == [(b"more", None)]

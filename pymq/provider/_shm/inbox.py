@@ -118,10 +118,11 @@ class Inbox:
     def receive(self, timeout: float | None, spin: float | None, watch: Sequence[int], busy: bool = False) -> list[Delivery]:
         """All that has come; [] after the timeout, when woken, and when the reader of one of the write ends `watch` has died.
 
-        It spins for so many seconds before it sleeps; where that is None, for as long as an answer takes, while that pays. Where several
-        messages came last, it lets more gather instead.
+        It spins for so many seconds before it sleeps; where that is None, for as long as an answer takes, while that pays. Where
+        several messages came last, it lets more gather instead.
         """
         self.head[STATE] = BUSY if busy else RUNNING
+        found: list[Delivery] = []
         if not self._is_drained or timeout == 0:
             found = self.take()
             if found or timeout == 0:
@@ -135,12 +136,11 @@ class Inbox:
         if self._was_large:
             seconds, self._was_large = max(seconds, _LARGE_SPIN), False
         elif self._came_many:
-            found = self._let_gather(begin + _GATHER)
-            if found:
-                return found
-            seconds = 0
+            seconds, found = 0.0, self._let_gather(begin + _GATHER)
         in_vain = seconds > 0 and not self._spin(min(end, begin + seconds))
-        found, dead = [] if in_vain or not seconds else self.take(), False
+        if seconds > 0 and not in_vain:
+            found = self.take()
+        dead = False
         while not (found or self._woken or dead or (timeout is not None and time.monotonic() >= end)):
             dead = self._sleep(end, busy)
             found = self.take()
@@ -210,7 +210,7 @@ class Inbox:
         return True
 
     def _let_gather(self, end: float) -> list[Delivery]:
-        """What comes until then, without a look before: who sleeps in a stream is woken by the next message, and that for one message."""
+        """What comes until then, without a look before: who sleeps in a stream is woken by, and for, a single message."""
         while time.monotonic() < end:
             os.sched_yield()
         return self.take()
