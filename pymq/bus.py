@@ -29,16 +29,18 @@ from typing import Any, TypeVar, overload
 
 from pymq import message as frames
 from pymq.deliveries import Leases
-from pymq.dispatch import Dispatcher, Loop, Schedule, Task
+from pymq.dispatch import Dispatcher, Task
 from pymq.exceptions import CodecError, NotInitialized, ProviderError
 from pymq.groups import Group, Member, Options
 from pymq.handlers import Shape, Target, channels_of, describe
+from pymq.loop import Loop
 from pymq.provider import Config
 from pymq.provider.base import Health, Provider
 from pymq.queues import Queue
 from pymq.remotes import Remotes
 from pymq.routes import Route, check_seconds
 from pymq.rpc import Caller, StubMethod
+from pymq.schedule import Schedule
 from pymq.subscriptions import Subscriptions
 from pymq.topics import topic_of
 

@@ -9,22 +9,18 @@ time limit, so that an idle bus makes no system call.
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pymq.provider.base import Delivery
 
 if TYPE_CHECKING:
-    import asyncio
+    pass
 
 log: logging.Logger = logging.getLogger("pymq")
 
@@ -308,150 +304,3 @@ def join(threads: Sequence[threading.Thread], wake: Callable[[], None], deadline
             return False
         left[0].join(min(0.05, max(0.0, deadline - time.monotonic())))
     return True
-
-
-class Schedule:
-    """Messages that are not due yet: one thread hands each over at its time, and sleeps without end while there is none."""
-
-    def __init__(self, hand_over: Callable[[Task, bytes], None]) -> None:
-        self._hand_over = hand_over
-        self._changed = threading.Condition()
-        self._waiting: list[tuple[float, int, Task, bytes]] = []
-        self._number = itertools.count()
-        self._thread: threading.Thread | None = None
-        self._closed = False
-
-    def add(self, seconds: float, task: Task, message: bytes) -> None:
-        """Hand it over in so many seconds."""
-        with self._changed:
-            heapq.heappush(self._waiting, (time.monotonic() + seconds, next(self._number), task, message))
-            if self._thread is None:
-                self._thread = threading.Thread(target=persist, args=[self._run], name="pymq-schedule", daemon=True)
-                self._thread.start()
-            self._changed.notify()
-
-    def _run(self) -> None:
-        while (due := self._next()) is not None:
-            self._hand_over(*due[2:])
-            with self._changed:  # only now: what is neither here nor there would be in flight and not be seen
-                self._waiting.remove(due)
-                heapq.heapify(self._waiting)
-
-    def _next(self) -> tuple[float, int, Task, bytes] | None:
-        with self._changed:
-            while not self._closed:
-                left = self._waiting[0][0] - time.monotonic() if self._waiting else threading.TIMEOUT_MAX
-                if left <= 0:
-                    return self._waiting[0]
-                self._changed.wait(min(left, threading.TIMEOUT_MAX))
-        return None
-
-    def close(self) -> None:
-        """Forget what is not due yet."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(1)
-
-
-class Loop:
-    """The event loop on which a bus runs its `async def` handlers: one thread, started by the first of them."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-        self._names: list[str] = []
-
-    def is_run_by(self, thread: threading.Thread) -> bool:
-        """Whether it is that thread."""
-        return thread is self._thread
-
-    def submit(self, name: str, coroutine: Coroutine[Any, Any, Any]) -> None:
-        """Run it; its result and its errors are its own affair."""
-        self._start(name, coroutine)
-
-    def wait_for(self, name: str, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        """Run it and wait for its result, or for what it raised, in this thread."""
-        result, error = self._start(name, coroutine).result()
-        if error is not None:
-            raise error
-        return result
-
-    def _start(self, name: str, coroutine: Coroutine[Any, Any, Any]) -> Future[tuple[Any, BaseException | None]]:
-        import asyncio  # 45 ms that `import pymq` need not take
-
-        return asyncio.run_coroutine_threadsafe(self._outcome(name, coroutine), self._running_loop())
-
-    def _running_loop(self) -> asyncio.AbstractEventLoop:
-        import asyncio
-
-        with self._lock:
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(target=self._run, args=(self._loop,), name=self._name, daemon=True)
-                self._thread.start()
-            return self._loop
-
-    @staticmethod
-    def _run(loop: asyncio.AbstractEventLoop) -> None:
-        import asyncio
-
-        asyncio.set_event_loop(loop)
-        try:
-            loop.run_forever()
-        finally:
-            loop.close()
-
-    async def _outcome(self, name: str, coroutine: Coroutine[Any, Any, Any]) -> tuple[Any, BaseException | None]:
-        """The result or what was raised: asyncio ends the whole loop for a SystemExit or KeyboardInterrupt in one task."""
-        self._names.append(name)
-        try:
-            return await coroutine, None
-        except BaseException as error:
-            return None, error
-        finally:
-            self._names.remove(name)
-
-    def close(self, timeout: float) -> list[str]:
-        """Give what runs up to `timeout` seconds to end, then cancel it; say what was abandoned."""
-        with self._lock:
-            loop, self._loop = self._loop, None
-        if loop is None or self._thread is None:
-            return []
-        finished: Future[list[str]] = Future()
-        given_up = threading.Event()
-
-        def finish() -> None:
-            if given_up.is_set():
-                return
-            task = loop.create_task(_finish_tasks(timeout, self._names))
-            task.add_done_callback(lambda done: finished.set_result(done.result()))
-
-        loop.call_soon_threadsafe(finish)
-        try:
-            abandoned = finished.result(timeout + 0.5)
-        except (FutureTimeout, TimeoutError):  # a handler blocks the loop itself
-            given_up.set()
-            abandoned = list(self._names)
-        loop.call_soon_threadsafe(loop.stop)
-        if self._thread is not threading.current_thread():
-            self._thread.join(0.5)
-        return [f"the handler {name}, which still ran" for name in abandoned]
-
-
-async def _finish_tasks(timeout: float, names: list[str]) -> list[str]:
-    import asyncio
-
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    if not others:
-        return []
-    _, pending = await asyncio.wait(others, timeout=timeout)
-    abandoned = list(names)
-    for task in pending:
-        task.cancel()
-    if pending:
-        await asyncio.wait(pending, timeout=0.2)
-    return abandoned

@@ -13,10 +13,11 @@ from typing import Any
 from pymq.asyncio._port import Inflow, Port, is_direct
 from pymq.bus import EventBus
 from pymq.deliveries import Leased, Leases
-from pymq.dispatch import Loop, Task
+from pymq.dispatch import Task
 from pymq.exceptions import ProviderError, PymqError, QueueNotFound, Retry
 from pymq.groups import Group, Member, Options
 from pymq.handlers import Target
+from pymq.loop import Loop
 from pymq.provider.base import LATER, Delivery, Provider, Receipt
 from pymq.remotes import Remotes
 

@@ -1,0 +1,114 @@
+"""The event loop of a bus that has none around it: where its `async def` handlers and remotes run."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import asyncio
+
+
+class Loop:
+    """The event loop on which a bus runs its `async def` handlers: one thread, started by the first of them."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._names: list[str] = []
+
+    def is_run_by(self, thread: threading.Thread) -> bool:
+        """Whether it is that thread."""
+        return thread is self._thread
+
+    def submit(self, name: str, coroutine: Coroutine[Any, Any, Any]) -> None:
+        """Run it; its result and its errors are its own affair."""
+        self._start(name, coroutine)
+
+    def wait_for(self, name: str, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Run it and wait for its result, or for what it raised, in this thread."""
+        result, error = self._start(name, coroutine).result()
+        if error is not None:
+            raise error
+        return result
+
+    def _start(self, name: str, coroutine: Coroutine[Any, Any, Any]) -> Future[tuple[Any, BaseException | None]]:
+        import asyncio  # 45 ms that `import pymq` need not take
+
+        return asyncio.run_coroutine_threadsafe(self._outcome(name, coroutine), self._running_loop())
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        import asyncio
+
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(target=self._run, args=(self._loop,), name=self._name, daemon=True)
+                self._thread.start()
+            return self._loop
+
+    @staticmethod
+    def _run(loop: asyncio.AbstractEventLoop) -> None:
+        import asyncio
+
+        asyncio.set_event_loop(loop)
+        try:
+            loop.run_forever()
+        finally:
+            loop.close()
+
+    async def _outcome(self, name: str, coroutine: Coroutine[Any, Any, Any]) -> tuple[Any, BaseException | None]:
+        """The result or what was raised: asyncio ends the whole loop for a SystemExit or KeyboardInterrupt in one task."""
+        self._names.append(name)
+        try:
+            return await coroutine, None
+        except BaseException as error:
+            return None, error
+        finally:
+            self._names.remove(name)
+
+    def close(self, timeout: float) -> list[str]:
+        """Give what runs up to `timeout` seconds to end, then cancel it; say what was abandoned."""
+        with self._lock:
+            loop, self._loop = self._loop, None
+        if loop is None or self._thread is None:
+            return []
+        finished: Future[list[str]] = Future()
+        given_up = threading.Event()
+
+        def finish() -> None:
+            if given_up.is_set():
+                return
+            task = loop.create_task(_finish_tasks(timeout, self._names))
+            task.add_done_callback(lambda done: finished.set_result(done.result()))
+
+        loop.call_soon_threadsafe(finish)
+        try:
+            abandoned = finished.result(timeout + 0.5)
+        except (FutureTimeout, TimeoutError):  # a handler blocks the loop itself
+            given_up.set()
+            abandoned = list(self._names)
+        loop.call_soon_threadsafe(loop.stop)
+        if self._thread is not threading.current_thread():
+            self._thread.join(0.5)
+        return [f"the handler {name}, which still ran" for name in abandoned]
+
+
+async def _finish_tasks(timeout: float, names: list[str]) -> list[str]:
+    import asyncio
+
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    if not others:
+        return []
+    _, pending = await asyncio.wait(others, timeout=timeout)
+    abandoned = list(names)
+    for task in pending:
+        task.cancel()
+    if pending:
+        await asyncio.wait(pending, timeout=0.2)
+    return abandoned
