@@ -256,7 +256,10 @@ class RedisProvider(Provider):
         def attempt() -> list[Delivery]:
             inbox = self._inboxes.get(queue)
             if inbox is not None:
-                return self._receive_from_inbox(queue, inbox, deadline, watch, busy)
+                try:
+                    return self._receive_from_inbox(queue, inbox, deadline, watch, busy)
+                finally:
+                    inbox.looks += 1
             return self._receive_shared(queue, deadline, limit, lease, watch)
 
         try:
@@ -281,7 +284,7 @@ class RedisProvider(Provider):
                 answer = receiver.run_and_block(operation, token, min(left(deadline), BLOCK))
                 if answer is not None and (found := inbox.hand_out(answer)):
                     return found
-            inbox.is_ready = inbox.is_calm = False
+            inbox.is_calm = False
             while (answer := pull(receiver, lambda blocks: receiver.run(fetching(b"%d" % blocks)), token, deadline, queue)) is not None:
                 if found := inbox.hand_out(answer):
                     return found
@@ -378,13 +381,15 @@ class RedisProvider(Provider):
     def request(self, topic: str, message: bytes, reply_to: str) -> str | None:
         self._check(message, 0)
         inbox = self._inboxes[reply_to]
+        looks = inbox.looks
         how = b"%d" % next(self._turns), encoded(reply_to), b"%d" % inbox.done
         outcome, *server = self._pipe.call(packed(b"request", encoded(topic), *how, message))
         if outcome == b"full":
             raise Full(f"all who serve {topic!r} are full")
         if not server:
             return None
-        inbox.is_ready = bool(server[1])
+        if server[1]:
+            inbox.ready_after = looks
         return decoded(server[0])
 
     # ------------------------------------------------------------------ bind and publish

@@ -15,12 +15,17 @@ class Inbox:
 
     def __init__(self) -> None:
         self.done = 0
-        self.is_ready = False  # it was empty, and the server knows that the next message will be waited for
+        self.looks = 0  # how often its receiver has looked for messages
+        self.ready_after = -1  # after so many looks it was empty, and the server knew that the next message will be waited for
         self.is_calm = False  # messages come one by one: the next one will have to be waited for
+
+    @property
+    def is_ready(self) -> bool:
+        """The next message will come with a token: nobody has looked since the server knew that it is waited for."""
+        return self.ready_after == self.looks
 
     def hand_out(self, answer: Sequence[Any]) -> list[Delivery]:
         """What was fetched, or, with the token that woke its receiver, came alone. Empty where it was handed out before."""
-        self.is_ready = False
         if answer[0] == b"ok":
             self.is_calm = len(answer[2]) < 2
             first, messages = int(answer[1]), answer[2]

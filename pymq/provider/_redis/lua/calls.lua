@@ -35,11 +35,11 @@ local function by_preference(found, turn)
 end
 
 local function is_ready(inbox, done)
-  local base, _, _, count = trimmed(inbox, done)
+  local _, _, _, count = trimmed(inbox, done)
   if count ~= 0 then
     return false
   end
-  set_empty(inbox, base, '1', '0')
+  set_empty(inbox, '1', '0')
   return true
 end
 

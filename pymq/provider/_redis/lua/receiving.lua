@@ -10,7 +10,7 @@ local function lost_one(names)
 end
 
 -- An inbox of ours, without what has arrived: its first number, bytes, how many were handed out, how many there are. Nothing where it
--- is not ours.
+-- is not ours. The number is kept with the list: one trimmed twice by the same number would lose what had not arrived.
 local function trimmed(name, done)
   local meta, messages = P .. 'im:' .. name, P .. 'i:' .. name
   local values = call('HMGET', meta, 'owner', 'base', 'bytes', 'handed', 'behind')
@@ -21,6 +21,7 @@ local function trimmed(name, done)
   if done > base then
     call('LTRIM', messages, done - base, -1)
     base, handed = done, math.max(0, handed - (done - base))
+    call('HSET', meta, 'base', numeral(base), 'handed', handed)
   end
   if values[5] == '1' then
     call('HSET', meta, 'behind', '0')
@@ -28,9 +29,9 @@ local function trimmed(name, done)
   return base, bytes, handed, call('LLEN', messages)
 end
 
-local function set_empty(name, base, idle, busy)
+local function set_empty(name, idle, busy)
   call('DEL', P .. 'w:' .. name)
-  call('HSET', P .. 'im:' .. name, 'base', numeral(base), 'bytes', 0, 'handed', 0, 'idle', idle, 'busy', busy)
+  call('HSET', P .. 'im:' .. name, 'bytes', 0, 'handed', 0, 'idle', idle, 'busy', busy)
 end
 
 -- What has come to an inbox. It stays there until the next fetch says that it has arrived (`done`), so a reply that is lost loses
@@ -43,11 +44,11 @@ function operations.fetch()
     return {'gone'}
   end
   if count == 0 and not lost_one(watch) then
-    set_empty(name, base, then_blocks == '0' and '0' or '1', busy)
+    set_empty(name, then_blocks == '0' and '0' or '1', busy)
     return {'empty', SOON}
   end
   if count == 0 then
-    set_empty(name, base, '0', busy)
+    set_empty(name, '0', busy)
   end
   if then_blocks == '2' then
     ring(name)
@@ -60,8 +61,7 @@ function operations.fetch()
   for n = handed + 1, #found do
     bytes = bytes - #found[n]
   end
-  local state = {'base', numeral(base), 'bytes', bytes, 'handed', math.max(handed, #found), 'idle', '0', 'busy', busy}
-  call('HSET', P .. 'im:' .. name, unpack(state))
+  call('HSET', P .. 'im:' .. name, 'bytes', bytes, 'handed', math.max(handed, #found), 'idle', '0', 'busy', busy)
   tell_room(name)
   return {'ok', numeral(base), found}
 end

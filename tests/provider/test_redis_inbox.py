@@ -1,0 +1,125 @@
+"""A temporary queue that several threads have to do with at once: one looks for messages while others ask for more to come."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import threading
+
+import pytest
+from harness import GUARD, ProcessPeer, in_thread
+from programs import shop
+from programs.participant import verbs
+from redis_server import shared_url
+
+import pymq
+import pymq.asyncio
+from pymq.provider._redis.receiver import Receiver
+from pymq.provider.redis import RedisConfig, RedisProvider
+
+
+@pytest.fixture
+def config():
+    return RedisConfig.from_url(f"{shared_url()}/inbox-{secrets.token_hex(4)}")
+
+
+@pytest.fixture
+def opened(config):
+    """A provider with the inbox "in", which nobody else writes to, and one that serves calls of "t"."""
+    asking, serving = config.create(), config.create()
+    for provider in (asking, serving):
+        provider.open()
+    asking.declare("in", temporary=True)
+    serving.declare("out", temporary=True)
+    serving.bind("out", "t", exact=True)
+    yield asking, serving
+    for provider in (asking, serving):
+        provider.close()
+
+
+def received(provider: RedisProvider, timeout: float = 0) -> list[bytes]:
+    return [message for message, _ in provider.receive("in", timeout)]
+
+
+def test_a_call_that_finds_messages_leaves_them_to_the_next_look(opened):
+    asking, serving = opened
+    for number in range(3):
+        serving.send("in", b"%d" % number)
+    assert received(asking) == [b"0", b"1", b"2"]
+    serving.send("in", b"3")
+    serving.send("in", b"4")
+    for _ in range(3):
+        asking.request("t", b"question", "in")
+    assert asking.size("in") == 2
+    assert received(asking) == [b"3", b"4"]
+    serving.send("in", b"5")
+    assert received(asking) == [b"5"]
+
+
+def test_every_one_of_many_calls_at_once_is_answered(config):
+    async def main() -> list[int]:
+        async with pymq.asyncio.EventBus(config) as bus:
+            add = bus.stub("add")
+
+            async def client() -> list[int]:
+                return [await add(number, number) for number in range(50)]
+
+            calls = asyncio.gather(*[client() for _ in range(8)])
+            return sum(await asyncio.wait_for(calls, 6 * GUARD), [])
+
+    server = ProcessPeer()
+    try:
+        server.call(verbs.open, config)
+        server.expose(shop.add, "add")
+        assert asyncio.run(main()) == [2 * number for number in range(50)] * 8
+    finally:
+        server.end()
+
+
+@pytest.fixture
+def late(opened):
+    """`late(look)` asks in another thread, which hears only after the look that the server had known who would wait."""
+    asking, _ = opened
+    call = asking._pipe.call
+
+    def one(look) -> None:
+        told, go = threading.Event(), threading.Event()
+
+        def slowly(operation):
+            result = call(operation)
+            if operation.name == b"request":
+                told.set()
+                go.wait(GUARD)
+            return result
+
+        asking._pipe.call = slowly
+        requesting = in_thread(asking.request, "t", b"question", "in")
+        assert told.wait(GUARD)
+        asking._pipe.call = call
+        look()
+        go.set()
+        requesting.result(GUARD)
+
+    return one
+
+
+@pytest.mark.parametrize("answers", [[], [b"answer"]])
+def test_who_hears_late_that_a_message_will_be_waited_for_does_not_wait_in_vain(opened, late, answers, monkeypatch):
+    asking, serving = opened
+    looked = []
+    run_and_block = Receiver.run_and_block
+
+    def noted(receiver, operation, *args):
+        looked.append(operation is not None)
+        return run_and_block(receiver, operation, *args)
+
+    def look() -> None:
+        for answer in answers:
+            serving.send("in", answer)
+        assert received(asking) == answers
+
+    monkeypatch.setattr(Receiver, "run_and_block", noted)
+    late(look)
+    serving.send("in", b"next")
+    assert received(asking, GUARD) == [b"next"]
+    assert False not in looked, "it waited for a token, which does not come, without a look"
