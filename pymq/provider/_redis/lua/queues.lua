@@ -96,9 +96,10 @@ local function forget(queue, ids, bytes)
   tell_room(queue)
 end
 
--- Ids, attempts and messages of the first ones that have not expired, and how many bytes these are.
+-- Ids, attempts and messages of the first ones that have not expired, and how many bytes these are. What has expired is forgotten
+-- round by round: the arguments of one call are limited (8000 of unpack's), and an error would come after the ids were removed.
 local function pop(queue, limit)
-  local ids, attempts, messages, bytes, gone, gone_bytes = {}, {}, {}, 0, {}, 0
+  local ids, attempts, messages, bytes = {}, {}, {}, 0
   local ready, payloads, expiries, attempted = P .. 'r:' .. queue, P .. 'p:' .. queue, P .. 'e:' .. queue, P .. 'a:' .. queue
   local can_expire, returned = call('EXISTS', expiries) == 1, call('EXISTS', attempted) == 1
   while #ids < limit and bytes < BATCH_BYTES do
@@ -116,22 +117,23 @@ local function pop(queue, limit)
     local found = call('HMGET', payloads, unpack(keys))
     local ends = can_expire and call('HMGET', expiries, unpack(keys))
     local counts = returned and call('HMGET', attempted, unpack(keys))
+    local gone, gone_bytes = {}, 0
     for n, id in ipairs(keys) do
       local message = found[n]
       if ends and ends[n] and tonumber(ends[n]) <= now then
         gone[#gone + 1] = id
         gone_bytes = gone_bytes + #message
       else
-        local place = #ids + 1
-        ids[place], messages[place] = id, message
-        attempts[place] = counts and counts[n] and tonumber(counts[n]) + 1 or 1
+        local last = #ids + 1
+        ids[last], messages[last] = id, message
+        attempts[last] = counts and counts[n] and tonumber(counts[n]) + 1 or 1
         bytes = bytes + #message
       end
     end
-  end
-  if #gone > 0 then
-    call('HINCRBY', P .. 'q:' .. queue, 'expired', #gone)
-    forget(queue, gone, gone_bytes)
+    if #gone > 0 then
+      call('HINCRBY', P .. 'q:' .. queue, 'expired', #gone)
+      forget(queue, gone, gone_bytes)
+    end
   end
   return ids, attempts, messages, bytes
 end
