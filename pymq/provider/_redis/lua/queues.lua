@@ -56,6 +56,15 @@ local function hide(queue, id, milliseconds)  -- rare
   end
 end
 
+local function place(queue, id, delay)
+  if delay > 0 then
+    hide(queue, id, delay)
+  else
+    call('ZADD', P .. 'r:' .. queue, id, id)
+    ring(queue)
+  end
+end
+
 local function offer_shared(queue, message, how, maxsize, priority)  -- rare
   local bytes = call('HGET', P .. 'q:' .. queue, 'bytes')
   if not bytes then
@@ -78,12 +87,7 @@ local function offer_shared(queue, message, how, maxsize, priority)  -- rare
   if ttl >= 0 then
     call('HSET', P .. 'e:' .. queue, id, numeral(now + ttl))
   end
-  if delay > 0 then
-    hide(queue, id, delay)
-  else
-    call('ZADD', P .. 'r:' .. queue, id, id)
-    ring(queue)
-  end
+  place(queue, id, delay)
   return 'ok'
 end
 

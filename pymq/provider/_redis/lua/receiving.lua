@@ -124,12 +124,7 @@ function operations.nack()
   else
     call('HSET', P .. 'a:' .. queue, id, attempts)
   end
-  if delay > 0 then
-    hide(queue, id, delay)
-  else
-    call('ZADD', P .. 'r:' .. queue, id, id)
-    ring(queue)
-  end
+  place(queue, id, delay)
   return {1}
 end
 
