@@ -423,8 +423,8 @@ class RedisProvider(Provider):
         """A publish without its message, packed: it is the same for one topic until the bindings to patterns change."""
         found = self._plans.get(topics) if how is self._plainly else None
         if found is None:
-            names = self._patterns.matching(topics)
-            found = publication(self._patterns.generation, how, list(map(encoded, topics)), names)
+            patterns = self._patterns  # once: another thread may refresh them meanwhile
+            found = publication(patterns.generation, how, list(map(encoded, topics)), patterns.matching(topics))
             if how is self._plainly and len(self._plans) < MOST_PLANS:
                 self._plans[topics] = found
         return found

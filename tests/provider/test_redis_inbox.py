@@ -1,4 +1,4 @@
-"""A temporary queue that several threads have to do with at once: one looks for messages while others ask for more to come."""
+"""What a member remembers of what the server holds for it, while several of its threads change that at once."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from redis_server import shared_url
 
 import pymq
 import pymq.asyncio
+from pymq.provider._redis.inbox import Patterns
 from pymq.provider._redis.receiver import Receiver
 from pymq.provider.redis import RedisConfig, RedisProvider
 
@@ -123,3 +124,22 @@ def test_who_hears_late_that_a_message_will_be_waited_for_does_not_wait_in_vain(
     serving.send("in", b"next")
     assert received(asking, GUARD) == [b"next"]
     assert False not in looked, "it waited for a token, which does not come, without a look"
+
+
+def test_a_plan_made_while_another_thread_refreshes_the_patterns_is_not_taken_for_a_new_one(opened, monkeypatch):
+    publishing, receiving = opened
+    publishing.bind("in", "another*", exact=False)
+    matching = Patterns.matching
+    publishing.publish(("topic/1",), b"it has read the patterns")
+
+    def interrupted(patterns, topics):
+        monkeypatch.setattr(Patterns, "matching", matching)
+        found = matching(patterns, topics)
+        receiving.bind("out", "topic/*", exact=False)
+        assert in_thread(publishing.publish, ("topic/2",), b"noticed by another thread").result(GUARD) == 1
+        return found
+
+    monkeypatch.setattr(Patterns, "matching", interrupted)
+    assert publishing.publish(("topic/3",), b"first") == 1
+    assert publishing.publish(("topic/3",), b"second") == 1
+    assert [message for message, _ in receiving.receive("out")] == [b"noticed by another thread", b"first", b"second"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import threading
+from concurrent import futures
 
 import pytest
 from harness import GUARD, eventually, in_thread
@@ -14,6 +15,7 @@ import pymq
 from pymq.exceptions import LeaseLost
 from pymq.provider._redis.operations import packed
 from pymq.provider._redis.script import SOURCE, script, script_for
+from pymq.provider._redis.stream import RedisReceipt, Stream, Streams
 from pymq.provider.redis import RedisConfig
 
 
@@ -95,6 +97,35 @@ def test_a_provider_that_closes_settles_and_gives_back(opened):
     assert [number for number, _ in handled + rest] == list(range(100))
     assert {attempt for _, attempt in rest} == {1}
     assert staying.receive("jobs", 0.2) == []
+
+
+class Reloaded(Stream):
+    """Loaded again, and reported by `watch`, just after it was seen to be empty."""
+
+    def __init__(self, streams):
+        super().__init__("jobs")
+        self._streams = streams
+        self.again = None
+
+    @property
+    def is_loaded(self):
+        found = super().is_loaded
+        if self.again is None:
+            self.again = in_thread(self._load_again)
+            futures.wait([self.again], 0.5)  # it waits for the one who has just looked, or it is too early
+        return found
+
+    def _load_again(self):
+        self.load([(b"message", RedisReceipt("jobs", 1, b"1", self))], False)
+        self._streams.watch(self)
+
+
+def test_a_stream_that_is_loaded_just_after_it_was_seen_to_be_empty_is_looked_after():
+    calls = []
+    streams = Streams(lambda operation: calls.append(operation.name))
+    streams.watch(Reloaded(streams))
+    eventually(lambda: calls == [b"nack"])
+    streams.close()
 
 
 def test_a_short_lease_and_a_timeout_take_one_at_a_time(opened):

@@ -116,9 +116,9 @@ class Streams:
 
     def watch(self, stream: Stream) -> None:
         """Give back what is not handled in time."""
-        if stream in self._loaded:
-            return
         with self._lock:
+            if stream in self._loaded:
+                return
             self._loaded.add(stream)
             if self._thread is None and not self._ended.is_set():
                 self._thread = threading.Thread(target=self._look_after, name="pymq-redis-ahead", daemon=True)
