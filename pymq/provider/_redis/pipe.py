@@ -14,7 +14,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
 from typing import Any
 
@@ -84,6 +84,7 @@ class Pipe:
         self._prefix = prefix.encode()
         self._head = bulks((b"1", self._prefix, self.token))
         self._waiting: deque[_Task] = deque()
+        self._batch: deque[_Task] = deque()
         self._lead = threading.RLock()
         self._leading = self._crowded = False
         self._numbers = itertools.count(1)
@@ -175,7 +176,7 @@ class Pipe:
                 self._serve(task)
             finally:
                 self._lead.release()
-            self._promote()
+                self._promote()
         if task.error is not None:
             raise task.error
         return task.result
@@ -191,34 +192,45 @@ class Pipe:
         self._leading = True
         try:
             while not own.done:
-                self._execute(self._next_batch())
+                self._execute()
         finally:
             self._leading = False
 
-    def _next_batch(self) -> list[_Task]:
-        if self._crowded:
-            time.sleep(0)  # those who were served last are about to come again, and need the interpreter for that
-        batch, size = [self._waiting.popleft()], 0
-        while self._waiting and len(batch) < MOST_OPERATIONS and size < MOST_BYTES:
-            size += len(self._waiting[0].operation.data)
-            batch.append(self._waiting.popleft())
-        self._crowded = len(batch) > 1
-        return batch
-
-    def _execute(self, batch: Sequence[_Task]) -> None:
+    def _execute(self) -> None:
+        """The next batch. A signal handler may raise anywhere: a task is at every moment among those that wait or in the batch."""
+        results: Iterable[Any] = itertools.repeat(Unsure("the operation was interrupted"))
+        self._settle(results)  # what an interrupted leader has left
         try:
-            results = self._confirmed([task.operation for task in batch])
+            self._fill_batch()
+            results = self._confirmed([task.operation for task in self._batch])
         except BaseException as error:
             if isinstance(error, ConnectionLost) or not isinstance(error, ProviderError):
                 self._drop()  # a reply may still be on its way
-            results = [error if isinstance(error, ProviderError) else _interrupted(error)] * len(batch)
+            results = itertools.repeat(error if isinstance(error, ProviderError) else _interrupted(error))
             if not isinstance(error, Exception):
                 raise
         finally:
-            for task, result in zip(batch, results):
+            self._settle(results)
+
+    def _fill_batch(self) -> None:
+        if self._crowded:
+            time.sleep(0)  # those who were served last are about to come again, and need the interpreter for that
+        size = 0
+        while self._waiting and len(self._batch) < MOST_OPERATIONS and size < MOST_BYTES:
+            task = self._waiting[0]
+            if not task.done:  # it was in the batch of a leader who was interrupted just here
+                self._batch.append(task)
+                size += len(task.operation.data)
+            self._waiting.popleft()
+        self._crowded = len(self._batch) > 1
+
+    def _settle(self, results: Iterable[Any]) -> None:
+        for task, result in zip(list(self._batch), results):
+            if not task.done:
                 task.error, task.result = _refused(result), result
                 task.done = True
-                task.wake()
+            task.wake()
+            self._batch.popleft()
 
     def _apart(self, task: _Task) -> Any:
         """Over another connection. Handlers that interrupt handlers, faster than they end, would go on for ever: they are refused."""
