@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import time
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 
 import botocore.exceptions
 import pytest
-from aws_wire import Wire, refused
+from aws_wire import Answer, Wire, refused
 from harness import GUARD, Heard, eventually, in_thread
 
 import pymq
@@ -492,6 +493,28 @@ def test_a_mailbox_that_is_made_anew_has_another_name_however_long_it_was_gone(w
         assert some(provider, "inbox/7f") == [(b"x", None)]
         provider.delete("inbox/7f")
         assert list(other.sweeper.inventory()) == []
+
+
+@pytest.mark.parametrize("refusal", ["CreateQueue", "TagQueue", "Subscribe"])
+def test_a_mailbox_that_cannot_be_made_anew_at_once_is_tried_again(wire, provider, refusal):
+    """By its reader, who else would be none; as is each topic, where only some could be subscribed to."""
+    provider.declare("inbox/7f", temporary=True)
+    topics = ("e/a", "e/b", "e/c")
+    for topic in topics:
+        provider.bind("inbox/7f", topic, exact=True)
+    wire.answers[refusal] = after(1 if refusal == "Subscribe" else 0, refused("AccessDenied", 403, times=2))
+    provider.sweeper._remove_mailboxes(provider.sweeper.mailboxes())
+    eventually(lambda: [found.queue_arn[-2:] for topic in topics for found in provider._topics.subscriptions(topic)] == ["-1"] * 3)
+    with AwsOther(wire, provider) as other:
+        for topic in topics:
+            other.publish((topic,), topic.encode())
+            assert some(provider, "inbox/7f") == [(topic.encode(), None)]
+
+
+def after(count: int, answer: Answer) -> Answer:
+    """AWS itself answers so many; then this does."""
+    left = itertools.count(count, -1)
+    return lambda call: None if next(left) > 0 else answer(call)
 
 
 def test_two_that_declare_a_deleted_queue_meet(wire, provider):

@@ -74,6 +74,7 @@ class Mailbox:
         self._changing = threading.RLock()
         self._bindings = Bindings()
         self._subscriptions: dict[str, str] = {}
+        self._lost: set[str] = set()
         self._seen = Window()
         self._closed = False
         self.inboxes: dict[str, Inbox] = {}
@@ -103,9 +104,11 @@ class Mailbox:
                 self._tag(tags_of_many("inbox", queue))
             with self._lock:
                 self._bindings.bind(queue, pattern, exact)
-            topic = pattern if exact else EVERYTHING
-            if topic not in self._subscriptions:
-                self._subscriptions[topic] = self._topics.subscribe(topic, self._directory.arn(self._place))
+            self._subscribe(pattern if exact else EVERYTHING)
+
+    def _subscribe(self, topic: str) -> None:
+        if topic not in self._subscriptions:
+            self._subscriptions[topic] = self._topics.subscribe(topic, self._directory.arn(self._place))
 
     def unbind(self, queue: str, pattern: str, exact: bool) -> None:
         """Unsubscribe it where nothing else needs the topic."""
@@ -147,18 +150,24 @@ class Mailbox:
         failures = 0
         while not self._closed:
             try:
-                messages = self._account.poll(
-                    QueueUrl=self._place.url, MaxNumberOfMessages=10, WaitTimeSeconds=self._poll, VisibilityTimeout=HIDDEN_SECONDS
-                )
-                self._hand_over(messages)
+                self._receive()
                 failures = 0
-            except QueueNotFound:
-                self._revive()
             except Exception as error:
                 if not self._closed:
                     failures += 1
                     log.warning("receiving from SQS failed; trying again: %s", error, exc_info=not isinstance(error, ProviderError))
                     time.sleep(min(0.1 * 2**failures, 5.0))
+
+    def _receive(self) -> None:
+        try:
+            messages = self._account.poll(
+                QueueUrl=self._place.url, MaxNumberOfMessages=10, WaitTimeSeconds=self._poll, VisibilityTimeout=HIDDEN_SECONDS
+            )
+            self._hand_over(messages)
+        except QueueNotFound:
+            self._revive()
+        if self._lost:
+            self._subscribe_again()
 
     def _hand_over(self, messages: list[dict[str, Any]]) -> None:
         """To the inboxes first, then SQS may forget them: where that fails they come again, and are known."""
@@ -191,8 +200,17 @@ class Mailbox:
                 return
             log.warning("the mailbox of this process was removed, since it had not renewed its lease; what was sent meanwhile is lost")
             self._place = self._make(instead_of=self._place)
-            for topic in self._subscriptions:
-                self._subscriptions[topic] = self._topics.subscribe(topic, self._directory.arn(self._place))
+            self._lost |= self._subscriptions.keys()
+            self._subscriptions.clear()
+            self._subscribe_again()
+
+    def _subscribe_again(self) -> None:
+        """To what the mailbox that was removed was subscribed to, as far as it is needed still. The reader goes on where this fails."""
+        with self._changing:
+            for topic in list(self._lost):
+                if topic in self._needed() and not self._closed:
+                    self._subscribe(topic)
+                self._lost.discard(topic)
 
     # ------------------------------------------------------------------ the end
 
