@@ -40,6 +40,14 @@ def connect(config: Config | str | None = None) -> EventBus:
     return EventBus(config)
 
 
+class _Start:
+    """One start, however many tasks await it: undone where every one of them is cancelled."""
+
+    def __init__(self, opening: asyncio.Future[None]) -> None:
+        self.opening = opening
+        self.wanted = 0
+
+
 class EventBus:
     """Events, queues and remote calls from one event loop: `pymq.EventBus` with its verbs to be awaited.
 
@@ -54,7 +62,7 @@ class EventBus:
         self._routes: dict[Any, Route] = {}
         self._iterations: weakref.WeakSet[Events[Any]] = weakref.WeakSet()
         self._port: Port | None = None
-        self._starter: asyncio.Future[None] | None = None
+        self._start: _Start | None = None
 
     # ------------------------------------------------------------------ lifecycle
 
@@ -63,21 +71,28 @@ class EventBus:
 
         One that fails or is cancelled has opened nothing.
         """
-        if self._port is not None:
-            return
-        starting = asyncio.ensure_future(self._start())
+        start = self._start
+        if start is None:
+            start = self._start = _Start(asyncio.ensure_future(self._begin()))
+        start.wanted += 1
         try:
-            await asyncio.shield(starting)
-        except BaseException:
-            await asyncio.shield(self._close_again(starting))
+            await asyncio.shield(start.opening)
+        except asyncio.CancelledError:
+            start.wanted -= 1
+            await asyncio.shield(self._close_again(start))
             raise
 
-    async def _start(self) -> None:
+    async def _begin(self) -> None:
+        try:
+            await self._open()
+        except BaseException:
+            self._start = None
+            await self.shutdown(0)
+            raise
+
+    async def _open(self) -> None:
         loop = asyncio.get_running_loop()
         await in_thread(loop, None, self._core.start)
-        if self._port is not None:
-            return  # another task's start was quicker
-        self._starter = asyncio.current_task()
         self._port = self._core.port = Port(loop, self._core.provider)
         self._caller = LoopCaller(self._core, self._port)
         self._ended = asyncio.Event()
@@ -87,9 +102,9 @@ class EventBus:
         for apply in early:
             await apply()
 
-    async def _close_again(self, starting: asyncio.Future[None]) -> None:
-        await asyncio.wait([starting])  # a thread that opens a provider cannot be called back
-        if self._starter is starting:
+    async def _close_again(self, start: _Start) -> None:
+        await asyncio.wait([start.opening])  # a thread that opens a provider cannot be called back
+        if not start.wanted and self._start is start:
             await self.shutdown(0)
 
     async def shutdown(self, timeout: float = SHUTDOWN_SECONDS) -> None:
@@ -99,6 +114,7 @@ class EventBus:
         """
         port, self._port = self._port, None
         if port is not None:
+            self._start = None
             await asyncio.shield(self._shut_down(port, timeout, asyncio.current_task()))
 
     async def _shut_down(self, port: Port, timeout: float, caller: asyncio.Task[Any] | None) -> None:

@@ -46,6 +46,26 @@ def test_a_start_that_is_cancelled_leaves_nothing_open(run, aconfig):
     run(main())
 
 
+def test_several_starts_are_one_that_is_undone_when_all_are_cancelled(run, aconfig):
+    async def main() -> None:
+        for cancelled in ((0,), (1,), (0, 1), (0, 1, 2)):
+            bus = pymq.asyncio.connect(aconfig)
+            bus.subscriber("news")(on_news)
+            starts = [asyncio.ensure_future(bus.start()) for _ in range(3)]
+            await asyncio.sleep(0)
+            for number in cancelled:
+                starts[number].cancel()
+            await asyncio.wait(starts)
+            assert [start.cancelled() for start in starts] == [number in cancelled for number in range(3)]
+            if len(cancelled) < 3:
+                assert await bus.publish("x", "news") == 1
+                await bus.shutdown()
+            with pytest.raises(pymq.NotInitialized):
+                await bus.publish("x", "news")
+
+    run(main())
+
+
 def test_a_start_that_fails_leaves_nothing_open(run, aconfig):
     async def main() -> None:
         bus = pymq.asyncio.connect(aconfig)
