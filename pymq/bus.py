@@ -32,7 +32,7 @@ from pymq.deliveries import Leases
 from pymq.dispatch import Dispatcher, Task
 from pymq.exceptions import CodecError, NotInitialized, ProviderError
 from pymq.groups import Group, Member, Options
-from pymq.handlers import Shape, Target, channels_of, describe
+from pymq.handlers import Target, describe, targets_of
 from pymq.loop import Loop
 from pymq.provider import Config
 from pymq.provider.base import Health, Provider
@@ -41,8 +41,8 @@ from pymq.remotes import Remotes
 from pymq.routes import Route, check_seconds
 from pymq.rpc import Caller, StubMethod
 from pymq.schedule import Schedule
-from pymq.subscriptions import Subscriptions
-from pymq.topics import topic_of
+from pymq.subscriptions import Subscriptions, Work
+from pymq.topics import check_channel, topic_of
 
 log: logging.Logger = logging.getLogger("pymq")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -65,7 +65,7 @@ class EventBus:
             config = ShmConfig()
         self.config = config
         self._lock = threading.RLock()
-        self._early: list[Callable[[], None]] = []
+        self._early: list[Callable[[], object]] = []
         self.routes: dict[Any, Route] = {}
         self._ended = threading.Event()
         self._reset()
@@ -272,28 +272,19 @@ class EventBus:
         `workers` above 1 lets that many run at once as well. Raises TypeError for a callback that cannot take an event, ValueError
         where neither a hint nor `channel` says what to subscribe to.
         """
-        shape = Shape(callback)
-        if pattern and channel is None:
-            raise ValueError("pattern=True wants the pattern as the channel, as in subscribe(callback, 'sensors/*', pattern=True)")
-        targets = [(channel, shape.hint)] if channel is not None else channels_of(shape.hint)
-        if not targets:
-            raise ValueError(f"{describe(callback)} says no event class: annotate its first parameter with one, or give channel=")
-        if workers < 1 or retries < 0 or backoff < 0 or lease <= 0:
-            raise ValueError(f"workers={workers}, retries={retries}, backoff={backoff}, lease={lease}: at least 1, 0, 0 and above 0")
-        options = Options(retries, backoff, lease, workers)
-        for name, hint in targets:
-            _check_channel(name, pattern)
-            target = Target(callback, shape, hint, name, pattern)
+        targets, options = targets_of(callback, channel, pattern), Options(retries, backoff, lease, workers)
+        options.check()
+        for target in targets:
             self._when_open(partial(self._subscribe, target, group, options))
 
-    def _subscribe(self, target: Target, group: str | None, options: Options) -> None:
+    def _subscribe(self, target: Target, group: str | None, options: Options) -> Work:
         if group is None:
-            self.subscriptions.add(target, options.workers)
-            return
+            return self.subscriptions.add(target, options.workers)
         member = Member(self, self.group(group), target, options)
         with self._lock:  # a member that cannot start is none
             member.start()
             self._members = [*self._members, member]
+        return member
 
     def unsubscribe(
         self, callback: Callable[..., Any], channel: str | None = None, pattern: bool = False, group: str | None = None
@@ -394,7 +385,7 @@ class EventBus:
 
     # ------------------------------------------------------------------ within
 
-    def _when_open(self, apply: Callable[[], None]) -> None:
+    def _when_open(self, apply: Callable[[], object]) -> None:
         """Now, or as soon as the bus starts."""
         with self._lock:
             if isinstance(self.provider, _Closed) and not self.provider.reopens:
@@ -440,7 +431,7 @@ class Topic:
     """A channel by its name: `publish` to it, `subscribe` to it. A pattern can be subscribed to only."""
 
     def __init__(self, bus: EventBus, name: str, pattern: bool = False) -> None:
-        _check_channel(name, pattern)
+        check_channel(name, pattern)
         self._bus = bus
         self.name = name
         self.is_pattern = pattern
@@ -476,15 +467,6 @@ def decorator(apply: Callable[..., Any], target: Any, options: dict[str, Any]) -
         return function
 
     return decorate
-
-
-def _check_channel(name: str, pattern: bool) -> None:
-    from pymq.topics import matcher
-
-    if not isinstance(name, str):
-        raise TypeError(f"a channel is a text, not {name!r}")
-    if pattern:
-        matcher(name)
 
 
 _buses: weakref.WeakSet[EventBus] = weakref.WeakSet()

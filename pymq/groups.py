@@ -34,6 +34,12 @@ class Options(NamedTuple):
     lease: float
     workers: int
 
+    def check(self) -> None:
+        """Raises ValueError for what cannot be."""
+        retries, backoff, lease, workers = self
+        if workers < 1 or retries < 0 or backoff < 0 or lease <= 0:
+            raise ValueError(f"workers={workers}, retries={retries}, backoff={backoff}, lease={lease}: at least 1, 0, 0 and above 0")
+
 
 class Group:
     """A consumer group by its name; it exists from its first subscription or `bind` on, and lives until `delete`."""

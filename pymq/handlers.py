@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Union
 
 from pymq.message import Message
-from pymq.topics import topic_of
+from pymq.topics import check_channel, topic_of
 
 EXAMPLE = "a handler takes the event and, if it likes, the message:\n    def on_order(event: OrderPlaced, message: pymq.Message): ..."
 
@@ -64,6 +64,19 @@ class Target(NamedTuple):
     def is_of(self, callback: Handler, channel: str | None, pattern: bool) -> bool:
         """Whether `unsubscribe` with these arguments means this one."""
         return self.callback == callback and (channel is None or (channel, pattern) == (self.channel, self.pattern))
+
+
+def targets_of(callback: Handler, channel: str | None, pattern: bool) -> list[Target]:
+    """What `subscribe` with these arguments means: several where the hint is a Union. Raises TypeError and ValueError."""
+    shape = Shape(callback)
+    if pattern and channel is None:
+        raise ValueError("pattern=True wants the pattern as the channel, as in subscribe(callback, 'sensors/*', pattern=True)")
+    named = [(channel, shape.hint)] if channel is not None else channels_of(shape.hint)
+    if not named:
+        raise ValueError(f"{describe(callback)} says no event class: annotate its first parameter with one, or give channel=")
+    for name, _ in named:
+        check_channel(name, pattern)
+    return [Target(callback, shape, hint, name, pattern) for name, hint in named]
 
 
 def channels_of(hint: Any) -> list[tuple[str, Any]]:

@@ -8,6 +8,7 @@ import struct
 import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from queue import Full
 from typing import TYPE_CHECKING, Any
 
@@ -33,10 +34,14 @@ REMOTE_NAME = "__pymq_remote__"
 
 def remember_name(fn: Callable[..., Any], name: str) -> None:
     """So that `stub(fn)` calls what was exposed as `name`."""
-    try:
+    with suppress(TypeError):  # a builtin, or an object with slots: it is called by its name
         vars(getattr(fn, "__func__", fn)).setdefault(REMOTE_NAME, name)
-    except TypeError:
-        pass  # a builtin, or an object with slots: it is called by its name
+
+
+def forget_name(fn: Callable[..., Any]) -> None:
+    """The opposite."""
+    with suppress(TypeError):
+        vars(getattr(fn, "__func__", fn)).pop(REMOTE_NAME, None)
 
 
 class Remote:
@@ -151,8 +156,8 @@ class Remotes:
             raise ValueError("a lambda has no name: give one, as in expose(lambda a: a + 1, channel='increment')")
         return qualified_name(fn)
 
-    def add(self, fn: Callable[..., Any], name: str, replace: bool = False) -> None:
-        """Serve `fn`; callers find it on return."""
+    def add(self, fn: Callable[..., Any], name: str, replace: bool = False) -> Remote | None:
+        """Serve `fn`; callers find it on return. What began, unless it was served under that name before."""
         remote = Remote(self._bus, fn, name)
         remember_name(fn, name)
         with self._lock:
@@ -162,20 +167,29 @@ class Remotes:
             self._remotes[name] = remote
             self._bus.subscriptions.tasks.clear()
         self._bus.provider.bind(self._bus.inbox_ready(), "r/" + name, exact=True)
+        return remote if served is None else None
 
     def remove(self, fn: Callable[..., Any] | str) -> None:
         """Serve it no more."""
+        if not self._drop(lambda remote: fn in (remote.name, remote.fn)):
+            raise ValueError(f"{fn if isinstance(fn, str) else describe(fn)!r} is not exposed")
+        if not isinstance(fn, str):
+            forget_name(fn)
+
+    def drop(self, gone: Remote) -> None:
+        """End this one, unless it was exposed again since."""
+        if self._drop(lambda remote: remote is gone) and getattr(gone.fn, REMOTE_NAME, None) == gone.name:
+            forget_name(gone.fn)
+
+    def _drop(self, is_meant: Callable[[Remote], bool]) -> list[str]:
         with self._lock:
-            names = [name for name, remote in self._remotes.items() if fn in (name, remote.fn)]
+            names = [name for name, remote in self._remotes.items() if is_meant(remote)]
             for name in names:
                 del self._remotes[name]
             self._bus.subscriptions.tasks.clear()
             for name in names:  # here: an `add` that comes in between would be unbound
                 self._bus.provider.unbind(self._bus.inbox, "r/" + name, exact=True)
-        if not names:
-            raise ValueError(f"{fn if isinstance(fn, str) else describe(fn)!r} is not exposed")
-        if not isinstance(fn, str):
-            vars(getattr(fn, "__func__", fn)).pop(REMOTE_NAME, None)
+        return names
 
     def get(self, name: str) -> Remote | None:
         """What this bus serves under that name."""

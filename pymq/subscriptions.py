@@ -226,7 +226,7 @@ class Subscriptions:
         """Those that are active."""
         return list(self._all)
 
-    def add(self, target: Target, workers: int) -> None:
+    def add(self, target: Target, workers: int) -> Subscription:
         """Subscribe; in force on return."""
         from pymq import codec
 
@@ -245,6 +245,7 @@ class Subscriptions:
         except BaseException:
             self._forget([subscription])
             raise
+        return subscription
 
     def finish(self, deadline: float) -> list[str]:
         """Let the handlers that have threads of their own handle what has come, until the deadline; say which still run."""
@@ -261,12 +262,17 @@ class Subscriptions:
         """Unsubscribe; whether there was anything."""
         with self._lock:
             gone = [s for s in self._all if s.target.is_of(callback, channel, pattern)]
+            self.drop(gone)
+        return bool(gone)
+
+    def drop(self, gone: list[Subscription]) -> None:
+        """End these, and no other of the same handler."""
+        with self._lock:
             self._forget(gone)
             still = {(s.channel, s.pattern) for s in self._all}
             for subscription in gone:
                 if (subscription.channel, subscription.pattern) not in still:
                     self._bus.provider.unbind(self._bus.inbox, "e/" + subscription.channel, exact=not subscription.pattern)
-        return bool(gone)
 
     def _forget(self, gone: list[Subscription]) -> None:
         with self._lock:

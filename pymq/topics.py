@@ -136,6 +136,14 @@ def _binding_matcher(pattern: str) -> Callable[[str], bool]:
     return lambda topic: topic.startswith(space) and matches(topic[len(space) :])
 
 
+def check_channel(name: str, pattern: bool) -> None:
+    """Raises TypeError for what is no text, ValueError for what is no pattern."""
+    if not isinstance(name, str):
+        raise TypeError(f"a channel is a text, not {name!r}")
+    if pattern:
+        matcher(name)
+
+
 class Bindings:
     """Which queues are bound to which topics. Not thread-safe: its owner holds a lock, or is the only one to change it."""
 

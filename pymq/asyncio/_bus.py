@@ -19,6 +19,7 @@ from pymq.asyncio._threads import in_thread
 from pymq.bus import SHUTDOWN_SECONDS, decorator
 from pymq.exceptions import NotInitialized, PublishFull
 from pymq.groups import Group as SyncGroup
+from pymq.groups import Options
 from pymq.handlers import Shape, channels_of
 from pymq.provider import Config, config_from
 from pymq.provider.base import Health, WouldWait
@@ -202,26 +203,25 @@ class EventBus:
 
         One that is cancelled is not in force.
         """
-        options = {"retries": retries, "backoff": backoff, "lease": lease, "workers": workers}
-        subscribe = partial(self._core.subscribe, callback, channel, pattern, group, **options)  # type: ignore[arg-type]
-        await self._do_or_undo(subscribe, partial(self._core.unsubscribe, callback, channel, pattern, group))
+        await self._do_or_undo(partial(self._core.begin, callback, channel, pattern, group, Options(retries, backoff, lease, workers)))
 
-    async def _do_or_undo(self, call: Callable[[], None], undo: Callable[[], None]) -> None:
-        """A call that may be in a thread's hands when this is cancelled: then it is waited for, and undone."""
+    async def _do_or_undo(self, call: Callable[[], Callable[[], None]]) -> None:
+        """A call that may be in a thread's hands when this is cancelled: then it is waited for, and undone by what it returns."""
         port = self._opened()
         if port.direct:
-            return call()
+            call()
+            return
         doing = asyncio.ensure_future(port.in_thread(call))
         try:
-            return await asyncio.shield(doing)
+            await asyncio.shield(doing)
         except asyncio.CancelledError:
-            await asyncio.shield(self._undo(port, doing, undo))
+            await asyncio.shield(self._undo(port, doing))
             raise
 
-    async def _undo(self, port: Port, doing: asyncio.Future[None], undo: Callable[[], None]) -> None:
+    async def _undo(self, port: Port, doing: asyncio.Future[Callable[[], None]]) -> None:
         await asyncio.wait([doing])
         if not doing.cancelled() and not doing.exception():
-            await port.in_thread(undo)
+            await port.in_thread(doing.result())
 
     async def unsubscribe(
         self, callback: Callable[..., Any], channel: str | None = None, pattern: bool = False, *, group: str | None = None
@@ -290,7 +290,7 @@ class EventBus:
 
     async def expose(self, fn: Callable[..., Any], channel: str | None = None) -> None:
         """`pymq.expose`, awaited. Calls of an `async def` run beside each other; a plain function holds up the loop while it runs."""
-        await self._do_or_undo(partial(self._core.expose, fn, channel), partial(self._core.unexpose, fn))
+        await self._do_or_undo(partial(self._core.serve, fn, channel))
 
     async def unexpose(self, fn: Callable[..., Any] | str) -> None:
         """`pymq.unexpose`, awaited. Raises ValueError."""

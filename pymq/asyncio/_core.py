@@ -16,10 +16,11 @@ from pymq.deliveries import Leased, Leases
 from pymq.dispatch import Task
 from pymq.exceptions import ProviderError, PymqError, QueueNotFound, Retry
 from pymq.groups import Group, Member, Options
-from pymq.handlers import Target
+from pymq.handlers import Target, targets_of
 from pymq.loop import Loop
 from pymq.provider.base import LATER, Delivery, Provider, Receipt
 from pymq.remotes import Remotes
+from pymq.subscriptions import Subscription, Work
 
 log = logging.getLogger("pymq")
 
@@ -59,13 +60,34 @@ class Core(EventBus):
     def later(self, seconds: float, task: Task, message: bytes) -> None:
         self.port.loop.call_later(seconds, task.run, message)
 
-    def _subscribe(self, target: Target, group: str | None, options: Options) -> None:
+    def begin(
+        self, callback: Callable[..., Any], channel: str | None, pattern: bool, group: str | None, options: Options
+    ) -> Callable[[], None]:
+        """`subscribe`; what undoes this one, and no earlier one of the same handler."""
+        options.check()
+        begun = [self._subscribe(target, group, options) for target in targets_of(callback, channel, pattern)]
+        return partial(self._drop, begun)
+
+    def _drop(self, begun: list[Work]) -> None:
+        self.subscriptions.drop([work for work in begun if isinstance(work, Subscription)])
+        with self._lock:
+            self._members = [member for member in self._members if member not in begun]
+        for work in begun:
+            if isinstance(work, Member):
+                work.leave()
+
+    def serve(self, fn: Callable[..., Any], channel: str | None) -> Callable[[], None]:
+        """`expose`; what undoes it, unless the function was served under that name before."""
+        remote = self.remotes.add(fn, self.remotes.name_of(fn, channel))
+        return lambda: None if remote is None else self.remotes.drop(remote)
+
+    def _subscribe(self, target: Target, group: str | None, options: Options) -> Work:
         if group is None:
-            self.subscriptions.add(target, 1)
-            return
+            return self.subscriptions.add(target, 1)
         member = LoopMember(self, self.group(group), target, options)
         member.start()
         self._members = [*self._members, member]
+        return member
 
     def quiet(self) -> None:
         """Begin no handler any more."""

@@ -100,6 +100,10 @@ def exposing(bus: pymq.asyncio.EventBus) -> Awaitable[object]:
     return bus.expose(double, "double")
 
 
+def exposing_again(bus: pymq.asyncio.EventBus) -> Awaitable[object]:
+    return bus.expose(double, "twice")
+
+
 def iterating(bus: pymq.asyncio.EventBus) -> Awaitable[object]:
     return bus.events("news").__anext__()
 
@@ -118,6 +122,33 @@ def test_what_was_begun_by_a_cancelled_await_is_not_in_force(run, aconfig, begin
                 await bus.group("readers").delete()
 
     run(main())
+
+
+@pytest.mark.parametrize("begin", [subscribing, joining, exposing, exposing_again])
+def test_what_was_in_force_before_a_cancelled_await_still_is(run, aconfig, begin: Callable[..., Awaitable[object]]):
+    first = exposing if begin is exposing_again else begin
+
+    async def main() -> None:
+        async with pymq.asyncio.connect(aconfig) as bus:
+            await first(bus)
+            before = works(bus)
+            for moment in MOMENTS:
+                if not await cancelled_after(moment, begin(bus)):
+                    await (bus.unexpose(double) if first is exposing else bus.unsubscribe(on_news))
+                    await first(bus)
+                assert works(bus) == before
+                assert await bus.stub("double", multi=True, timeout=20)(1) == ([2] if before == ["double"] else [])
+                assert await bus.publish("x", "news") == (0 if before == ["double"] else 1)
+            if begin is joining:
+                await bus.group("readers").delete()
+
+    run(main())
+
+
+def works(bus: pymq.asyncio.EventBus) -> list[str]:
+    """What this bus listens to and serves."""
+    core = bus._core
+    return [work.name for work in (*core.subscriptions.all(), *core._members)] + list(core.remotes._remotes)
 
 
 async def in_force(bus: pymq.asyncio.EventBus) -> bool:
