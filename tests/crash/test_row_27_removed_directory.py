@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import SimpleQueue
@@ -167,6 +168,31 @@ def test_only_some_of_it_is_removed(what: str, bus: pymq.EventBus, config: ShmCo
         assert newcomer.queue("jobs").get(timeout=GUARD) == "waits"
         bus.health()
     jobs.free()
+
+
+def test_a_compaction_that_another_thread_follows_is_no_removal(config: ShmConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pymq.provider._shm import registry as module
+
+    with pymq.EventBus(config) as bus, pymq.EventBus(config) as other:
+        ours, theirs = bus.provider._registry, other.provider._registry
+        is_removed = module.is_removed
+        followers: list[threading.Thread] = []
+
+        def compacted_meanwhile(fd: int) -> bool:
+            if fd != ours._journal or followers:
+                return is_removed(fd)
+            with theirs.lock:
+                theirs._compact()
+            found = is_removed(fd)
+            followers.append(threading.Thread(target=ours.catch_up))
+            followers[0].start()
+            followers[0].join(0.2)  # it comes to its end if nothing holds it up
+            return found
+
+        monkeypatch.setattr(module, "is_removed", compacted_meanwhile)
+        assert bus.health().gaps == 0
+        followers[0].join(GUARD)
+        assert other.health().gaps == 0
 
 
 def test_over_and_over(bus: pymq.EventBus, survivor: int, actors: Nursery) -> None:

@@ -112,9 +112,10 @@ class Registry:
         if self.words[WORD] == REMOVED or is_removed(self.lock.fd):
             raise self.removed()
         if thoroughly:
-            self.catch_up()
-            if is_removed(self._journal) and self.words[WORD] // _EPOCH == self.generation // _EPOCH:  # else it was compacted
-                raise self.removed()
+            with self._mutex:  # another thread that follows a compaction changes what is looked at
+                self._replay()
+                if is_removed(self._journal) and self.words[WORD] // _EPOCH == self.generation // _EPOCH:  # else it was compacted
+                    raise self.removed()
 
     def removed(self) -> Removed:
         """Give it up, if somebody has removed part of it: nobody begins here any more, and who is here begins anew."""
