@@ -409,12 +409,12 @@ class ShmProvider(Sending):
             inbox.wake()
         self._registry.bells.ring_own()
 
+    @there
     def readiness(self, queue: str) -> Readiness:
-        inbox = self._inboxes.get(queue)
-        if inbox is None:
-            return QueueReadiness(*self._shared(queue))
-        readiness = InboxReadiness(inbox, self._outlet)
-        self._readinesses.add(readiness)
+        with self._beginning:  # else it would be missed by another thread that makes the directory again
+            inbox = self._inboxes.get(queue)
+            readiness = InboxReadiness(inbox, self._outlet) if inbox else QueueReadiness(self._shared(queue))
+            self._readinesses.add(readiness)
         return readiness
 
     # Settling

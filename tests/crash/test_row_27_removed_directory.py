@@ -256,6 +256,33 @@ def test_on_an_event_loop(config: ShmConfig) -> None:
     asyncio.run(main())
 
 
+def test_who_awaits_an_item_on_an_event_loop_gets_it_from_the_new_place(config: ShmConfig) -> None:
+    import asyncio
+
+    import pymq.asyncio
+
+    async def main() -> None:
+        async with pymq.asyncio.EventBus(config) as bus:
+            jobs: Any = bus.queue("jobs")
+            assert await jobs.qsize() == 0
+            for turn in range(3):
+                getter = asyncio.ensure_future(jobs.get(timeout=GUARD))
+                while not sleepers(bus._core):
+                    await asyncio.sleep(0.001)
+                remove(config)
+                assert bus.health().gaps == turn + 1
+                await asyncio.to_thread(put_by_a_newcomer, config, turn)
+                assert await getter == turn
+            await jobs.free()
+
+    asyncio.run(main())
+
+
+def put_by_a_newcomer(config: ShmConfig, item: object) -> None:
+    with pymq.EventBus(config) as newcomer:
+        newcomer.queue("jobs").put(item)
+
+
 def publish_from_a_newcomer(config: ShmConfig) -> None:
     with pymq.EventBus(config) as newcomer:
         eventually(lambda: newcomer.publish("after", "news") == 1)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 import select
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, TypeAlias
 
+from pymq.exceptions import ProviderError
+from pymq.provider._shm.files import Removed
 from pymq.provider._shm.frames import STATE
 from pymq.provider.base import IDLE
 
@@ -16,6 +19,9 @@ if TYPE_CHECKING:
     from pymq.provider._shm.inbox import Inbox
     from pymq.provider._shm.outlet import Outlet
     from pymq.provider._shm.queue import SharedQueue
+
+Entry: TypeAlias = "tuple[SharedQueue, Owned]"
+"""A shared queue, and what keeps it open."""
 
 
 class _Poller:
@@ -32,6 +38,11 @@ class _Poller:
         for source in sources:
             self._epoll.register(source, select.EPOLLIN)
         self._sources += sources
+
+    def drop(self, source: int) -> None:
+        """No more to read from; it stays open."""
+        self._epoll.unregister(source)
+        self._sources = tuple(fd for fd in self._sources if fd != source)
 
     def watch(self, writer: int) -> None:
         """Its death makes `fd` readable. Told by the kernel as an error, which needs no asking for."""
@@ -58,9 +69,10 @@ class InboxReadiness:
         self._watched: dict[int, Outlet] = {}
         self.fd = self._poller.fd
 
-    def follow(self, former: Inbox, inbox: Inbox) -> None:
-        """If it was of that one, it is of this one from now on."""
-        if self._inbox is former:
+    def follow(self, inboxes: Mapping[str, Inbox], queues: Mapping[str, Entry]) -> None:
+        """It is of the inbox that has come in the place of its own from now on."""
+        inbox = inboxes.get(self._inbox.name)
+        if inbox is not None:
             self._inbox = inbox
             self._poller.add(*inbox.sources)
 
@@ -88,14 +100,34 @@ class InboxReadiness:
 class QueueReadiness:
     """Of a shared queue: a bell that senders ring, and the owners of leases, whose death makes messages come again."""
 
-    def __init__(self, queue: SharedQueue, owned: Owned) -> None:
-        self._queue = queue
-        self._owned = owned  # held, so that the queue stays open
-        self._bell = queue.bells.borrow()
+    def __init__(self, entry: Entry) -> None:
+        self._entry = self._next = entry  # with what is owned, so that the queue stays open
+        self._queue = entry[0]
+        self._bell = self._queue.bells.borrow()
         self._poller = _Poller(self._bell.fd)
         self.fd = self._poller.fd
 
+    def follow(self, inboxes: Mapping[str, Inbox], queues: Mapping[str, Entry]) -> None:
+        """It is of the queue that has come in the place of its own from the next `arm` on."""
+        self._next = queues.get(self._queue.name, self._next)
+
+    def _go_there(self) -> None:
+        bell = self._next[0].bells.borrow()
+        self._poller.drop(self._bell.fd)
+        with suppress(ProviderError):  # who rings a bell that nobody hears does no harm
+            self._queue.disarm(self._bell)
+        self._poller.add(bell.fd)
+        self._entry, self._queue, self._bell = self._next, self._next[0], bell
+
     def arm(self) -> float | None:
+        try:
+            return self._arm()
+        except Removed:
+            return 0.0  # the attempt to receive finds that out, too, and makes the directory again
+
+    def _arm(self) -> float | None:
+        if self._next is not self._entry:
+            self._go_there()
         died = self._poller.deaths()
         self._bell.silence()
         armed = self._queue.arm(self._bell)

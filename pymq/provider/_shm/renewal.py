@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pymq.provider._shm.inbox import Inbox
     from pymq.provider._shm.outlet import Outlet
     from pymq.provider._shm.queue import SharedQueue
-    from pymq.provider._shm.readiness import InboxReadiness
+    from pymq.provider._shm.readiness import InboxReadiness, QueueReadiness
     from pymq.provider._shm.registry import Registry
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -58,7 +58,7 @@ class Renewable(Provider):
         self._next_look = 0.0
         self._beginning = Mutex()
         self._formers: list[tuple[Registry, dict[str, tuple[SharedQueue, Owned]]]] = []
-        self._readinesses: weakref.WeakSet[InboxReadiness] = weakref.WeakSet()
+        self._readinesses: weakref.WeakSet[InboxReadiness | QueueReadiness] = weakref.WeakSet()
 
     @abstractmethod
     def _enter(self) -> Registry: ...
@@ -135,9 +135,9 @@ class Renewable(Provider):
 
     def _move(self, removed: Registry, inboxes: dict[str, Inbox], queues: dict[str, tuple[SharedQueue, Owned]]) -> None:
         """From the old files to the new ones, with what came to the old; the mapped words last, at which other threads look."""
+        for readiness in list(self._readinesses):
+            readiness.follow(inboxes, queues)
         for name, inbox in inboxes.items():
-            for readiness in list(self._readinesses):
-                readiness.follow(self._inboxes[name], inbox)
             inbox.follow(self._inboxes[name])
         for name, (queue, _) in queues.items():
             queue.take_over(self._queues[name][0])
