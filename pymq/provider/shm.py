@@ -137,7 +137,7 @@ class ShmProvider(Sending):
         self._end_receives()
         registry = self._registry
         try:
-            with registry.lock:
+            with self._locked() as registry:
                 self._delete_inboxes(list(self._inboxes))
         finally:  # whatever fails: this process is gone for the others, who sweep up what it leaves
             self._forget_routes()
@@ -167,7 +167,7 @@ class ShmProvider(Sending):
 
     @there
     def declare(self, queue: str, *, temporary: bool = False) -> None:
-        with self._registry.lock:
+        with self._locked():
             if temporary:
                 self._declare_inbox(queue)
             else:
@@ -258,8 +258,7 @@ class ShmProvider(Sending):
 
     @there
     def delete(self, queue: str) -> None:
-        registry = self._registry
-        with registry.lock:
+        with self._locked() as registry:
             if queue in self._inboxes or self._outlet(queue) is not None:
                 self._delete_inboxes([queue])
             with suppress(QueueNotFound):
@@ -279,11 +278,12 @@ class ShmProvider(Sending):
     def _bury(self, outlet: Outlet) -> None:
         """Its process has died: remove what it left."""
         self._forget_ended()
+        seen = self._words
         try:
-            with self._registry.lock:
-                self._registry.sweep()
+            with self._locked() as registry:
+                registry.sweep()
         except Removed:
-            self._begin_anew()
+            self._begin_anew(seen)
 
     def _bury_dead(self, outlets: list[Outlet]) -> None:
         for outlet in outlets:
@@ -313,15 +313,15 @@ class ShmProvider(Sending):
     def bind(self, queue: str, pattern: str, *, exact: bool) -> None:
         if not exact:
             matcher(pattern)  # raises ValueError here, not in every publisher
-        with self._registry.lock:
+        with self._locked() as registry:
             if queue not in self._inboxes and self._outlet(queue) is None:
                 self._shared(queue)
-            self._registry.record([("bind", queue, pattern, exact)])
+            registry.record([("bind", queue, pattern, exact)])
 
     @there
     def unbind(self, queue: str, pattern: str, *, exact: bool) -> None:
-        with self._registry.lock:
-            self._registry.record([("unbind", queue, pattern, exact)])
+        with self._locked() as registry:
+            registry.record([("unbind", queue, pattern, exact)])
 
     @there
     def queues(self, prefix: str) -> Sequence[str]:
@@ -362,6 +362,7 @@ class ShmProvider(Sending):
     ) -> list[Delivery]:
         if time.monotonic() >= self._next_look or self._words[WORD] == REMOVED:
             self._look()
+        seen = self._words
         self._inside.append(None)
         try:
             alive = [outlet for name in watch if (outlet := self._outlet(name))] if watch else []
@@ -379,7 +380,7 @@ class ShmProvider(Sending):
                 self._bury_dead(alive)
             return found
         except Removed:
-            self._begin_anew()
+            self._begin_anew(seen)
             return self.receive(queue, timeout, limit=limit, lease=lease, watch=watch, busy=busy)
         except OSError as error:
             raise translated(error, self.path) from error

@@ -195,6 +195,54 @@ def test_a_compaction_that_another_thread_follows_is_no_removal(config: ShmConfi
         assert other.health().gaps == 0
 
 
+@pytest.mark.parametrize("verb", ["bind", "delete"])
+def test_no_other_thread_makes_the_directory_again_in_the_middle_of_a_change(verb: str, bus: pymq.EventBus, config: ShmConfig) -> None:
+    """It would be half of the old registry and half of the new one, without its lock."""
+    provider = bus.provider
+    provider.declare("jobs")
+    shared, looks = provider._shared, []
+
+    def removed_meanwhile(name: str) -> Any:
+        if not looks and threading.current_thread() is threading.main_thread():
+            remove(config)
+            looks.append(threading.Thread(target=bus.health))
+            looks[0].start()
+            looks[0].join(0.2)  # it comes to its end if nothing holds it up
+            registries.append(provider._registry)
+        return shared(name)
+
+    registries = [provider._registry]
+    provider._shared = removed_meanwhile
+    provider.bind("jobs", "news", exact=True) if verb == "bind" else provider.delete("jobs")
+    looks[0].join(GUARD)
+    assert registries[0] is registries[1] is not provider._registry
+    assert bus.health().gaps == 1
+    assert provider._registry.bindings.of() == ([("jobs", "news", True)] if verb == "bind" else [])
+    provider.delete("jobs")
+
+
+def test_what_was_made_again_by_another_thread_is_not_made_again_once_more(bus: pymq.EventBus, config: ShmConfig) -> None:
+    """A thread that finds the old files removed may say so late."""
+    from pymq.provider._shm.queue import SharedQueue
+
+    provider = bus.provider
+    provider.declare("jobs")
+    queue: SharedQueue = provider._queues["jobs"][0]
+    send = queue.send
+
+    def put_late(*args: Any, **how: Any) -> None:
+        assert bus.health().gaps == 1
+        send(*args, **how)
+
+    remove(config)
+    queue.send = put_late  # type: ignore[method-assign]
+    queue._next_look_at_files = 0
+    provider.send("jobs", b"late")
+    assert bus.health().gaps == 1
+    assert [message for message, _ in provider.receive("jobs", 0, limit=2, lease=None)] == [b"late"]
+    provider.delete("jobs")
+
+
 def test_over_and_over(bus: pymq.EventBus, survivor: int, actors: Nursery) -> None:
     jobs = bus.queue("steady")
     assert bus.publish("before", "other") == 1  # who has never sent there cannot wake who sleeps

@@ -16,8 +16,8 @@ import os
 import time
 import weakref
 from abc import abstractmethod
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from logging import getLogger
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -85,6 +85,7 @@ class Renewable(Provider):
         if self._registry.words is not self._words:
             with self._beginning:  # another thread is about to
                 pass
+        seen = self._words
         try:
             self._registry.look(thoroughly)
             if thoroughly:
@@ -93,14 +94,22 @@ class Renewable(Provider):
                 for queue, _ in list(self._queues.values()):
                     queue.look_at_files()
         except Removed:
-            self._begin_anew()
+            self._begin_anew(seen)
             return True
         self._next_look = time.monotonic() + _LOOK_SECONDS
         return False
 
-    def _begin_anew(self) -> None:
-        """Make the directory again, or meet those there who have, with all that this process has and knows of."""
-        seen = self._words
+    @contextmanager
+    def _locked(self) -> Iterator[Registry]:
+        """With the registry's lock held, and no thread of this process puts another in its place meanwhile."""
+        with self._beginning, self._registry.lock:
+            yield self._registry
+
+    def _begin_anew(self, seen: memoryview) -> None:
+        """Make the directory again, or meet those there who have, with all that this process has and knows of.
+
+        `seen` are the words from before the look at what was found removed: another thread may have done all this since.
+        """
         with self._beginning:
             if self._words is not seen:
                 return  # another thread has
@@ -194,10 +203,11 @@ def there(function: Function) -> Function:
     @functools.wraps(function)
     def call(self: Renewable, *args: Any, **kwargs: Any) -> Any:
         self._look()
+        seen = self._words
         try:
             return function(self, *args, **kwargs)
         except Removed:  # just now
-            self._begin_anew()
+            self._begin_anew(seen)
             return function(self, *args, **kwargs)
 
     return translating(cast(Function, call))

@@ -97,6 +97,7 @@ class Sending(Renewable):
                 pass  # full or dead: what follows finds out
         if size > self.max_message_bytes:
             raise self._too_large(message)
+        seen = self._words
         try:
             shared = self._queues.get(queue)
             if shared is not None and not delay:
@@ -111,7 +112,7 @@ class Sending(Renewable):
             else:
                 self._send_to_shared(queue, message, timeout=timeout, maxsize=maxsize, delay=delay, ttl=ttl, priority=priority)
         except Removed:
-            self._begin_anew()
+            self._begin_anew(seen)
             self.send(queue, message, timeout=timeout, maxsize=maxsize, delay=delay, ttl=ttl, priority=priority)
         except OSError as error:
             raise translated(error, self.path) from error
@@ -288,12 +289,13 @@ class Sending(Renewable):
 
     def _send_at_once(self, name: str, message: bytes, ttl: float | None) -> bool:
         """To a shared queue that is open and has room: what is nearly always the case. Else, `_publish_late` finds out."""
+        seen = self._words
         try:
             self._queues[name][0].send(message, timeout=0, ttl=ttl)
         except (KeyError, Full, QueueNotFound):
             return False
         except Removed:
-            self._begin_anew()
+            self._begin_anew(seen)
             return False
         return True
 
@@ -360,8 +362,8 @@ class Sending(Renewable):
         groups = [name for name, outlet in found if outlet is None and exists(encode_name(name), self._registry.queues)]
         route = [outlet for _, outlet in found if outlet is not None], groups
         if len(route[0]) + len(groups) < len(names):
-            with self._registry.lock:
-                self._registry.sweep()
+            with self._locked() as registry:
+                registry.sweep()
         if known_at == generation:
             if len(routes) >= _MOST_ROUTES:
                 routes.clear()
