@@ -33,7 +33,7 @@ if sys.platform == "linux":  # elsewhere this file can be imported, and `open` s
     from pymq.provider._shm.queue import SharedQueue
     from pymq.provider._shm.readiness import InboxReadiness, QueueReadiness
     from pymq.provider._shm.registry import REMOVED, WORD, Registry
-    from pymq.provider._shm.renewal import there, translating
+    from pymq.provider._shm.renewal import again, there, translating
     from pymq.provider._shm.sending import Sending
 else:
 
@@ -47,7 +47,7 @@ else:
     def translating(function: Any) -> Any:
         return function
 
-    there = translating
+    again = there = translating
 
 logger: logging.Logger = logging.getLogger("pymq")
 
@@ -131,7 +131,7 @@ class ShmProvider(Sending):
             return
         try:
             self._look()  # what waits in queues whose files were removed must not go with this process
-        except (ProviderError, OSError) as error:
+        except ProviderError as error:
             logger.warning("%s: what waits there in queues may be lost", error)
         self._closed = True
         self._end_receives()
@@ -275,15 +275,12 @@ class ShmProvider(Sending):
             self._outlets.pop(name, None)
             self._registry.remove_inbox(encode_name(name))
 
+    @again
     def _bury(self, outlet: Outlet) -> None:
         """Its process has died: remove what it left."""
         self._forget_ended()
-        seen = self._words
-        try:
-            with self._locked() as registry:
-                registry.sweep()
-        except Removed:
-            self._begin_anew(seen)
+        with self._locked() as registry:
+            registry.sweep()
 
     def _bury_dead(self, outlets: list[Outlet]) -> None:
         for outlet in outlets:
@@ -330,7 +327,7 @@ class ShmProvider(Sending):
         names = bound | {name for name in map(decode_name, stems) if name is not None}
         return sorted(name for name in names if name.startswith(prefix))
 
-    @translating
+    @there
     def consumers(self, topic: str) -> Sequence[str]:
         generation, names = self._bound.get(topic, (0, []))
         if self._words[WORD] != generation:
@@ -341,8 +338,6 @@ class ShmProvider(Sending):
                 self._bury(outlet)
             else:
                 found.append(outlet)
-        if not found and self._look():
-            return self.consumers(topic)
         if len(found) > 1:
             first = next(self._turn) % len(found)
             found = sorted(found[first:] + found[:first], key=methodcaller("backlog"))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -241,6 +243,90 @@ def test_what_was_made_again_by_another_thread_is_not_made_again_once_more(bus: 
     assert bus.health().gaps == 1
     assert [message for message, _ in provider.receive("jobs", 0, limit=2, lease=None)] == [b"late"]
     provider.delete("jobs")
+
+
+def test_a_question_for_consumers_looks_whether_others_are_elsewhere(bus: pymq.EventBus, config: ShmConfig) -> None:
+    assert bus.provider.consumers("asked") == []
+    remove(config)
+    assert bus.provider.consumers("another") == []
+    remove(config)
+    assert bus.provider.request("a third", b"", "answers") is None
+    assert bus.health().gaps == 2
+
+
+def test_a_delayed_publish_goes_to_the_new_place_once(bus: pymq.EventBus, config: ShmConfig) -> None:
+    """The inbox has its copy already when the queue is found removed."""
+    provider = bus.provider
+    provider.declare("jobs")
+    provider.declare("inbox", temporary=True)
+    for queue in ("jobs", "inbox"):
+        provider.bind(queue, "news", exact=True)
+    assert provider.publish(("news",), b"before") == 2
+    remove(config)
+    provider._queues["jobs"][0]._next_look_at_files = 0
+    assert provider.publish(("news",), b"delayed", delay=0.01) == 2
+    assert [message for message, _ in provider.receive("inbox", 0)] == [b"before", b"delayed"]
+    assert [provider.receive("jobs", GUARD, lease=None)[0][0] for _ in range(2)] == [b"before", b"delayed"]
+    assert bus.health().gaps == 1
+    provider.delete("jobs")
+
+
+def test_who_would_wait_for_room_in_a_removed_inbox_is_told_where_it_went(bus: pymq.EventBus, config: ShmConfig) -> None:
+    with pymq.EventBus(config) as other:
+        other.provider.declare("inbox", temporary=True)
+        outlet = bus.provider._outlet("inbox")
+        message = bytes(100_000)
+        while outlet.send(message):
+            pass
+        remove(config)
+        with pytest.raises(pymq.QueueNotFound):
+            bus.provider.send("inbox", message, timeout=0)
+        assert (bus.health().gaps, other.health().gaps) == (1, 1)
+        bus.provider.send("inbox", message, timeout=0)
+        assert other.provider.receive("inbox", 0)
+
+
+FIRST_TO_LOOK: dict[str, Callable[[pymq.EventBus], object]] = {
+    "receive": lambda bus: bus.provider.receive("inbox", 0),
+    "publish": lambda bus: bus.provider.publish(("nobody",), b""),
+    "health": lambda bus: bus.health(),
+}
+
+
+@pytest.mark.parametrize("who", FIRST_TO_LOOK)
+def test_there_are_too_few_descriptors_to_make_it_again(who: str, bus: pymq.EventBus, config: ShmConfig) -> None:
+    """However many are missing: a ProviderError says so, and with enough of them all is well."""
+    bus.provider.declare("inbox", temporary=True)
+    bus.queue("jobs").put("kept")
+    bus.provider.publish(("nobody",), b"")
+    remove(config)
+    failures = 0
+    for free in range(100):
+        bus.provider._next_look = 0
+        with descriptors(free), suppress(pymq.ProviderError):
+            FIRST_TO_LOOK[who](bus)
+            break
+        failures += 1
+    assert 0 < failures < 50
+    assert bus.health().gaps == 1
+    assert bus.queue("jobs").get(timeout=0) == "kept"
+    bus.queue("jobs").free()
+
+
+@contextmanager
+def descriptors(free: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = max(map(int, os.listdir("/proc/self/fd"))) + 1 + free
+    taken = [os.dup(0) for _ in range(most - len(os.listdir("/proc/self/fd")) + 1)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    try:
+        for fd in sorted(taken)[len(taken) - free :]:
+            os.close(fd)
+        yield
+    finally:
+        for fd in sorted(taken)[: len(taken) - free]:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_over_and_over(bus: pymq.EventBus, survivor: int, actors: Nursery) -> None:

@@ -378,8 +378,11 @@ class Bells:
             return self.new()
 
     def new(self) -> Bell:
-        """A bell of this process's. The registry's lock is held: a sweeper must not take a newborn for a dead one."""
-        bell = Bell(self.directory)
+        """A bell of this process's. The registry's lock is held: a sweeper must not take a newborn for a dead one. Raises Removed."""
+        try:
+            bell = Bell(self.directory)
+        except FileNotFoundError as error:
+            raise self._removed() from error
         self._all.append(bell)
         return bell
 
@@ -418,13 +421,16 @@ class Bells:
                 writer = open_writer(self.directory, bell_name(number))
                 if writer is None:
                     if is_removed(self.directory.fd):  # then a missing name says nothing
-                        raise Removed(f"{self.directory.path} was removed while it was in use")
+                        raise self._removed()
                     self.directory.unlink(bell_name(number))
                     return None
                 if len(self._writers) >= self._most_writers:
                     self._forget_dead()
                 self._writers[number] = writer
             return self._writers[number]
+
+    def _removed(self) -> Removed:
+        return Removed(f"{self.directory.path} was removed while it was in use")
 
     def _forget_dead(self) -> None:
         """Those who wait come and go; each that was ever rung is a descriptor."""

@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from logging import getLogger
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from pymq.exceptions import LeaseLost
+from pymq.exceptions import LeaseLost, ProviderError
 from pymq.provider._shm.files import Directory, Mutex, Owned, Removed, encode_name, translated
 from pymq.provider._shm.frames import WAKE_FRAME
 from pymq.provider.base import Health, Provider, Receipt
@@ -39,6 +39,46 @@ _LOOK_SECONDS = 0.1
 """How often who receives looks: it costs 0.7 us."""
 
 logger = getLogger("pymq")
+
+
+def translating(function: Function) -> Function:
+    """No error of the kernel's escapes."""
+
+    @functools.wraps(function)
+    def call(self: Renewable, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(self, *args, **kwargs)
+        except OSError as error:
+            raise translated(error, self.path) from error
+
+    return cast(Function, call)
+
+
+def again(function: Function) -> Function:
+    """As `translating`; where the directory turns out to be removed, it is made again, and the call begins again."""
+
+    @functools.wraps(function)
+    def call(self: Renewable, *args: Any, **kwargs: Any) -> Any:
+        seen = self._words
+        try:
+            return function(self, *args, **kwargs)
+        except Removed:
+            self._begin_anew(seen)
+            return function(self, *args, **kwargs)
+
+    return translating(cast(Function, call))
+
+
+def there(function: Function) -> Function:
+    """As `again`; looks first whether the directory is still there."""
+    go = again(function)
+
+    @functools.wraps(function)
+    def call(self: Renewable, *args: Any, **kwargs: Any) -> Any:
+        self._look()
+        return go(self, *args, **kwargs)
+
+    return cast(Function, call)
 
 
 class Renewable(Provider):
@@ -73,13 +113,11 @@ class Renewable(Provider):
     def _forget_routes(self) -> None: ...
 
     def health(self) -> Health:
-        try:
-            if not self._closed:
-                self._look(thoroughly=True)
-        except OSError as error:
-            raise translated(error, self.path) from error
+        if not self._closed:
+            self._look(thoroughly=True)
         return Health("connected", self._made, self._gaps)
 
+    @translating
     def _look(self, thoroughly: bool = False) -> bool:
         """Whether the directory had been removed; then it was made again."""
         if self._registry.words is not self._words:
@@ -105,6 +143,7 @@ class Renewable(Provider):
         with self._beginning, self._registry.lock:
             yield self._registry
 
+    @translating
     def _begin_anew(self, seen: memoryview) -> None:
         """Make the directory again, or meet those there who have, with all that this process has and knows of.
 
@@ -119,8 +158,9 @@ class Renewable(Provider):
             try:
                 inboxes, queues = self._declare_again(removed)
             except BaseException:
-                self._registry.leave(lambda stem: False)
-                self._registry = removed
+                unfinished, self._registry = self._registry, removed
+                with suppress(OSError, ProviderError):  # for the same reason; what it leaves is swept up by the next
+                    unfinished.leave(lambda stem: False)
                 raise
             logger.warning("%s was removed while it was in use, and is made again: what was on its way may be lost", self.path)
             self._gaps += 1
@@ -182,32 +222,3 @@ class Renewable(Provider):
             queues.clear()
             former.let_go()
         self._formers.clear()
-
-
-def translating(function: Function) -> Function:
-    """No error of the kernel's escapes."""
-
-    @functools.wraps(function)
-    def call(self: Renewable, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return function(self, *args, **kwargs)
-        except OSError as error:
-            raise translated(error, self.path) from error
-
-    return cast(Function, call)
-
-
-def there(function: Function) -> Function:
-    """As `translating`; looks first whether the directory is still there, and makes it again where it is not."""
-
-    @functools.wraps(function)
-    def call(self: Renewable, *args: Any, **kwargs: Any) -> Any:
-        self._look()
-        seen = self._words
-        try:
-            return function(self, *args, **kwargs)
-        except Removed:  # just now
-            self._begin_anew(seen)
-            return function(self, *args, **kwargs)
-
-    return translating(cast(Function, call))

@@ -23,11 +23,11 @@ from pymq.provider._shm.files import Removed, encode_name, exists, translated
 from pymq.provider._shm.frames import BEHIND, DATA, DELETED, LOGGED, checksum, frames_of, pack_header
 from pymq.provider._shm.outlet import Outlet
 from pymq.provider._shm.registry import WORD
-from pymq.provider._shm.renewal import Renewable, there
+from pymq.provider._shm.renewal import Renewable, again, there
 from pymq.provider.base import LATER, WouldWait
 
 if TYPE_CHECKING:
-    from pymq.provider._shm.files import Owned
+    from pymq.provider._shm.files import Bell, Bells, Owned
     from pymq.provider._shm.queue import SharedQueue
     from pymq.provider.shm import ShmConfig
 
@@ -130,6 +130,7 @@ class Sending(Renewable):
         if not accepted:
             raise QueueNotFound(f"the process of the temporary queue {outlet.name!r} is dead")
 
+    @again
     def _send_to_shared(self, name: str, message: bytes, *, delay: float, **how: Any) -> None:
         if not 0 <= delay <= self.features.max_delay:
             raise ValueError(f"delay={delay}: between 0 and {self.features.max_delay:.0f} seconds are possible")
@@ -162,7 +163,8 @@ class Sending(Renewable):
         """As `_offer`, until the time is over."""
         deadline = time.monotonic() + seconds
         parts = frames_of(message)
-        bell = self._registry.bells.borrow()
+        bells, bell = self._borrow_bell()
+        full = [outlet for name in [outlet.name for outlet in full] if (outlet := self._outlet(name))]  # others where it was made again
         total = 0
         try:
             while full:
@@ -176,8 +178,13 @@ class Sending(Renewable):
         finally:
             for outlet in full:
                 outlet.forget(bell.number)
-            self._registry.bells.give_back(bell)
+            bells.give_back(bell)
         return total, full
+
+    @again
+    def _borrow_bell(self) -> tuple[Bells, Bell]:
+        bells = self._registry.bells
+        return bells, bells.borrow()
 
     def publish(
         self,
@@ -283,13 +290,9 @@ class Sending(Renewable):
 
     def _send_at_once(self, name: str, message: bytes, ttl: float | None) -> bool:
         """To a shared queue that is open and has room: what is nearly always the case. Else, `_publish_late` finds out."""
-        seen = self._words
         try:
             self._queues[name][0].send(message, timeout=0, ttl=ttl)
-        except (KeyError, Full, QueueNotFound):
-            return False
-        except Removed:
-            self._begin_anew(seen)
+        except (KeyError, Full, QueueNotFound, Removed):
             return False
         return True
 
