@@ -130,7 +130,8 @@ class ShmProvider(Sending):
         if self._closed:
             return
         try:
-            self._look()  # what waits in queues whose files were removed must not go with this process
+            if not self._look():  # what waits in queues whose files were removed must not go with this process
+                self._take_over()
         except ProviderError as error:
             logger.warning("%s: what waits there in queues may be lost", error)
         self._closed = True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import resource
 import shutil
@@ -327,6 +329,53 @@ def descriptors(free: int) -> Iterator[None]:
         for fd in sorted(taken)[: len(taken) - free]:
             os.close(fd)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.fixture
+def no_duplicate(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Once, the first to ask for a second descriptor of a file, which a queue is moved with, gets none."""
+    dup, refused = os.dup, []
+
+    def refuse_once(fd: int) -> int:
+        if refused:
+            return dup(fd)
+        refused.append("once")
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "dup", refuse_once)
+    return refused
+
+
+def test_a_queue_that_cannot_be_moved_yet_keeps_nothing_else(bus: pymq.EventBus, config: ShmConfig, no_duplicate: list[str]) -> None:
+    got: SimpleQueue[Any] = SimpleQueue()
+    bus.subscribe(got.put, "news")
+    for name in ("jobs", "tasks"):
+        bus.queue(name).put(name)
+    remove(config)
+    assert bus.health().gaps == 1
+    assert no_duplicate
+    with pymq.EventBus(config) as newcomer:
+        assert newcomer.publish("news", "news") == 1
+        assert got.get(timeout=GUARD) == "news"
+        bus.health()
+        for name in ("jobs", "tasks"):
+            assert newcomer.queue(name).get(timeout=0) == name
+            newcomer.queue(name).free()
+
+
+def test_what_a_stopped_process_held_up_is_moved_later(config: ShmConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pymq.provider._shm.files.LOCK_SECONDS", 0.05)
+    with pymq.EventBus(config) as bus:
+        bus.queue("jobs").put("held up")
+        state = next(Path(str(config.home), "faults").glob("queues/*/state"))
+        with state.open() as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            remove(config)
+            assert bus.health().gaps == 1
+            assert bus.queue("jobs").qsize() == 0
+    with pymq.EventBus(config) as newcomer:
+        assert newcomer.queue("jobs").get(timeout=0) == "held up"
+        newcomer.queue("jobs").free()
 
 
 def test_over_and_over(bus: pymq.EventBus, survivor: int, actors: Nursery) -> None:

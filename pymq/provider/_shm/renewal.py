@@ -113,8 +113,8 @@ class Renewable(Provider):
     def _forget_routes(self) -> None: ...
 
     def health(self) -> Health:
-        if not self._closed:
-            self._look(thoroughly=True)
+        if not self._closed and not self._look(thoroughly=True):
+            self._take_over()
         return Health("connected", self._made, self._gaps)
 
     @translating
@@ -165,7 +165,8 @@ class Renewable(Provider):
             logger.warning("%s was removed while it was in use, and is made again: what was on its way may be lost", self.path)
             self._gaps += 1
             self._move(removed, inboxes, queues)
-        self._take_over()
+        for name, left in self._take_over().items():
+            logger.warning("queue %r of the removed %s: %d messages were leased, and %d not due yet", name, self.path, *left)
 
     def _declare_again(self, removed: Registry) -> tuple[dict[str, Inbox], dict[str, tuple[SharedQueue, Owned]]]:
         registry = self._registry
@@ -188,24 +189,34 @@ class Renewable(Provider):
             readiness.follow(inboxes, queues)
         for name, inbox in inboxes.items():
             inbox.follow(self._inboxes[name])
-        for name, (queue, _) in queues.items():
-            queue.take_over(self._queues[name][0])
         outlets = list(self._outlets.values())
         self._formers.append((removed, self._queues))
         self._inboxes, self._queues, self._outlets = inboxes, queues, {}
-        self._forget_routes()
-        self._words = self._registry.words
+        try:
+            self._take_over()
+        finally:
+            self._forget_routes()
+            self._words = self._registry.words
         self._wakes += 1
         removed.bells.ring_own()
         for outlet in outlets:
             with suppress(OSError):
                 os.write(outlet.fifo, WAKE_FRAME)
 
-    def _take_over(self) -> None:
-        """What others have put into the old queues meanwhile."""
-        for name, (former, _) in self._formers[-1][1].items():
-            if name in self._queues and (left := self._queues[name][0].take_over(former)):
-                logger.warning("queue %r of the removed %s: %d messages were leased, and %d not due yet", name, self.path, *left)
+    def _take_over(self) -> dict[str, tuple[int, int]]:
+        """Move what waits in the old queues, also what others have put there meanwhile; what is left there.
+
+        What cannot be moved now, for want of a descriptor or because a stopped process holds the lock, is the next call's.
+        """
+        found = {}
+        for _, queues in list(self._formers):
+            for name, (former, _) in list(queues.items()):
+                try:
+                    if name in self._queues and (left := self._queues[name][0].take_over(former)):
+                        found[name] = left
+                except OSError as error:
+                    logger.warning("what waits in queue %r of the removed %s stays there for now: %s", name, self.path, error)
+        return found
 
     def _settle_in_formers(self, verb: Callable[..., None], receipt: Receipt, *arguments: float) -> bool:
         """Whether it was of a queue whose files were removed meanwhile. What is given back there is moved."""
