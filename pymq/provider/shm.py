@@ -114,12 +114,12 @@ class ShmProvider(Sending):
         if sys.platform != "linux":
             raise ProviderError(f"shm needs Linux, not {sys.platform}: use simple (in one process), redis or aws")
         self._registry = self._enter()
-        self._inline = INLINE_BYTES
         self._words = self._registry.words
         self.path = self._registry.directory.path
         space = os.fstatvfs(self._registry.directory.fd)
         quarter = space.f_blocks * space.f_frsize // 4 or sys.maxsize  # a tmpfs without a limit has 0 blocks
         self.max_message_bytes: int = min(self._config.max_message_bytes, quarter)
+        self._inline = min(INLINE_BYTES, self.max_message_bytes)
         self._max_pending = min(self._config.max_pending, quarter)
 
     def _enter(self) -> Registry:
@@ -238,7 +238,9 @@ class ShmProvider(Sending):
             self._most_outlets = 2 * len(self._outlets) + _FEW_OUTLETS
         registry = self._registry
         kind = self._outlet_class(name)
-        make = functools.partial(kind, name, registry.inboxes, registry.bells, registry.member, max_pending=self._max_pending)
+        direct = min(INLINE_BYTES, self.max_message_bytes)
+        limited = functools.partial(kind, max_pending=self._max_pending, direct=direct)
+        make = functools.partial(limited, name, registry.inboxes, registry.bells, registry.member)
         try:
             return make(own=self._inboxes.get(name))
         except OSError as error:
@@ -361,8 +363,9 @@ class ShmProvider(Sending):
         seen = self._words
         self._inside.append(None)
         try:
-            alive = [outlet for name in watch if (outlet := self._outlet(name))] if watch else []
-            if len(alive) < len(watch):
+            watched = dict.fromkeys(watch) if watch else ()
+            alive = [outlet for name in watched if (outlet := self._outlet(name))] if watch else []
+            if len(alive) < len(watched):
                 timeout = 0
             fds = [outlet.fifo for outlet in alive]
             inbox = self._inboxes.get(queue)

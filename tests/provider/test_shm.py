@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from concurrent.futures import ThreadPoolExecutor
 
@@ -34,6 +35,30 @@ def test_threads_publish_to_new_channels_while_others_subscribe(place):
             if publishers.done():
                 break
         assert not any(publish(b"") for publish in publishers.result())
+
+
+def test_a_limit_below_what_a_pipe_takes_holds_for_every_way_to_send(place):
+    config = dataclasses.replace(place.config, max_message_bytes=100)
+    with pymq.EventBus(config) as bus, pymq.EventBus(config) as other:
+        other.provider.declare("inbox", temporary=True)
+        other.provider.bind("inbox", "news", exact=True)
+        publish = bus.provider.publisher(("news",))
+        ways = [publish, lambda message: bus.provider.publish(("news",), message), lambda message: bus.provider.send("inbox", message)]
+        for way in ways:
+            for _ in range(2):
+                way(bytes(100))
+                with pytest.raises(pymq.MessageTooLarge):
+                    way(bytes(101))
+        assert [message for message, _ in other.provider.receive("inbox", 0)] == 6 * [bytes(100)]
+
+
+def test_a_death_may_be_watched_for_twice(place):
+    with pymq.EventBus(place.config) as bus, pymq.EventBus(place.config) as other:
+        bus.provider.declare("inbox", temporary=True)
+        other.provider.declare("server", temporary=True)
+        for _ in range(2):
+            assert bus.provider.receive("inbox", 0.001, watch=["server", "server"]) == []
+        assert bus.provider.receive("inbox", 0.001) == []
 
 
 def test_ctrl_c_costs_at_most_the_item_in_hand(place):

@@ -57,12 +57,25 @@ arena, before it turns to the log, which costs both of them more."""
 
 
 class Outlet:
-    """A writing end. From any thread; `send` and `offer` raise BrokenPipeError where the inbox's process is dead."""
+    """A writing end. From any thread; `send` and `offer` raise BrokenPipeError where the inbox's process is dead.
 
-    def __init__(self, name: str, directory: Directory, bells: Bells, member: int, *, max_pending: int, own: Inbox | None) -> None:
+    Messages of up to `direct` bytes may be written into the FIFO without asking it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        directory: Directory,
+        bells: Bells,
+        member: int,
+        *,
+        max_pending: int,
+        own: Inbox | None,
+        direct: int = INLINE_BYTES,
+    ) -> None:
         self.name = name
         self.own = own
-        self.direct = INLINE_BYTES
+        self.direct = direct
         self._gate = LOGGED
         self._stem = encode_name(name)
         self._directory = directory
