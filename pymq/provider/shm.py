@@ -33,8 +33,8 @@ if sys.platform == "linux":  # elsewhere this file can be imported, and `open` s
     from pymq.provider._shm.queue import SharedQueue
     from pymq.provider._shm.readiness import InboxReadiness, QueueReadiness
     from pymq.provider._shm.registry import REMOVED, WORD, Registry
-    from pymq.provider._shm.renewal import again, there, translating
     from pymq.provider._shm.sending import Sending
+    from pymq.provider._shm.verbs import again, there, translating
 else:
 
     class Sending(Provider):

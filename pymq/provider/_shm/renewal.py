@@ -11,7 +11,6 @@ nothing: no file can tell it without a thread or a timer.
 
 from __future__ import annotations
 
-import functools
 import os
 import time
 import weakref
@@ -19,11 +18,12 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from logging import getLogger
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING
 
 from pymq.exceptions import LeaseLost, ProviderError
-from pymq.provider._shm.files import Directory, Mutex, Owned, Removed, encode_name, translated
+from pymq.provider._shm.files import Directory, Mutex, Owned, Removed, encode_name
 from pymq.provider._shm.frames import WAKE_FRAME
+from pymq.provider._shm.verbs import translating
 from pymq.provider.base import Health, Provider, Receipt
 
 if TYPE_CHECKING:
@@ -33,52 +33,10 @@ if TYPE_CHECKING:
     from pymq.provider._shm.readiness import InboxReadiness, QueueReadiness
     from pymq.provider._shm.registry import Registry
 
-Function = TypeVar("Function", bound=Callable[..., Any])
-
 _LOOK_SECONDS = 0.1
 """How often who receives looks: it costs 0.7 us."""
 
 logger = getLogger("pymq")
-
-
-def translating(function: Function) -> Function:
-    """No error of the kernel's escapes."""
-
-    @functools.wraps(function)
-    def call(self: Renewable, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return function(self, *args, **kwargs)
-        except OSError as error:
-            raise translated(error, self.path) from error
-
-    return cast(Function, call)
-
-
-def again(function: Function) -> Function:
-    """As `translating`; where the directory turns out to be removed, it is made again, and the call begins again."""
-
-    @functools.wraps(function)
-    def call(self: Renewable, *args: Any, **kwargs: Any) -> Any:
-        seen = self._words
-        try:
-            return function(self, *args, **kwargs)
-        except Removed:
-            self._begin_anew(seen)
-            return function(self, *args, **kwargs)
-
-    return translating(cast(Function, call))
-
-
-def there(function: Function) -> Function:
-    """As `again`; looks first whether the directory is still there."""
-    go = again(function)
-
-    @functools.wraps(function)
-    def call(self: Renewable, *args: Any, **kwargs: Any) -> Any:
-        self._look()
-        return go(self, *args, **kwargs)
-
-    return cast(Function, call)
 
 
 class Renewable(Provider):

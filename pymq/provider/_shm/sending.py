@@ -23,7 +23,8 @@ from pymq.provider._shm.files import Removed, encode_name, exists, translated
 from pymq.provider._shm.frames import BEHIND, DATA, DELETED, LOGGED, checksum, frames_of, pack_header
 from pymq.provider._shm.outlet import Outlet
 from pymq.provider._shm.registry import WORD
-from pymq.provider._shm.renewal import Renewable, again, there
+from pymq.provider._shm.renewal import Renewable
+from pymq.provider._shm.verbs import again, there
 from pymq.provider.base import LATER, WouldWait
 
 if TYPE_CHECKING:
@@ -164,9 +165,9 @@ class Sending(Renewable):
         deadline = time.monotonic() + seconds
         parts = frames_of(message)
         bells, bell = self._borrow_bell()
-        full = [outlet for name in [outlet.name for outlet in full] if (outlet := self._outlet(name))]  # others where it was made again
         total = 0
         try:
+            full = [now for outlet in full if (now := self._outlet(outlet.name))]  # others, where the directory was made again
             while full:
                 accepted, full = self._offer(full, lambda outlet: outlet.offer(parts, bell.number))
                 total += accepted
