@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import os
+
 MOMENT = 0.0001
 """For how many seconds: until the other has woken, and then its answer."""
 _MOST_FAILURES = 10
 
 
 class Patience:
-    """How long to look again in a conversation: for a moment, while that pays.
+    """How long to look again in a conversation: for a moment, while that pays, and not where this process has one processor only.
 
-    Where it was in vain, as on a single processor, it takes twice as many short waits as the last time until it is tried again.
+    Where it was in vain, it takes twice as many short waits as the last time until it is tried again.
     """
 
     def __init__(self) -> None:
+        self._moment = MOMENT if _processors() > 1 else 0.0
         self._failures = 0
         self._unwise = 1
-
-    @property
-    def seconds(self) -> float:
+        self.seconds = 0.0
         """How long to look again this time."""
-        return 0.0 if self._unwise else MOMENT
 
     def learn(self, looked: bool, in_vain: bool, waited: float) -> None:
         """How it went: whether it was looked again, whether in vain, and how many seconds the answer took in all."""
@@ -31,3 +31,9 @@ class Patience:
             self._failures = 0
         elif waited < 2 * MOMENT:
             self._unwise = max(0, self._unwise - 1)
+        self.seconds = 0.0 if self._unwise else self._moment
+
+
+def _processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

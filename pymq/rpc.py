@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from pymq.provider.base import Provider
 
 log: logging.Logger = logging.getLogger("pymq")
+FAILURES = (RemoteInvocationError, NoSuchRemoteError)
+"""What stands in a result's place. A tuple: a union is made anew wherever it is written, 0.3 us."""
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -199,7 +201,7 @@ class StubMethod(Generic[P, R]):
         results = self._bus.caller.call(self, pack_call(args, kwargs))
         if self.multi:
             return results  # type: ignore[return-value]
-        if isinstance(results[0], RemoteInvocationError | NoSuchRemoteError):
+        if isinstance(results[0], FAILURES):
             raise results[0]
         return results[0]  # type: ignore[no-any-return]
 
@@ -209,7 +211,7 @@ class StubMethod(Generic[P, R]):
         return responses if self.multi else responses[0]
 
     def _response(self, result: Any) -> RpcResponse:
-        failed = isinstance(result, RemoteInvocationError | NoSuchRemoteError)
+        failed = isinstance(result, FAILURES)
         return RpcResponse(self.name, result, qualified_name(type(result)), failed)
 
     def finish(self, message: bytes) -> Any:
