@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
-
 MOMENT = 0.0001
 """For how many seconds: until the other has woken, and then its answer."""
 _MOST_FAILURES = 10
 
 
 class Patience:
-    """How long to look again in a conversation: for a moment, while that pays, and not where this process has one processor only.
+    """How long to look again in a conversation: for a moment, while that pays.
 
-    Where it was in vain, it takes twice as many short waits as the last time until it is tried again.
+    Where it was in vain, as on a single processor, it takes twice as many short waits as the last time until it is tried again. How
+    many processors this process may use tells nothing: two that are pinned, each to its own, gain the most.
     """
 
     def __init__(self) -> None:
-        self._moment = MOMENT if _processors() > 1 else 0.0
         self._failures = 0
         self._unwise = 1
         self.seconds = 0.0
@@ -31,9 +29,4 @@ class Patience:
             self._failures = 0
         elif waited < 2 * MOMENT:
             self._unwise = max(0, self._unwise - 1)
-        self.seconds = 0.0 if self._unwise else self._moment
-
-
-def _processors() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.seconds = 0.0 if self._unwise else MOMENT

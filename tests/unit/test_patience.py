@@ -4,16 +4,9 @@ from __future__ import annotations
 
 import itertools
 
-import pytest
-
 from pymq.patience import MOMENT, Patience
 
 SHORT, LONG = MOMENT, 10 * MOMENT
-
-
-@pytest.fixture(autouse=True)
-def two_processors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
 
 
 def looks(patience: Patience, waits: int, waited: float, pays: bool) -> list[int]:
@@ -45,8 +38,3 @@ def test_while_it_pays_it_goes_on_and_failures_are_forgotten() -> None:
 
 def test_long_waits_would_not_have_been_shortened() -> None:
     assert looks(Patience(), 1000, LONG, pays=True) == []
-
-
-def test_who_has_one_processor_never_looks_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {3})
-    assert looks(Patience(), 1000, SHORT, pays=True) == []

@@ -684,7 +684,6 @@ def spins_of(provider: ShmProvider, monkeypatch: pytest.MonkeyPatch, pays: bool)
 
 
 def test_who_spins_in_vain_tries_less_and_less_often(opened, monkeypatch):
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
     provider = opened()
     subscribe(provider, "in")
     provider.receive("in", 0)
@@ -694,7 +693,6 @@ def test_who_spins_in_vain_tries_less_and_less_often(opened, monkeypatch):
 
 
 def test_who_spins_and_gets_an_answer_goes_on(opened, monkeypatch):
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
     provider = opened()
     subscribe(provider, "in")
     provider.receive("in", 0)
@@ -707,7 +705,6 @@ def test_who_spins_and_gets_an_answer_goes_on(opened, monkeypatch):
 
 
 def test_receivers_of_events_do_not_spin(opened, monkeypatch):
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
     provider = opened()
     subscribe(provider, "in")
     provider.receive("in", 0)
@@ -720,7 +717,6 @@ def test_receivers_of_events_do_not_spin(opened, monkeypatch):
 
 
 def test_in_a_stream_more_may_gather_before_the_next_look(opened, monkeypatch):
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
     provider = opened()
     subscribe(provider, "in")
     for _ in range(2):
