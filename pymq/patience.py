@@ -17,7 +17,7 @@ class Patience:
     def __init__(self) -> None:
         self._failures = 0
         self._unwise = 1
-        self.seconds = 0.0
+        self.seconds: float = 0.0
         """How long to look again this time."""
 
     def learn(self, looked: bool, in_vain: bool, waited: float) -> None:

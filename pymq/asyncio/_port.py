@@ -25,6 +25,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+_TELL_SECONDS = 0.05
+
+
 class Port:
     """One loop's way to one provider. Used in the loop's thread only, but for `in_loop`."""
 
@@ -162,6 +165,7 @@ class Inflow:
         self._queue = queue
         self._deliver = deliver
         self._watched: set[str] = set()
+        self._known: list[str] = []
         self._ready: Readiness | None = None
         self._timer: asyncio.Handle | None = None
         self._is_behind = False
@@ -225,7 +229,8 @@ class Inflow:
     def _read(self) -> None:
         while not self._closed:
             try:
-                batch = self._port.provider.receive(self._queue, None, watch=list(self._watched))
+                self._known = list(self._watched)
+                batch = self._port.provider.receive(self._queue, None, watch=self._known)
                 if not batch:
                     self._watched = {queue for queue in self._watched if lives(self._port.provider, queue)}
             except Exception as error:
@@ -252,9 +257,15 @@ class Inflow:
             self._watched = {known for known in self._watched if lives(self._port.provider, known)}
         self._watched.add(queue)
         if self._ready is None:
-            self._port.post(self._port.provider.wake)
+            self._tell_of(queue)
         elif not self._ready.watch(queue):
             self._port.loop.call_soon(self._look)
+
+    def _tell_of(self, queue: str) -> None:
+        """Until the thread watches it: a wake-up ends a receive that is blocked, not one that is about to begin without it."""
+        if queue in self._watched and queue not in self._known and not self._closed:
+            self._port.post(self._port.provider.wake)
+            self._port.loop.call_later(_TELL_SECONDS, self._tell_of, queue)
 
     def close(self) -> None:
         """Nothing is delivered any more. Idempotent."""

@@ -215,9 +215,10 @@ class ShmProvider(Sending):
         """The shared queue, opened if need be, and what keeps it open: to be held while it is used."""
         found = self._queues.get(name)
         if found is None:
-            if not exists(encode_name(name), self._registry.queues):
-                raise QueueNotFound(f"there is no queue {name!r}")
-            directory = Directory(encode_name(name), self._registry.queues)
+            try:
+                directory = Directory(encode_name(name), self._registry.queues, create=False)
+            except FileNotFoundError:  # asked beforehand, it might be deleted in between
+                raise QueueNotFound(f"there is no queue {name!r}") from None
             found = self._queues[name] = self._open_queue(name, directory, create=False)
         return found
 

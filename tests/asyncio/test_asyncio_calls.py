@@ -13,6 +13,7 @@ from programs.shop import OrderPlaced
 
 import pymq
 import pymq.asyncio
+from pymq.asyncio._port import Inflow
 from pymq.provider.shm import ShmConfig
 
 
@@ -256,3 +257,32 @@ def test_a_loop_goes_round_while_it_awaits_an_answer_as_long_as_a_thread_would_s
     with pymq.EventBus(config) as server:
         server.expose(answer.wait, "wait")
         assert (asyncio.run(main()) > 200) == (spin > 0)
+
+
+def test_a_receive_that_was_about_to_begin_hears_of_a_new_server_all_the_same():
+    wakes: list[None] = []
+
+    class Provider:
+        def wake(self) -> None:
+            wakes.append(None)
+
+    class Port:
+        provider = Provider()
+        direct = False
+
+        def __init__(self) -> None:
+            self.loop = asyncio.get_running_loop()
+
+        def post(self, call: Any) -> None:
+            call()
+
+    async def main() -> None:
+        inflow = Inflow(Port(), "reply", lambda batch: False)  # type: ignore[arg-type]
+        inflow.watch("server")
+        await until(lambda: len(wakes) >= 3)
+        inflow._known = ["server"]  # what the thread does before it receives
+        told = len(wakes)
+        await asyncio.sleep(0.2)
+        assert len(wakes) <= told + 1
+
+    asyncio.run(main())

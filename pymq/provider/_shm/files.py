@@ -74,16 +74,18 @@ class Owned:
 class Directory:
     """A directory that only this user can enter, held open: whatever is inside is reached through its descriptor.
 
-    Created if missing. Raises ProviderError where somebody else made it, or could enter it.
+    Created if missing, unless `create` is false: then FileNotFoundError. Raises ProviderError where somebody else made it, or could
+    enter it.
     """
 
     fd: int
 
-    def __init__(self, path: str, parent: Directory | None = None) -> None:
+    def __init__(self, path: str, parent: Directory | None = None, *, create: bool = True) -> None:
         self.path: str = path if parent is None else f"{parent.path}/{path}"
         at = None if parent is None else parent.fd
         try:
-            os.mkdir(path, 0o700, dir_fd=at)
+            if create:
+                os.mkdir(path, 0o700, dir_fd=at)
         except FileExistsError:
             pass
         except OSError as error:
@@ -93,6 +95,8 @@ class Directory:
         try:
             self.fd = open_file(path, os.O_RDONLY | os.O_DIRECTORY, at)
         except OSError as error:
+            if error.errno == errno.ENOENT and not create:
+                raise
             if error.errno in _SCARCE:
                 raise translated(error, self.path) from error
             raise ProviderError(f"{self.path} is not a directory of ours ({error.strerror}); {_REMEDY}") from error
