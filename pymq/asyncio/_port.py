@@ -26,6 +26,7 @@ T = TypeVar("T")
 
 
 _TELL_SECONDS = 0.05
+"""How long a thread may take to begin to receive before it is woken once more; nearly always the first wake-up is enough."""
 
 
 class Port:
