@@ -214,7 +214,7 @@ class Dispatcher:
     # ------------------------------------------------------------------ the standby
 
     def _stand_by(self) -> None:
-        seen, calm = None, 0
+        seen, calm, self._asleep = None, 0, False
         while not self._closing:
             self._calm = True
             self._alarm.wait(SLOW)
