@@ -3,9 +3,11 @@
 Three forms of payload:
 
 * RAW: the bytes themselves.
-* TYPED: plain JSON, written and read by pydantic-core, for a dataclass whose JSON tells everything: all fields hold exactly a
-  str, int, float, bool, None, Decimal, UUID, naive datetime, date, an enum of texts or ints, or lists, str-keyed dicts and
-  dataclasses of these. An instance that does not (a subclass in a field, an attribute too many) travels as
+* TYPED: a JSON array of the fields' values, written and read by pydantic-core, for a dataclass whose JSON tells everything: all
+  fields hold exactly a str, int, float, bool, None, Decimal, UUID, naive datetime, date, an enum of texts or ints, or lists,
+  str-keyed dicts and dataclasses of these. The names of the fields are in the type's name, which is constant and packed once:
+  `orders.Trade(id,price)`. Of four fields that is 0.3 us less on either side than an object with its names, 0.5 us for an instance
+  that is sent once. An instance that does not tell everything (a subclass in a field, an attribute too many) travels as
 * TAGGED: the JSON of `pymq._tagged`, for everything else.
 
 pydantic is imported here and in the modules below, and nowhere else.
@@ -19,7 +21,7 @@ import inspect
 from collections.abc import Callable
 from datetime import date, datetime
 from decimal import Decimal
-from typing import Any, NamedTuple, get_args, get_origin
+from typing import Any, NamedTuple, cast, get_args, get_origin
 from uuid import UUID
 
 from pydantic_core import CoreConfig, CoreSchema, SchemaSerializer, SchemaValidator, from_json, to_json
@@ -29,12 +31,11 @@ from pymq._hints import Find, bare, cached, find_named, finder, hints_of, is_own
 from pymq._objects import JSON, VALUE, construct, fit, is_plain
 from pymq._tagged import dump, lower, parse, raise_, write
 from pymq.exceptions import CodecError
+from pymq.message import RAW, TAGGED, TYPED, names_in
 from pymq.topics import topic_of
 
 __all__ = ["RAW", "TAGGED", "TYPED", "Encoder", "convert", "decode_arguments", "decoder_for", "encode_arguments", "encoder_for"]
 __all__ += ["name_type"]
-
-RAW, TYPED, TAGGED = 0, 1, 2
 
 to_json([None])
 """pydantic-core sets itself up in its first call, under a lock: a process forked while another thread was in there hung for ever."""
@@ -70,7 +71,7 @@ def _make_encoder(cls: type) -> Encoder:
     name = topic_of(cls).removeprefix("builtins.")
     if cls in _SCALARS:
         return Encoder(TAGGED, name, _SCALARS[cls])
-    return Encoder(TAGGED, name, write) if plan is None else Encoder(TYPED, name, plan.encode)
+    return Encoder(TAGGED, name, write) if plan is None else Encoder(TYPED, f"{name}({','.join(plan.fields)})", plan.encode)
 
 
 def _write_int(value: int) -> bytes:
@@ -100,12 +101,13 @@ def decoder_for(form: int, type_name: str, hint: Any = Any) -> Decode:
         return slow if scalar is None or hint not in (Any, scalar) else _decode_scalar(scalar, slow)
     if form != TYPED:
         raise CodecError(f"no payload has the form {form}; was it sent by a newer pymq?")
-    slow = _guarded(type_name, lambda data: fit(_read_typed(data, type_name, find, hint), hint))
-    cls = find(type_name)
+    name, fields = names_in(form, type_name)
+    slow = _guarded(name, lambda data: fit(_read_typed(data, name, fields, find, hint), hint))
+    cls = find(name)
     plan = None if cls is None else _plan_class(cls)
-    if plan is None or not (hint is Any or hint in plan.cls.__mro__):
+    if plan is None or plan.fields != fields or not (hint is Any or hint in plan.cls.__mro__):
         return slow
-    return _decode_fast(plan.validate_json, slow)
+    return _decode_fast(plan.make, plan.read, slow)
 
 
 def _decode_scalar(scalar: type, slow: Decode) -> Decode:
@@ -123,21 +125,23 @@ def _decode_raw(hint: Any) -> Decode:
     return bytes if hint in (Any, bytes) else _guarded("bytes", lambda data: fit(bytes(data), hint))
 
 
-def _decode_fast(validate_json: Decode, slow: Decode) -> Decode:
+def _decode_fast(make: Callable[..., Any], read: Decode, slow: Decode) -> Decode:
     def decode(data: bytes) -> Any:
         try:
-            return validate_json(data)
+            return make(*read(data))
         except ValueError:
             return slow(data)
 
     return decode
 
 
-def _read_typed(data: bytes, type_name: str, find: Find, hint: Any) -> Any:
+def _read_typed(data: bytes, type_name: str, fields: tuple[str, ...], find: Find, hint: Any) -> Any:
     """The careful way: what pydantic-core refused may be in the tagged form, of an older or newer class, or of an unknown one."""
     node = parse(data)
+    if type(node) is list and len(node) == len(fields):
+        node = dict(zip(fields, node))
     if type(node) is not dict:
-        raise CodecError("not a JSON object")
+        raise CodecError(f"not the values of {len(fields)} fields")
     if "~" in node:
         return raise_(node, find)
     cls = find(type_name)
@@ -199,13 +203,15 @@ def convert(value: Any, hint: Any) -> Any:
 
 
 class _Plan(NamedTuple):
-    """The TYPED form of a class."""
+    """The TYPED form of a class: `make(*read(encode(value)))` is that value; the schema and the test are for where it is in a field."""
 
     cls: type
+    fields: tuple[str, ...]
     schema: CoreSchema
     is_exact: Callable[[Any], bool]
     encode: Callable[[Any], bytes]
-    validate_json: Decode
+    read: Decode
+    make: Callable[..., Any]
 
 
 class _Part(NamedTuple):
@@ -220,7 +226,7 @@ _CONFIG = CoreConfig(ser_json_inf_nan="constants")
 _LEAVES: dict[Any, _Part] = {
     type(None): _Part(cs.none_schema(), "{0} is None"),
     bool: _Part(cs.bool_schema(strict=True), "type({0}) is bool"),
-    int: _Part(cs.int_schema(strict=True), f"type({{0}}) is int and {-(1 << 63)} <= {{0}} < {1 << 63}"),
+    int: _Part(cs.int_schema(strict=True), "type({0}) is int"),
     float: _Part(cs.float_schema(strict=True), "type({0}) is float"),
     str: _Part(cs.str_schema(strict=True), "type({0}) is str"),
     Decimal: _Part(cs.decimal_schema(strict=True, allow_inf_nan=True), "type({0}) is Decimal"),
@@ -264,26 +270,47 @@ def _compile(cls: type, parts: dict[str, _Part], names: dict[str, Any]) -> _Plan
     arguments = cs.dataclass_args_schema(cls.__name__, fields, extra_behavior="forbid")
     slots = None if "__dict__" in dir(cls) else True
     schema = cs.dataclass_schema(cls, arguments, list(parts), slots=slots, config=_CONFIG)
-    tests = [part.test.format(f"v.{name}") for name, part in parts.items()]
+    row = cs.tuple_schema([part.schema for part in parts.values()])
+    tests = [f"({part.test.format(f'f{number}')})" for number, part in enumerate(parts.values())]
     if slots is None:
         tests.append(f"len(v.__dict__) == {len(parts)}")
-    names.update(cls=cls, to_json=SchemaSerializer(schema, _CONFIG).to_json, write=write)
-    exec(_SOURCE.format(" and ".join(f"({test})" for test in tests) or "True"), names)
-    return _Plan(cls, schema, names["is_exact"], names["encode"], SchemaValidator(schema, _CONFIG).validate_json)
+    names.update(cls=cls, to_json=SchemaSerializer(row, _CONFIG).to_json, write=write)
+    loads = "; ".join(f"f{number} = v.{name}" for number, name in enumerate(parts))
+    values = "".join(f"f{number}, " for number in range(len(parts)))
+    exec(_SOURCE.format(loads=loads or "pass", test=" and ".join(tests) or "True", values=values), names)
+    return _Plan(cls, tuple(parts), schema, names["is_exact"], names["encode"], SchemaValidator(row, _CONFIG).validate_json, _maker(cls))
 
 
 _SOURCE = """
 def is_exact(v):
-    return type(v) is cls and {0}
+    {loads}
+    return type(v) is cls and {test}
 
 def encode(v):
     try:
-        if {0}:
-            return to_json(v)
+        {loads}
+        if {test}:
+            return to_json(({values}))
     except (ValueError, AttributeError):  # a lone surrogate, a missing field
         pass
     return write(v)
 """
+
+
+def _maker(cls: Any) -> Callable[..., Any]:
+    """What makes an instance of the values of all fields: the class, or what does it past an `__init__` that does not take them so."""
+    fields = dataclasses.fields(cls)
+    is_stored = cls.__setattr__ is object.__setattr__ or cls.__dataclass_params__.frozen
+    if is_stored and all(it.init and not it.kw_only for it in fields):
+        return cast("Callable[..., Any]", cls)
+
+    def make(*values: Any) -> Any:
+        made = cls.__new__(cls)
+        for field, value in zip(fields, values, strict=True):
+            object.__setattr__(made, field.name, value)
+        return made
+
+    return make
 
 
 def _part(hint: Any, outer: tuple[type, ...], names: dict[str, Any]) -> _Part | None:

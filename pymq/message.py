@@ -7,10 +7,10 @@
     --- the prefix: constant for one sender, kind, type and channel, so it is packed once and looked up as it is ---
     u8   version       1
     u8   kind          EVENT, ITEM, REQUEST, REPLY, FAILURE
-    u8   form          how the payload is encoded: pymq.codec's RAW, TYPED or TAGGED
+    u8   form          how the payload is encoded, see pymq.codec: RAW, TYPED or TAGGED
     u8   flags         OPTIONS: the options section is there; TIMED: it is the time alone, as pymq.pubsub packs it
     u64  token         of the sender
-    JSON [channel, type name, other topics]
+    JSON [channel, type name, other topics]; where the form is TYPED, the names of the fields are behind that of the type, `Trade(id,price)`
     --- the options, only where something is set: headers, expiry, failures so far ---
     u32  length, then the payload of a dict in the codec's tagged form
     --- the payload ---
@@ -32,6 +32,7 @@ from pymq.exceptions import CodecError
 VERSION = 1
 EVENT, ITEM, REQUEST, REPLY, FAILURE = range(1, 6)
 OPTIONS, TIMED = 1, 2
+RAW, TYPED, TAGGED = range(3)
 
 START = struct.Struct("<QH")
 FIXED = struct.Struct("<BBBBQ")
@@ -77,6 +78,14 @@ def unpack_prefix(packed: bytes) -> Prefix:
         return Prefix(kind, form, flags, token, str(channel), str(type_name), tuple(map(str, topics)))
     except (struct.error, ValueError, TypeError, RecursionError) as error:
         raise error if isinstance(error, CodecError) else CodecError(f"not a message of ours: {packed[:40]!r}") from error
+
+
+def names_in(form: int, type_name: str) -> tuple[str, tuple[str, ...]]:
+    """The name of the type alone, and the names of the fields whose values are the payload."""
+    name, parenthesis, fields = type_name.rpartition("(")
+    if form != TYPED or not parenthesis:
+        return type_name, ()
+    return name, tuple(filter(None, fields[:-1].split(",")))
 
 
 def pack_options(options: Mapping[str, Any]) -> bytes:
@@ -156,7 +165,7 @@ class Message:
         self.attempt: int = attempt
         self.sender: str = f"{prefix.token:016x}"
         self.sequence: int = sequence
-        self.type_name: str = prefix.type_name
+        self.type_name: str = names_in(prefix.form, prefix.type_name)[0]
 
     @property
     def id(self) -> str:

@@ -39,6 +39,7 @@ from pymq.codec import (
     name_type,
 )
 from pymq.exceptions import CodecError
+from pymq.message import Message, Prefix, names_in
 from pymq.topics import topic_of
 
 
@@ -124,6 +125,27 @@ class Slotted:
 class KeywordOnly:
     a: int = field(kw_only=True)
     b: list[int] = field(default_factory=list, kw_only=True)
+
+
+@dataclass
+class Numbered:
+    a: int
+    number: int = field(init=False, default=7)
+    seen: list[int] = field(init=False, default_factory=list)
+
+
+@dataclass
+class Watched:
+    a: int
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Halves what it is given: nothing of this may happen to what arrives."""
+        object.__setattr__(self, name, value // 2)
+
+
+@dataclass
+class Nothing:
+    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,6 +315,7 @@ VALUES: list[Any] = [
     *(Decimal("NaN123"), Decimal("-sNaN7"), Decimal("1E+2"), Decimal("-0.00"), Decimal("-Infinity"), UUID(int=2**128 - 1)),
     *(Color.RED, Level.LOW, Text.A, Mixed.ONE, Mixed.TEXT, Mixed.PAIR, Rights.READ | Rights.WRITE, Rights(0)),
     *(READING, Urgent(1, "", 0.0, "", 5), Frozen(1), Frozen(2, Decimal("sNaN")), EVERYTHING, replace(EVERYTHING, i=2**80)),
+    *(Nothing(), Numbered(1), Watched(8), replace(EVERYTHING, i=10**4000), Frozen(-(2**63) - 1)),
     *(Slotted(1), KeywordOnly(a=1), SlottedFrozen(1, (2,)), SlottedTyped(1), Computed(2), Growing(1), Node(1, [Node(2)])),
     *(
         Point(1),
@@ -383,7 +406,9 @@ class TestTypeTable:
 
 
 class TestForms:
-    @pytest.mark.parametrize("cls", [Reading, Urgent, Frozen, Everything, SlottedTyped])
+    @pytest.mark.parametrize(
+        "cls", [Reading, Urgent, Frozen, Everything, SlottedTyped, KeywordOnly, Numbered, Watched, Nothing]
+    )
     def test_typed(self, cls: type) -> None:
         assert encoder_for(cls).form == TYPED
 
@@ -398,11 +423,16 @@ class TestForms:
         assert encoder_for(bytes).encode(b"\xff") == b"\xff"
 
     def test_typed_json_is_plain(self) -> None:
-        assert json.loads(encoder_for(Reading).encode(READING)) == {"a": 1, "b": "hello", "c": 2.5, "d": "x"}
+        assert json.loads(encoder_for(Reading).encode(READING)) == [1, "hello", 2.5, "x"]
 
     def test_names(self) -> None:
         names = [encoder_for(cls).type_name for cls in (int, type(None), datetime, Decimal, Reading)]
-        assert names == ["int", "NoneType", "datetime.datetime", "decimal.Decimal", topic_of(Reading)]
+        assert names == ["int", "NoneType", "datetime.datetime", "decimal.Decimal", f"{topic_of(Reading)}(a,b,c,d)"]
+
+    def test_the_type_of_a_message_is_named_without_its_fields(self) -> None:
+        encoder = encoder_for(Reading)
+        assert Message(1, Prefix(1, encoder.form, 0, 1, "c", encoder.type_name, ()), {}).type_name == topic_of(Reading)
+        assert Message(1, Prefix(1, TAGGED, 0, 1, "c", "named(so)", ()), {}).type_name == "named(so)"
 
     def test_encoders_are_made_once(self) -> None:
         assert encoder_for(Reading) is encoder_for(Reading)
@@ -433,10 +463,15 @@ class TestNotOfTheDeclaredType:
         with pytest.raises(CodecError, match=r"Reading\.a: 'x' is str, not int"):
             encoder_for(Reading).encode(Reading("x", "", 0.0, ""))
 
-    @pytest.mark.parametrize("data", [b'{"a":true,"b":"","c":1.0,"d":""}', b'{"a":1,"b":"","c":"1","d":""}', b'{"a":1}', b"[]", b""])
+    @pytest.mark.parametrize("data", [b'{"a":true,"b":"","c":1.0,"d":""}', b'{"a":1,"b":"","c":"1","d":""}', b'{"a":1}', b"[1]", b""])
     def test_is_refused_by_the_receiver(self, data: bytes) -> None:
         with pytest.raises(CodecError):
             decoder_for(TYPED, topic_of(Reading), Reading)(data)
+
+    @pytest.mark.parametrize("data", [b'[true,"",1.0,""]', b'[1,"","1",""]', b'[1,"",1.0]', b'[1,"",1.0,"",2]', b"[]", b'[1,"",1.0,""'])
+    def test_values_that_are_not_those_of_the_fields(self, data: bytes) -> None:
+        with pytest.raises(CodecError):
+            decoder_for(TYPED, f"{topic_of(Reading)}(a,b,c,d)", Reading)(data)
 
     @pytest.mark.parametrize(
         ("value", "hint"),
@@ -508,7 +543,9 @@ class TestHints:
         assert same(convert(value, hint), expected)
 
     def test_json_texts_inside_a_dict(self) -> None:
-        node = json.loads(encoder_for(Everything).encode(replace(EVERYTHING, f=1.0, table={})))
+        encoder = encoder_for(Everything)
+        _, fields = names_in(encoder.form, encoder.type_name)
+        node = dict(zip(fields, json.loads(encoder.encode(replace(EVERYTHING, f=1.0, table={}))), strict=True))
         assert same(convert(node, Everything), replace(EVERYTHING, f=1.0, table={}))
 
     def test_a_subclass_arrives_as_itself(self) -> None:
@@ -644,7 +681,19 @@ class TestState:
         with pytest.raises(CodecError, match="negative"):
             send(value)
 
+    def test_fields_are_found_by_their_names_whatever_their_order(self) -> None:
+        assert decoder_for(TYPED, f"{topic_of(Reading)}(d,c,a,b)", Reading)(b'["x",2.5,1,"hello"]') == READING
+        with pytest.raises(CodecError, match="has no e"):
+            decoder_for(TYPED, f"{topic_of(Reading)}(a,b,c,d,e)", Reading)(b'[1,"",1.0,"",2]')
+
+    def test_attributes_that_were_set_in_another_order(self) -> None:
+        value = Reading(1, "b", 2.0, "d")
+        del value.b
+        value.b = "later"
+        assert send(value, Reading) == Reading(1, "later", 2.0, "d")
+
     def test_a_field_the_sender_does_not_know_has_its_default(self) -> None:
+        assert decoder_for(TYPED, f"{topic_of(Frozen)}(a)", Frozen)(b"[1]") == Frozen(1)
         assert decoder_for(TYPED, topic_of(Frozen), Frozen)(b'{"a":1}') == Frozen(1)
         name = topic_of(Computed)
         data = json.dumps({"~": "object", "t": name, "v": {"a": 1}}).encode()
@@ -709,8 +758,8 @@ class TestNamedByThisProcess:
         assert decode(json.dumps({"~": "object", "t": topic_of(Early), "v": {"late": inner}}).encode()) == Early(late(1))
 
     def test_sending_names_the_class(self) -> None:
-        encoder_for(Reading)
-        assert decoder_for(TYPED, topic_of(Reading))(encoder_for(Reading).encode(READING)) == READING
+        encoder = encoder_for(Reading)
+        assert decoder_for(TYPED, encoder.type_name)(encoder.encode(READING)) == READING
 
     def test_arguments(self) -> None:
         data = encode_arguments((READING,), {"k": Color.RED})
