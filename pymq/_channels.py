@@ -67,8 +67,8 @@ def sender_to(topic: str, provider: ShmProvider) -> Callable[[bytes, Mapping[str
     def send(content: bytes, headers: Mapping[str, Header] | None) -> int:
         """The hot path: the time as hexadecimal digits costs 0.4 us, as a decimal number 0.8."""
         if headers:
-            return publish(pack_number(number()) + prefix + _options(time_ns(), headers) + content)
-        return publish(pack_head(number(), start, hexlify(_pack_time(time_ns())), _END) + content)
+            return publish(pack_number(number()) + prefix + _options(time_ns(), headers), content)
+        return publish(pack_head(number(), start, hexlify(_pack_time(time_ns())), _END), content)
 
     return send
 

@@ -226,7 +226,7 @@ _CONFIG = CoreConfig(ser_json_inf_nan="constants")
 _LEAVES: dict[Any, _Part] = {
     type(None): _Part(cs.none_schema(), "{0} is None"),
     bool: _Part(cs.bool_schema(strict=True), "type({0}) is bool"),
-    int: _Part(cs.int_schema(strict=True), "type({0}) is int"),
+    int: _Part(cs.int_schema(strict=True), f"type({{0}}) is int and {-(1 << 63)} <= {{0}} < {1 << 63}"),
     float: _Part(cs.float_schema(strict=True), "type({0}) is float"),
     str: _Part(cs.str_schema(strict=True), "type({0}) is str"),
     Decimal: _Part(cs.decimal_schema(strict=True, allow_inf_nan=True), "type({0}) is Decimal"),

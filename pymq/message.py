@@ -123,6 +123,27 @@ def _is_valid(name: str, value: Any) -> bool:
     return isinstance(value, {"headers": dict, "origin": str}.get(name, object))
 
 
+class Split(bytes):
+    """A message whose large payload is beside its head instead of copied behind it: measured and sliced, it is the whole one."""
+
+    payload: bytes
+
+    def __new__(cls, head: bytes, payload: bytes) -> Split:
+        made = super().__new__(cls, head)
+        made.payload = payload
+        return made
+
+    def __len__(self) -> int:
+        return super().__len__() + len(self.payload)
+
+    def __getitem__(self, where: Any) -> Any:
+        head = super().__len__()
+        if where == slice(head, None):
+            return self.payload
+        stop = where.stop if isinstance(where, slice) else where + 1
+        return super().__getitem__(where) if stop is not None and 0 < stop <= head else b"".join((self, self.payload))[where]
+
+
 class Frame(NamedTuple):
     """A whole message, unpacked: for everything that is not the hot path."""
 

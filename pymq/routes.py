@@ -38,7 +38,7 @@ class Route:
         def send(event: Any) -> int | None:
             """The hot path: the variables of a closure cost less than attributes."""
             try:
-                return publish(pack(number_next()) + packed + encode(event))
+                return publish(pack(number_next()) + packed, encode(event))
             except PublishFull as full:
                 raise as_users_name_groups(full) from None
 

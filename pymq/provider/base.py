@@ -18,7 +18,6 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from queue import Full
 from typing import Protocol, TypeAlias
 
@@ -251,9 +250,12 @@ class Provider(ABC):
         counted, and a full shared queue raises `PublishFull`. `delay` and `ttl` are for the shared ones.
         """
 
-    def publisher(self, topics: Sequence[str]) -> Callable[[bytes], int | None]:
-        """`publish` to these topics, as it is by default. Not abstract: for a provider that can look up in advance who gets it."""
-        return partial(self.publish, topics)
+    def publisher(self, topics: Sequence[str]) -> Callable[[bytes, bytes], int | None]:
+        """`publish` to these topics, as it is by default, of a message in two pieces: its head and its payload.
+
+        Not abstract: for a provider that can look up in advance who gets it, and that need not join the two of a large message.
+        """
+        return lambda head, payload: self.publish(topics, head + payload)
 
     def request(self, topic: str, message: bytes, reply_to: str) -> str | None:
         """The message is in the first of the topic's `consumers` that has room for it; which one, or None where there is none.

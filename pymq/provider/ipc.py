@@ -6,12 +6,13 @@ For programs that come from PyMQ's `IpcConfig`, or want requests to overtake eve
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pymq.bus import EventBus
 from pymq.exceptions import ProviderError
+from pymq.provider.base import Provider
 from pymq.provider.shm import ShmConfig, ShmProvider
 
 if TYPE_CHECKING:
@@ -49,6 +50,9 @@ class IpcProvider(ShmProvider):
         self._kernel = _kernel
         super().open()
         self._inline = -1
+
+    def publisher(self, topics: Sequence[str]) -> Callable[[bytes, bytes], int | None]:
+        return Provider.publisher(self, topics)
 
     def _enter(self) -> Registry:
         return self._kernel.KernelRegistry(self._home, self._config.namespace)

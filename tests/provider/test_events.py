@@ -209,6 +209,21 @@ def test_where_the_message_parameter_may_stand(bus, heard):
     assert set(heard.take(len(handlers))) == expected
 
 
+def test_large_payloads_keep_their_place_among_small_ones(bus, heard):
+    async def coroutine(value: bytes, message):
+        heard(("coroutine", value, message.channel))
+
+    for handler in (lambda value: heard(("plain", value)), lambda value, message: heard(("both", value, message.channel)), coroutine):
+        bus.subscribe(handler, "sizes")
+    payloads = [bytes([number]) * size for number, size in enumerate((3, 4_000, 5_000, 4, 70_000, 100_000, 5))]
+    for payload in payloads:
+        bus.publish(payload, "sizes")
+    found = heard.take(3 * len(payloads))
+    for name in ("plain", "both", "coroutine"):
+        assert [value for kind, value, *_ in found if kind == name] == payloads
+    assert {channel for _, _, *channel in found for channel in channel} == {"sizes"}
+
+
 # --- handlers ---------------------------------------------------------------------------------------------------------
 
 

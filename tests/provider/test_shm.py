@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 from harness import GUARD, run_program
@@ -34,7 +35,7 @@ def test_threads_publish_to_new_channels_while_others_subscribe(place):
             assert bus.publish("unheard", "nobody/there") == 0
             if publishers.done():
                 break
-        assert not any(publish(b"") for publish in publishers.result())
+        assert not any(publish(b"", b"") for publish in publishers.result())
 
 
 def test_a_limit_below_what_a_pipe_takes_holds_for_every_way_to_send(place):
@@ -43,7 +44,7 @@ def test_a_limit_below_what_a_pipe_takes_holds_for_every_way_to_send(place):
         other.provider.declare("inbox", temporary=True)
         other.provider.bind("inbox", "news", exact=True)
         publish = bus.provider.publisher(("news",))
-        ways = [publish, lambda message: bus.provider.publish(("news",), message), lambda message: bus.provider.send("inbox", message)]
+        ways = [partial(publish, b""), lambda message: bus.provider.publish(("news",), message), lambda message: bus.provider.send("inbox", message)]
         for way in ways:
             for _ in range(2):
                 way(bytes(100))

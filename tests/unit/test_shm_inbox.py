@@ -390,6 +390,20 @@ def test_any_size_up_to_the_maximum(config, opened, size):
             send()
 
 
+@pytest.mark.parametrize("head", [b"", b"head", bytes(4060), bytes(4061), bytes(65_535)], ids=len)
+@pytest.mark.parametrize("size", [4096, 65_536, (2 << 20) + 1])
+def test_a_large_payload_arrives_behind_its_head(opened, head, size):
+    sender, receiver = opened(), opened()
+    subscribe(receiver, "inbox")
+    publish = sender.publisher(("topic",))
+    payloads = [random.Random(number).randbytes(size) for number in range(4)]
+    for payload in payloads:
+        assert publish(head, payload) == 1
+    found = take(receiver, "inbox", len(payloads))
+    assert [message[len(head) :] for message in found] == payloads
+    assert all(message[: len(head)] == head for message in found)
+
+
 # Idle
 
 

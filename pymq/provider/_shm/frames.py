@@ -46,7 +46,7 @@ bells behind it that want to be rung when there is room."""
 MOST_SLEEPERS = HEAD_BYTES // 8 - SLEEPERS - 1
 
 LOCATION = struct.Struct("<QQQ")
-"""The body of a REFERENCE: the arena's token, position, length."""
+"""The body of a REFERENCE: the arena's token, position, length; behind it the head of the message, where that is not in the arena."""
 _ARENA_HEAD = 64
 OWNER, SENT, FREED = range(3)
 

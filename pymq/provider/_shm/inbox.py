@@ -15,6 +15,7 @@ from contextlib import suppress
 from functools import partial
 
 from pymq.exceptions import ProviderError, QueueNotFound
+from pymq.message import Split
 from pymq.patience import Patience
 from pymq.provider._shm.files import (
     Bells,
@@ -359,7 +360,7 @@ class Inbox:
         if magic in (NUDGE, WAKE):
             return 0
         try:
-            message = body if magic == LARGE else self._fetch(*LOCATION.unpack(body))
+            message = body if magic == LARGE else self._fetch(body)
         except (OSError, ValueError, struct.error) as error:
             if getattr(error, "errno", 0) in _PASSING:
                 raise  # the message is there, and will be when there is room for its descriptor or its pages
@@ -369,13 +370,14 @@ class Inbox:
         self._was_large = True
         return len(message)
 
-    def _fetch(self, token: int, position: int, length: int) -> bytes:
-        """Copy a message out of an arena, and free it there."""
+    def _fetch(self, reference: bytes) -> bytes:
+        """Copy a message, or all behind its head, out of an arena, and free it there."""
+        token, position, length = LOCATION.unpack_from(reference)
         arena = self._arenas.get(token) or self._open_arena(token)
         offset = position % arena.size
-        message = bytes(arena.bytes[offset : offset + length])
+        payload = bytes(arena.bytes[offset : offset + length])
         arena.words[FREED] = position + aligned(length)
-        return message
+        return Split(reference[LOCATION.size :], payload) if len(reference) > LOCATION.size else payload
 
     def _open_arena(self, token: int) -> Arena:
         for other, arena in list(self._arenas.items()):

@@ -43,13 +43,13 @@ from pymq.provider._shm.frames import (
     aligned,
     arena_name,
     bytes_waiting,
-    checksum,
+    frame,
     frames_of,
-    pack_header,
 )
 from pymq.provider._shm.inbox import Inbox
 
 _ARENA_BYTES = 4 << 20
+_LARGEST_HEAD = INLINE_BYTES - LOCATION.size
 _PATIENCE = 0.001
 _TURNS = 20
 """For how many seconds, and how many times at least, a sender yields the processor to a reader that takes nothing out of the full
@@ -111,20 +111,19 @@ class Outlet:
         """Deliver it in a cheaper way than by writing it into the log, if there is one that needs no waiting."""
         return len(message) > INLINE_BYTES and self.send_by_arena(message)
 
-    def send_by_arena(self, message: bytes) -> bool:
-        """Deliver it through the arena; False where it is too large or there is no room."""
-        size = len(message)
+    def send_by_arena(self, payload: bytes, head: bytes = b"") -> bool:
+        """Deliver it through the arena, behind a head that goes with the reference; False where it is too large or there is no room."""
+        size = len(payload)
         with self._mutex:
-            if size > self._largest or (not self._token and not self._make_arena()):
+            if size > self._largest or len(head) > _LARGEST_HEAD or (not self._token and not self._make_arena()):
                 return False
             position = self._find_room(size)
             if position < 0:
                 return False
             arena, before = self._arena, self._next
             offset = position % arena.size
-            arena.bytes[offset : offset + size] = message
-            reference = LOCATION.pack(self._token, position, size)
-            framed = pack_header(REFERENCE, len(reference), checksum(reference)) + reference
+            arena.bytes[offset : offset + size] = payload
+            framed = frame(REFERENCE, LOCATION.pack(self._token, position, size) + head)
             # reserved first: should a signal handler raise behind the write, the place of what is out must not be used again
             self._next = arena.words[SENT] = position + aligned(size)
             if (self.head[self._gate] or not self._write(framed)) and not self.offer([framed]):

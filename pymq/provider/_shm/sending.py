@@ -312,27 +312,31 @@ class Sending(Renewable):
                 pass  # deleted in between: its bindings are going, too
         return accepted, full
 
-    def publisher(self, topics: Sequence[str]) -> Callable[[bytes], int]:
-        topics, inline, everywhere = tuple(topics), self._inline, self.publish
+    def publisher(self, topics: Sequence[str]) -> Callable[[bytes, bytes], int]:
+        topics, inline, most, everywhere = tuple(topics), self._inline, self.max_message_bytes, self.publish
         way: Way = (self._words, 0, _nobody)
 
-        def publish(message: bytes) -> int:
-            """The hot path to one receiver: 0.4 us less than the way through the table."""
+        def publish(head: bytes, payload: bytes) -> int:
+            """The hot path to one receiver: 0.4 us less than the way through the table, and of what is large one copy instead of two."""
             nonlocal way
-            size = len(message)
             words, generation, only = way
             if words[WORD] != generation:
-                accepted = everywhere(topics, message)
+                accepted = everywhere(topics, head + payload)
                 way = self._way(topics) or way
                 return accepted
             inbox = only()
-            if inbox is not None and size <= inline and not inbox.head[LOGGED]:
+            if inbox is not None and not inbox.head[LOGGED]:
+                size = len(head) + len(payload)
                 try:
-                    write(inbox.fifo, pack_header(DATA, size, checksum(message)) + message)
-                    return 1
+                    if size <= inline:
+                        message = head + payload
+                        write(inbox.fifo, pack_header(DATA, size, checksum(message)) + message)
+                        return 1
+                    if size <= most and inbox.send_by_arena(payload, head):
+                        return 1
                 except OSError:
                     pass  # full or dead: what follows finds out
-            return everywhere(topics, message)
+            return everywhere(topics, head + payload)
 
         return publish
 
