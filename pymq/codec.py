@@ -278,7 +278,8 @@ def _compile(cls: type, parts: dict[str, _Part], names: dict[str, Any]) -> _Plan
     loads = "; ".join(f"f{number} = v.{name}" for number, name in enumerate(parts))
     values = "".join(f"f{number}, " for number in range(len(parts)))
     exec(_SOURCE.format(loads=loads or "pass", test=" and ".join(tests) or "True", values=values), names)
-    return _Plan(cls, tuple(parts), schema, names["is_exact"], names["encode"], SchemaValidator(row, _CONFIG).validate_json, _maker(cls))
+    read = SchemaValidator(row, _CONFIG).validate_json
+    return _Plan(cls, tuple(parts), schema, names["is_exact"], names["encode"], read, _maker(cls))
 
 
 _SOURCE = """

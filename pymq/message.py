@@ -10,7 +10,7 @@
     u8   form          how the payload is encoded, see pymq.codec: RAW, TYPED or TAGGED
     u8   flags         OPTIONS: the options section is there; TIMED: it is the time alone, as pymq.pubsub packs it
     u64  token         of the sender
-    JSON [channel, type name, other topics]; where the form is TYPED, the names of the fields are behind that of the type, `Trade(id,price)`
+    JSON [channel, type name, other topics]; where the form is TYPED, the type's name has those of the fields: `Trade(id,price)`
     --- the options, only where something is set: headers, expiry, failures so far ---
     u32  length, then the payload of a dict in the codec's tagged form
     --- the payload ---

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from pymq.bus import EventBus
 from pymq.exceptions import ProviderError
-from pymq.provider.base import Provider
 from pymq.provider.shm import ShmConfig, ShmProvider
 
 if TYPE_CHECKING:
@@ -51,8 +50,8 @@ class IpcProvider(ShmProvider):
         super().open()
         self._inline = -1
 
-    def publisher(self, topics: Sequence[str]) -> Callable[[bytes, bytes], int | None]:
-        return Provider.publisher(self, topics)
+    def publisher(self, topics: Sequence[str]) -> Callable[[bytes, bytes], int]:
+        return lambda head, payload: self.publish(topics, head + payload)
 
     def _enter(self) -> Registry:
         return self._kernel.KernelRegistry(self._home, self._config.namespace)

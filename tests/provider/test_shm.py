@@ -44,7 +44,11 @@ def test_a_limit_below_what_a_pipe_takes_holds_for_every_way_to_send(place):
         other.provider.declare("inbox", temporary=True)
         other.provider.bind("inbox", "news", exact=True)
         publish = bus.provider.publisher(("news",))
-        ways = [partial(publish, b""), lambda message: bus.provider.publish(("news",), message), lambda message: bus.provider.send("inbox", message)]
+        ways = [
+            partial(publish, b""),
+            lambda message: bus.provider.publish(("news",), message),
+            lambda message: bus.provider.send("inbox", message),
+        ]
         for way in ways:
             for _ in range(2):
                 way(bytes(100))

@@ -406,9 +406,7 @@ class TestTypeTable:
 
 
 class TestForms:
-    @pytest.mark.parametrize(
-        "cls", [Reading, Urgent, Frozen, Everything, SlottedTyped, KeywordOnly, Numbered, Watched, Nothing]
-    )
+    @pytest.mark.parametrize("cls", [Reading, Urgent, Frozen, Everything, SlottedTyped, KeywordOnly, Numbered, Watched, Nothing])
     def test_typed(self, cls: type) -> None:
         assert encoder_for(cls).form == TYPED
 

@@ -317,7 +317,7 @@ class Sending(Renewable):
         way: Way = (self._words, 0, _nobody)
 
         def publish(head: bytes, payload: bytes) -> int:
-            """The hot path to one receiver: 0.4 us less than the way through the table, and of what is large one copy instead of two."""
+            """The hot path to one receiver: 0.4 us less than the way through the table; and what is large is not copied to join it."""
             nonlocal way
             words, generation, only = way
             if words[WORD] != generation:
