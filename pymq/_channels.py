@@ -2,7 +2,7 @@
 
 A message is the frame of an event whose payload is bytes, packed and read with the standard library alone. Its options are JSON as the
 codec writes it for the same dict, so that a bus reads them, and they what a bus sends:
-`[[],[["time","<nanoseconds since the epoch, 16 hexadecimal digits>"],["headers",{…}]]]`.
+`[[],[["time",<nanoseconds since the epoch>],["headers",{…}]]]`. Without headers there is the time alone, packed.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import os
 import re
 import secrets
 import struct
-from binascii import hexlify
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from operator import index
 from time import time_ns
 from typing import TYPE_CHECKING, Any, TypeAlias
 from zlib import crc32
 
 from pymq import message as frames
 from pymq.exceptions import CodecError
-from pymq.message import EVENT, FIXED, LENGTH, OPTIONS, START, TIMED, Prefix
+from pymq.message import EVENT, FIXED, LENGTH, OPTIONS, START, TIME, TIMED, Prefix
 
 if TYPE_CHECKING:
     from pymq.provider.shm import ShmConfig, ShmProvider
@@ -31,12 +31,10 @@ Header: TypeAlias = "str | int | float | bool | None"
 
 _SCALARS = (str, int, float, bool, type(None))
 _RAW = 0  # what pymq.codec calls it: importing that loads pydantic
-_pack_time = struct.Struct(">Q").pack
-_END = b'"]]]'
-_TIME = LENGTH.pack(34) + b'[[],[["time","'
-_TIMED_BYTES = len(_TIME) + 16 + len(_END)
 _SPIN = 0.00005
 """For how many seconds a receiver yields the processor before it sleeps: in half the time, with that, a message goes there and back."""
+_FLAGS = 3
+"""Where they are in a prefix."""
 _CHECKED = struct.Struct("<4sI")
 _MAGIC = b"pymq"
 
@@ -61,14 +59,14 @@ def sender_to(topic: str, provider: ShmProvider) -> Callable[[bytes, Mapping[str
     """What publishes content to that topic: all that is constant is packed once."""
     publish = provider.publisher(("e/" + topic,))
     number, pack_number = sender.next_number, frames.pack_sequence
-    prefix, start = _prefix(sender.token, topic, OPTIONS), _prefix(sender.token, topic, OPTIONS | TIMED) + _TIME
-    pack_head = struct.Struct(f"<Q{len(start)}s16s{len(_END)}s").pack
+    prefix, timed = _prefix(sender.token, topic, OPTIONS), _prefix(sender.token, topic, TIMED)
+    pack_head = struct.Struct(f"<Q{len(timed)}sQ").pack
 
     def send(content: bytes, headers: Mapping[str, Header] | None) -> int:
-        """The hot path: the time as hexadecimal digits costs 0.4 us, as a decimal number 0.8."""
+        """The hot path: the time as eight bytes costs 0.1 us, as hexadecimal digits among options 0.4."""
         if headers:
             return publish(pack_number(number()) + prefix + _options(time_ns(), headers), content)
-        return publish(pack_head(number(), start, hexlify(_pack_time(time_ns())), _END), content)
+        return publish(pack_head(number(), timed, time_ns()), content)
 
     return send
 
@@ -85,7 +83,7 @@ def _options(nanoseconds: int, headers: Mapping[str, Header]) -> bytes:
         if type(name) is not str or type(value) not in _SCALARS:
             raise TypeError(f"the header {name!r}: {value!r}: a name is a str, a value a str, int, float, bool or None")
     node: Any = headers if "~" not in headers else {"~": "dict", "v": [list(headers), list(headers.values())]}
-    options = [["time", f"{nanoseconds:016x}"], *([["headers", node]] if headers else [])]
+    options = [["time", nanoseconds], *([["headers", node]] if headers else [])]
     packed = json.dumps([[], options], ensure_ascii=False, separators=(",", ":")).encode()
     return LENGTH.pack(len(packed)) + packed
 
@@ -128,7 +126,7 @@ class Message:
         sequence, length = START.unpack_from(self._head)
         options = _read_options(self._head, START.size + length)
         self.id = FIXED.unpack_from(self._head, START.size)[-1] << 64 | sequence
-        self.timestamp = (int(options["time"], 16) if "time" in options else time_ns()) // 1000
+        self.timestamp = index(options["time"] if "time" in options else time_ns()) // 1000
         self.headers = options.get("headers", {})
         return options
 
@@ -159,14 +157,16 @@ def as_bytes(data: Any) -> bytes:
     return data if type(data) is bytes else bytes(memoryview(data))
 
 
-def reader_of(packed: bytes) -> Callable[[bytes], Message]:
+def reader_of(packed: bytes) -> Callable[[bytes], Message | None]:
     """What makes messages of the frames with that prefix, which is TIMED: the hot path."""
-    start, topic, new = START.size + len(packed) + _TIMED_BYTES, frames.unpack_prefix(packed).channel, object.__new__
+    start, topic, new = START.size + len(packed) + TIME.size, frames.unpack_prefix(packed).channel, object.__new__
 
-    def read(frame: bytes) -> Message:
+    def read(frame: bytes) -> Message | None:
         message = new(Message)
         message.topic = topic
-        message.content = frame[start:]
+        message.content = content = frame[start:]
+        if not content and len(frame) < start:
+            return None  # cut short
         message._head = frame[:start]
         return message
 
@@ -179,8 +179,7 @@ def received(frame: bytes) -> tuple[Message, dict[str, Any]]:
         packed = frames.prefix_of(frame)
         prefix = frames.unpack_prefix(packed)
         start = START.size + len(packed)
-        if prefix.flags & OPTIONS:
-            start += LENGTH.size + LENGTH.unpack_from(frame, start)[0]
+        start += LENGTH.size + LENGTH.unpack_from(frame, start)[0] if prefix.flags & OPTIONS else frames.time_size(prefix)
         message: Message = object.__new__(Message)
         message.topic, message.content, message._head = prefix.channel, frame[start:], frame[:start]
         return message, message._read_head()
@@ -192,6 +191,8 @@ def _read_options(head: bytes, start: int) -> dict[str, Any]:
     """The options that begin at `start`, where there are any. The codec is asked only for what no channel sends."""
     if start == len(head):
         return {}
+    if head[START.size + _FLAGS] == TIMED:
+        return {"time": TIME.unpack_from(head, start)[0]}
     options = dict(json.loads(head[start + LENGTH.size :])[1])
     headers = options.get("headers", {})
     if "~" in headers:

@@ -8,11 +8,11 @@
     u8   version       1
     u8   kind          EVENT, ITEM, REQUEST, REPLY, FAILURE
     u8   form          how the payload is encoded, see pymq.codec: RAW, TYPED or TAGGED
-    u8   flags         OPTIONS: the options section is there; TIMED: it is the time alone, as pymq.pubsub packs it
+    u8   flags         OPTIONS: the options section is there; TIMED: in its place, when it was sent, as pymq.pubsub tells
     u64  token         of the sender
     JSON [channel, type name, other topics]; where the form is TYPED, the type's name has those of the fields: `Trade(id,price)`
     --- the options, only where something is set: headers, expiry, failures so far ---
-    u32  length, then the payload of a dict in the codec's tagged form
+    u32  length, then the payload of a dict in the codec's tagged form; or u64 nanoseconds since the epoch
     --- the payload ---
 
 Integers are little-endian. There is no wall clock and no uuid4 (1.9 us): (token, sequence) is unique by construction.
@@ -37,6 +37,7 @@ RAW, TYPED, TAGGED = range(3)
 START = struct.Struct("<QH")
 FIXED = struct.Struct("<BBBBQ")
 LENGTH = struct.Struct("<I")
+TIME = struct.Struct("<Q")
 pack_sequence: Callable[[int], bytes] = struct.Struct("<Q").pack
 MAX_PREFIX = 0xFFFF
 
@@ -86,6 +87,11 @@ def names_in(form: int, type_name: str) -> tuple[str, tuple[str, ...]]:
     if form != TYPED or not parenthesis:
         return type_name, ()
     return name, tuple(filter(None, fields[:-1].split(",")))
+
+
+def time_size(prefix: Prefix) -> int:
+    """How many bytes the time takes that is between prefix and payload."""
+    return TIME.size if prefix.flags & TIMED else 0
 
 
 def pack_options(options: Mapping[str, Any]) -> bytes:
@@ -165,7 +171,7 @@ def unpack(frame: bytes) -> Frame:
         sequence, length = START.unpack_from(frame)
         end = START.size + length
         prefix = unpack_prefix(frame[START.size : end])
-        options, end = unpack_options(frame, end) if prefix.flags & OPTIONS else ({}, end)
+        options, end = unpack_options(frame, end) if prefix.flags & OPTIONS else ({}, end + time_size(prefix))
     except struct.error as error:
         raise CodecError(f"not a message of ours: {frame[:40]!r}") from error
     return Frame(sequence, prefix, options, frame[end:])

