@@ -114,7 +114,7 @@ def wait(timeout: float | None = None) -> bool:
 
 
 def publish(
-    event: Any, channel: str | None = None, *, headers: dict[str, Any] | None = None, delay: float = 0, ttl: float | None = None
+    event: Any, channel: str | None = None, headers: dict[str, Any] | None = None, delay: float = 0, ttl: float | None = None
 ) -> int | None:
     """`EventBus.publish` on the process-wide bus. Before `init`, logs an error and returns None."""
     if bus is None:

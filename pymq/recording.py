@@ -56,12 +56,19 @@ class RecordingBus(EventBus):
             for queue in queues:
                 self.provider.delete(queue)
 
-    def publish(self, event: Any, channel: str | None = None, **options: Any) -> int | None:
+    def publish(
+        self,
+        event: Any,
+        channel: str | None = None,
+        headers: dict[str, Any] | None = None,
+        delay: float = 0,
+        ttl: float | None = None,
+    ) -> int | None:
         """As `EventBus.publish`, and recorded, unless that raises."""
-        entry = Published(event, channel, options.get("headers"))
+        entry = Published(event, channel, headers)
         self.recorded.append(entry)  # before its handlers can publish in turn
         try:
-            return super().publish(event, channel, **options)
+            return super().publish(event, channel, headers, delay, ttl)
         except BaseException:
             self.recorded[:] = [each for each in self.recorded if each is not entry]
             raise
