@@ -6,7 +6,7 @@ For programs that come from PyMQ's `IpcConfig`, or want requests to overtake eve
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -49,9 +49,6 @@ class IpcProvider(ShmProvider):
         self._kernel = _kernel
         super().open()
         self._inline = -1
-
-    def publisher(self, topics: Sequence[str]) -> Callable[[bytes, bytes], int]:
-        return lambda head, payload: self.publish(topics, head + payload)
 
     def _enter(self) -> Registry:
         return self._kernel.KernelRegistry(self._home, self._config.namespace)

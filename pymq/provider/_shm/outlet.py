@@ -107,9 +107,9 @@ class Outlet:
         """Deliver it without waiting; False where the inbox is full."""
         return self.send_past_log(message) or self.offer(frames_of(message))
 
-    def send_past_log(self, message: bytes) -> bool:
-        """Deliver it in a cheaper way than by writing it into the log, if there is one that needs no waiting."""
-        return len(message) > INLINE_BYTES and self.send_by_arena(message)
+    def send_past_log(self, payload: bytes, head: bytes = b"") -> bool:
+        """Deliver it, behind its head, in a cheaper way than by writing it into the log, if there is one that needs no waiting."""
+        return len(head) + len(payload) > INLINE_BYTES and self.send_by_arena(payload, head)
 
     def send_by_arena(self, payload: bytes, head: bytes = b"") -> bool:
         """Deliver it through the arena, behind a head that goes with the reference; False where it is too large or there is no room."""

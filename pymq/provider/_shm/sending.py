@@ -332,7 +332,7 @@ class Sending(Renewable):
                         message = head + payload
                         write(inbox.fifo, pack_header(DATA, size, checksum(message)) + message)
                         return 1
-                    if size <= most and inbox.send_by_arena(payload, head):
+                    if size <= most and inbox.send_past_log(payload, head):
                         return 1
                 except OSError:
                     pass  # full or dead: what follows finds out
