@@ -22,7 +22,7 @@ from zlib import crc32
 
 from pymq import message as frames
 from pymq.exceptions import CodecError
-from pymq.message import EVENT, FIXED, LENGTH, OPTIONS, START, TIME, TIMED, Prefix
+from pymq.message import EVENT, FIXED, LENGTH, OPTIONS, START, TIME, TIMED, Prefix, beside
 
 if TYPE_CHECKING:
     from pymq.provider.shm import ShmConfig, ShmProvider
@@ -164,7 +164,7 @@ def reader_of(packed: bytes) -> Callable[[bytes], Message | None]:
     def read(frame: bytes) -> Message | None:
         message = new(Message)
         message.topic = topic
-        message.content = content = frame[start:]
+        message.content = content = frame[start:] or beside(frame)
         if not content and len(frame) < start:
             return None  # cut short
         message._head = frame[:start]
@@ -181,7 +181,7 @@ def received(frame: bytes) -> tuple[Message, dict[str, Any]]:
         start = START.size + len(packed)
         start += LENGTH.size + LENGTH.unpack_from(frame, start)[0] if prefix.flags & OPTIONS else frames.time_size(prefix)
         message: Message = object.__new__(Message)
-        message.topic, message.content, message._head = prefix.channel, frame[start:], frame[:start]
+        message.topic, message.content, message._head = prefix.channel, frame[start:] or beside(frame), frame[:start]
         return message, message._read_head()
     except (struct.error, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CodecError(f"not a message of ours: {frame[:40]!r}") from error

@@ -15,12 +15,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
+from pymq.message import size_of
 from pymq.provider.base import Delivery
-
-if TYPE_CHECKING:
-    pass
 
 log: logging.Logger = logging.getLogger("pymq")
 
@@ -191,10 +189,10 @@ class Dispatcher:
             serial = task.serial
             if serial.owner is None or serial.owner is reader:
                 return False
-            if serial.bytes + len(message) > MAX_BACKLOG and serial.backlog:
+            if serial.bytes + size_of(message) > MAX_BACKLOG and serial.backlog:
                 serial.dropped += 1
                 return True
-            serial.bytes += len(message)
+            serial.bytes += size_of(message)
             serial.backlog.append((task, message))
             return True
 
@@ -210,7 +208,7 @@ class Dispatcher:
                     self._replaced.discard(reader)
                     break
                 task, message = serial.backlog.popleft()
-                serial.bytes -= len(message)
+                serial.bytes -= size_of(message)
             reader.task = task
             reader.running = message
             task.run(message)

@@ -129,25 +129,20 @@ def _is_valid(name: str, value: Any) -> bool:
     return isinstance(value, {"headers": dict, "origin": str}.get(name, object))
 
 
-class Split(bytes):
-    """A message whose large payload is beside its head instead of copied behind it: measured and sliced, it is the whole one."""
+class Head(bytes):
+    """The head of a message whose large payload is beside it, instead of copied behind it."""
 
     payload: bytes
 
-    def __new__(cls, head: bytes, payload: bytes) -> Split:
-        made = super().__new__(cls, head)
-        made.payload = payload
-        return made
 
-    def __len__(self) -> int:
-        return super().__len__() + len(self.payload)
+def beside(message: bytes) -> bytes:
+    """What is not in the message itself, so that the payload of any is `message[start:] or beside(message)`."""
+    return message.payload if type(message) is Head else b""
 
-    def __getitem__(self, where: Any) -> Any:
-        head = super().__len__()
-        if where == slice(head, None):
-            return self.payload
-        stop = where.stop if isinstance(where, slice) else where + 1
-        return super().__getitem__(where) if stop is not None and 0 < stop <= head else b"".join((self, self.payload))[where]
+
+def size_of(message: bytes) -> int:
+    """How many bytes it takes, with all that belongs to it."""
+    return len(message) + len(beside(message))
 
 
 class Frame(NamedTuple):
@@ -174,7 +169,7 @@ def unpack(frame: bytes) -> Frame:
         options, end = unpack_options(frame, end) if prefix.flags & OPTIONS else ({}, end + time_size(prefix))
     except struct.error as error:
         raise CodecError(f"not a message of ours: {frame[:40]!r}") from error
-    return Frame(sequence, prefix, options, frame[end:])
+    return Frame(sequence, prefix, options, frame[end:] or beside(frame))
 
 
 class Message:

@@ -14,7 +14,7 @@ from pymq import message as frames
 from pymq.dispatch import MAX_BACKLOG, Serial, Task, join, persist
 from pymq.exceptions import CodecError, NotInitialized
 from pymq.handlers import Handler, Shape, Target, describe
-from pymq.message import Message, Prefix
+from pymq.message import Message, Prefix, beside, size_of
 from pymq.topics import matcher
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class _Plain:
         def run(message: bytes) -> None:
             try:
                 if subscription.active:
-                    callback(decode(message[start:]))
+                    callback(decode(message[start:] or beside(message)))
                     subscription.delivered += 1
             except BaseException as error:
                 subscription.fail(error)
@@ -142,11 +142,11 @@ class Coroutines(Subscription):
 
     def run(self, message: bytes) -> None:
         with self._mutex:
-            if self._bytes + len(message) > MAX_BACKLOG and self._waiting:
+            if self._bytes + size_of(message) > MAX_BACKLOG and self._waiting:
                 self.serial.dropped += 1
                 return
             self._waiting.append(message)
-            self._bytes += len(message)
+            self._bytes += size_of(message)
             if self._busy:
                 return
             self._busy = True
@@ -159,7 +159,7 @@ class Coroutines(Subscription):
                     self._busy = False
                     return
                 message = self._waiting.popleft()
-                self._bytes -= len(message)
+                self._bytes -= size_of(message)
             await self._handle(message)
 
     async def _handle(self, message: bytes) -> None:
@@ -191,17 +191,17 @@ class Pooled(Subscription):
 
     def run(self, message: bytes) -> None:
         with self._mutex:
-            if self._bytes + len(message) > MAX_BACKLOG and self._bytes:
+            if self._bytes + size_of(message) > MAX_BACKLOG and self._bytes:
                 self.serial.dropped += 1
                 return
-            self._bytes += len(message)
+            self._bytes += size_of(message)
         self._queue.put(message)
 
     def _work(self) -> None:
         while (message := self._queue.get()) is not None:
             super().run(message)
             with self._mutex:  # afterwards: none means that nothing waits and nothing runs
-                self._bytes -= len(message)
+                self._bytes -= size_of(message)
 
     def stop(self) -> None:
         """The threads end when they have handled what has come."""

@@ -15,7 +15,7 @@ from contextlib import suppress
 from functools import partial
 
 from pymq.exceptions import ProviderError, QueueNotFound
-from pymq.message import Split
+from pymq.message import Head, size_of
 from pymq.patience import Patience
 from pymq.provider._shm.files import (
     Bells,
@@ -368,7 +368,7 @@ class Inbox:
             return 0
         self._found.append((message, None))
         self._was_large = True
-        return len(message)
+        return size_of(message)
 
     def _fetch(self, reference: bytes) -> bytes:
         """Copy a message, or all behind its head, out of an arena, and free it there."""
@@ -377,7 +377,11 @@ class Inbox:
         offset = position % arena.size
         payload = bytes(arena.bytes[offset : offset + length])
         arena.words[FREED] = position + aligned(length)
-        return Split(reference[LOCATION.size :], payload) if len(reference) > LOCATION.size else payload
+        if len(reference) == LOCATION.size:
+            return payload
+        head = Head(reference[LOCATION.size :])
+        head.payload = payload
+        return head
 
     def _open_arena(self, token: int) -> Arena:
         for other, arena in list(self._arenas.items()):
