@@ -136,7 +136,7 @@ class Head(bytes):
 
 
 def beside(message: bytes) -> bytes:
-    """What is not in the message itself, so that the payload of any is `message[start:] or beside(message)`."""
+    """What belongs to a message and is not in it: its payload is what follows the head, or this."""
     return message.payload if type(message) is Head else b""
 
 
