@@ -53,8 +53,17 @@ def _learn(shape: Any, values: Sequence[Any], kwargs: dict[str, Any]) -> Encodin
     return found
 
 
-_Shape = tuple[bytes, list[Callable[[bytes], Any]], list[str], struct.Struct]
-"""Its bytes, behind their length; what decodes the arguments; the names of the last ones; the lengths of all but the last."""
+Decode = Callable[[bytes], Any]
+_Shape = tuple[bytes, Decode | None, list[Decode], list[str], struct.Struct]
+"""Its bytes, behind their length; what decodes the one argument where there is no other and it has no name, and what decodes each;
+the names of the last ones; the lengths of all but the last."""
+
+
+def _refuse(data: bytes) -> Any:
+    raise CodecError("these are not the arguments of a call")
+
+
+_NONE: _Shape = (bytes(_LENGTH.size), _refuse, [], [], struct.Struct("<"))
 
 
 class CallReader:
@@ -63,17 +72,17 @@ class CallReader:
     def __init__(self, hint: Callable[[int | str], Any]) -> None:
         self._hint = hint
         self._shapes: dict[bytes, _Shape] = {}
-        self._last: _Shape | None = None
+        self._last = _NONE
 
     def call(self, function: Callable[..., Any], data: bytes, start: int) -> Any:
         """Call it with the arguments that begin at `start`, each as its parameter's hint wants it. Raises CodecError."""
         shape = self._last
-        if shape is None or not data.startswith(shape[0], start):
+        if not data.startswith(shape[0], start):
             shape = self._find(data, start)
-        head, decoders, names, lengths = shape
+        head, only, decoders, names, lengths = shape
         end = start + len(head)
-        if len(decoders) == 1 and not names:
-            return function(decoders[0](data[end:]))
+        if only is not None:
+            return function(only(data[end:]))
         values = _values(data, end, decoders, lengths)
         first = len(values) - len(names)
         return function(*values[:first], **dict(zip(names, values[first:])))
@@ -95,11 +104,12 @@ class CallReader:
             raise CodecError("these are not the arguments of a call") from error
         if len(self._shapes) > _KEPT_SHAPES:
             self._shapes.clear()
-        found = self._shapes[head] = head, decoders, names, _lengths(len(kinds))
+        only = decoders[0] if len(decoders) == 1 and not names else None
+        found = self._shapes[head] = head, only, decoders, names, _lengths(len(kinds))
         return found
 
 
-def _values(data: bytes, start: int, decoders: list[Callable[[bytes], Any]], lengths: struct.Struct) -> list[Any]:
+def _values(data: bytes, start: int, decoders: list[Decode], lengths: struct.Struct) -> list[Any]:
     position = start + lengths.size
     try:
         sizes = lengths.unpack_from(data, start)

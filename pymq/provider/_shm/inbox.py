@@ -184,7 +184,7 @@ class Inbox:
                 except BlockingIOError:
                     data = b""
                 size = len(data) - _HEADER_BYTES
-                if 0 <= size <= INLINE_BYTES and not head[LOGGED]:
+                if size >= 0 and not head[LOGGED]:
                     magic, length, expected = unpack_header(data)
                     if length == size and magic == DATA and checksum(body := data[_HEADER_BYTES:]) == expected:
                         # one small message, as in a conversation: 1 us less than by what follows
