@@ -30,6 +30,7 @@ DEADLINE = struct.Struct("<d")
 SEQUENCE = struct.Struct("<Q")
 NEVER = float("inf")
 FOREVER = DEADLINE.pack(NEVER)
+DEADLINE_BYTES, SEQUENCE_BYTES = DEADLINE.size, SEQUENCE.size
 REMOTE_NAME = "__pymq_remote__"
 """The attribute in which a function that is exposed under another name than its own remembers that, for `stub(function)`."""
 
@@ -71,7 +72,7 @@ class Remote:
                 return by_name.get(place, every.get(inspect.Parameter.VAR_KEYWORD, Any))
             return in_order[place] if place < len(in_order) else every.get(inspect.Parameter.VAR_POSITIONAL, Any)
 
-        self._call = CallReader(wanted).call
+        self._calls = CallReader(wanted)
         self._convert: Callable[[Any, Any], Any] = codec.convert
 
     def execute(self, start: int, reply_to: str, message: bytes) -> None:
@@ -79,13 +80,13 @@ class Remote:
         try:
             if not message.startswith(FOREVER, start) and self.bus.provider.clock() > DEADLINE.unpack_from(message, start)[0]:
                 return
-            start += DEADLINE.size
-            request = message[: SEQUENCE.size]
+            start += DEADLINE_BYTES
+            request = message[:SEQUENCE_BYTES]
             if self.is_async:
                 self.bus.loop.submit(self.name, self._run_async(message, start, reply_to, request))
                 return
             try:
-                result = self._call(self.fn, message, start)
+                result = self._calls.call(self.fn, message, start)
             except BaseException as error:
                 self.bus.remotes.fail(reply_to, request, error)
             else:
@@ -95,7 +96,7 @@ class Remote:
 
     async def _run_async(self, message: bytes, start: int, reply_to: str, request: bytes) -> None:
         try:
-            result = await self._call(self.fn, message, start)
+            result = await self._calls.call(self.fn, message, start)
         except BaseException as error:
             self.bus.remotes.fail(reply_to, request, error)
         else:
@@ -122,7 +123,7 @@ class _Requests:
         self.name = prefix.channel
 
         def refuse(message: bytes) -> None:
-            remotes.fail(reply_to, message[: SEQUENCE.size], NoSuchRemoteError(f"nobody serves {prefix.channel!r}"))
+            remotes.fail(reply_to, message[:SEQUENCE_BYTES], NoSuchRemoteError(f"nobody serves {prefix.channel!r}"))
 
         self.serial: Serial = Serial() if remote is None else remote.serial
         self.run: Callable[[bytes], None] = refuse if remote is None else partial(remote.execute, start, reply_to)

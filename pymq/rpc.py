@@ -22,7 +22,7 @@ from pymq.calls import pack_call
 from pymq.exceptions import CodecError, NoSuchRemoteError, QueueNotFound, RemoteInvocationError, RpcTimeout, ServerDied
 from pymq.handlers import hints_of
 from pymq.message import Prefix, pack_sequence
-from pymq.remotes import DEADLINE, FOREVER, NEVER, SEQUENCE, Remotes
+from pymq.remotes import DEADLINE, FOREVER, NEVER, SEQUENCE, SEQUENCE_BYTES, Remotes
 from pymq.topics import qualified_name
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 log: logging.Logger = logging.getLogger("pymq")
 FAILURES = (RemoteInvocationError, NoSuchRemoteError)
 """What stands in a result's place. A tuple: a union is made anew wherever it is written, 0.3 us."""
-_SEQUENCE, _START = SEQUENCE.size, frames.START.size
+_START = frames.START.size
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -258,12 +258,12 @@ class StubMethod(Generic[P, R]):
         """The result that a reply carries, or the exception that stands for it."""
         packed, decode = self._last
         try:
-            if not message.startswith(packed, _SEQUENCE):  # not from the same server, or not of the same type, as the last
+            if not message.startswith(packed, SEQUENCE_BYTES):  # not from the same server, or not of the same type, as the last
                 prefix = frames.prefix_of(message)
                 decode = self._decoders.get(prefix) or self._decoder(prefix)
-                packed = message[_SEQUENCE : _START + len(prefix)]
+                packed = message[SEQUENCE_BYTES : _START + len(prefix)]
                 self._last = packed, decode
-            return decode(message[_SEQUENCE + len(packed) :])
+            return decode(message[SEQUENCE_BYTES + len(packed) :])
         except (CodecError, ValueError, TypeError) as error:
             return RemoteInvocationError(f"the result of {self.name!r} cannot be read: {error}", "CodecError", error.args)
 
