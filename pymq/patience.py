@@ -15,7 +15,8 @@ class Patience:
     """
 
     def __init__(self) -> None:
-        self._failures = 0
+        self.failures = 0
+        """How often in a row it was in vain."""
         self._unwise = 1
         self.seconds: float = 0.0
         """How long to look again this time."""
@@ -23,10 +24,10 @@ class Patience:
     def learn(self, looked: bool, in_vain: bool, waited: float) -> None:
         """How it went: whether it was looked again, whether in vain, and how many seconds the answer took in all."""
         if in_vain:
-            self._failures = min(self._failures + 1, _MOST_FAILURES)
-            self._unwise = 1 << self._failures
+            self.failures = min(self.failures + 1, _MOST_FAILURES)
+            self._unwise = 1 << self.failures
         elif looked:
-            self._failures = 0
+            self.failures = 0
         elif waited < 2 * MOMENT:
             self._unwise = max(0, self._unwise - 1)
         self.seconds = 0.0 if self._unwise else MOMENT

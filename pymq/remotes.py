@@ -9,6 +9,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from queue import Full
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,8 @@ log: logging.Logger = logging.getLogger("pymq")
 DEADLINE = struct.Struct("<d")
 SEQUENCE = struct.Struct("<Q")
 NEVER = float("inf")
+FOREVER = DEADLINE.pack(NEVER)
+DEADLINE_BYTES, SEQUENCE_BYTES = DEADLINE.size, SEQUENCE.size
 REMOTE_NAME = "__pymq_remote__"
 """The attribute in which a function that is exposed under another name than its own remembers that, for `stub(function)`."""
 
@@ -69,43 +72,45 @@ class Remote:
                 return by_name.get(place, every.get(inspect.Parameter.VAR_KEYWORD, Any))
             return in_order[place] if place < len(in_order) else every.get(inspect.Parameter.VAR_POSITIONAL, Any)
 
-        self._unpack = CallReader(wanted).unpack
+        self._calls = CallReader(wanted)
         self._convert: Callable[[Any, Any], Any] = codec.convert
 
-    def execute(self, message: bytes, start: int, reply_to: str) -> None:
+    def execute(self, start: int, reply_to: str, message: bytes) -> None:
         """Execute one request, whose prefix ends at `start`. An expired one is dropped: its caller has given up."""
-        (sequence,) = SEQUENCE.unpack_from(message)
-        (deadline,) = DEADLINE.unpack_from(message, start)
-        if deadline != NEVER and self.bus.provider.clock() > deadline:
-            return
-        start += DEADLINE.size
-        if self.is_async:
-            self.bus.loop.submit(self.name, self._run_async(message, start, reply_to, sequence))
-            return
         try:
-            args, kwargs = self._unpack(message, start)
-            result = self.fn(*args, **kwargs)
-        except BaseException as error:
-            self.bus.remotes.fail(reply_to, sequence, error)
-        else:
-            self._reply(reply_to, sequence, result)
+            if not message.startswith(FOREVER, start) and self.bus.provider.clock() > DEADLINE.unpack_from(message, start)[0]:
+                return
+            start += DEADLINE_BYTES
+            request = message[:SEQUENCE_BYTES]
+            if self.is_async:
+                self.bus.loop.submit(self.name, self._run_async(message, start, reply_to, request))
+                return
+            try:
+                result = self._calls.call(self.fn, message, start)
+            except BaseException as error:
+                self.bus.remotes.fail(reply_to, request, error)
+            else:
+                self._reply(reply_to, request, result)
+        except Exception as error:  # cut short, or the bus was shut down by the call itself
+            log.warning("a call of %r was skipped: %s", self.name, error)
 
-    async def _run_async(self, message: bytes, start: int, reply_to: str, sequence: int) -> None:
+    async def _run_async(self, message: bytes, start: int, reply_to: str, request: bytes) -> None:
         try:
-            args, kwargs = self._unpack(message, start)
-            result = await self.fn(*args, **kwargs)
+            result = await self._calls.call(self.fn, message, start)
         except BaseException as error:
-            self.bus.remotes.fail(reply_to, sequence, error)
+            self.bus.remotes.fail(reply_to, request, error)
         else:
-            self._reply(reply_to, sequence, result)
+            self._reply(reply_to, request, result)
 
-    def _reply(self, reply_to: str, sequence: int, result: Any) -> None:
+    def _reply(self, reply_to: str, request: bytes, result: Any) -> None:
+        remotes = self.bus.remotes
         try:
             if type(result) is not self.returns:
                 result = self._convert(result, self.returns)
-            self.bus.remotes.reply(reply_to, sequence, result)
+            prefix, encode = remotes.encodings.get(type(result)) or remotes.encoding(type(result))
+            remotes.send(reply_to, request + prefix + encode(result))
         except Exception as error:  # the result cannot travel, or is not what the function promises
-            self.bus.remotes.fail(reply_to, sequence, error)
+            remotes.fail(reply_to, request, error)
 
 
 class _Requests:
@@ -117,18 +122,11 @@ class _Requests:
         remote, start, reply_to = remotes.get(prefix.channel), frames.START.size + len(packed), prefix.type_name
         self.name = prefix.channel
 
-        def execute(message: bytes) -> None:
-            assert remote is not None
-            try:
-                remote.execute(message, start, reply_to)
-            except Exception as error:  # cut short, or the bus was shut down by the call itself
-                log.warning("a call of %r was skipped: %s", prefix.channel, error)
-
         def refuse(message: bytes) -> None:
-            (sequence,) = SEQUENCE.unpack_from(message)
-            remotes.fail(reply_to, sequence, NoSuchRemoteError(f"nobody serves {prefix.channel!r}"))
+            remotes.fail(reply_to, message[:SEQUENCE_BYTES], NoSuchRemoteError(f"nobody serves {prefix.channel!r}"))
 
-        self.serial, self.run = (Serial(), refuse) if remote is None else (remote.serial, execute)
+        self.serial: Serial = Serial() if remote is None else remote.serial
+        self.run: Callable[[bytes], None] = refuse if remote is None else partial(remote.execute, start, reply_to)
 
 
 class Remotes:
@@ -138,7 +136,7 @@ class Remotes:
         self._bus = bus
         self._lock = threading.Lock()
         self._remotes: dict[str, Remote] = {}
-        self._prefixes: dict[Any, tuple[bytes, Callable[[Any], bytes]]] = {}
+        self.encodings: dict[Any, tuple[bytes, Callable[[Any], bytes]]] = {}
 
     @staticmethod
     def name_of(fn: Callable[..., Any] | str, channel: str | None = None) -> str:
@@ -201,20 +199,16 @@ class Remotes:
             found = self._bus.subscriptions.tasks[packed] = (_Requests(self, packed, prefix),)
         return found
 
-    def reply(self, queue: str, request: int, result: Any) -> None:
-        """Send a result. Raises CodecError or MessageTooLarge where it cannot travel."""
-        prefix, encode = self._prefixes.get(type(result)) or self._prefix(type(result))
-        self._send(queue, SEQUENCE.pack(request) + prefix + encode(result))
-
-    def _prefix(self, cls: type) -> tuple[bytes, Callable[[Any], bytes]]:
+    def encoding(self, cls: type) -> tuple[bytes, Callable[[Any], bytes]]:
+        """The prefix of a reply with a result of that class, and what encodes it; kept. Raises CodecError where it cannot travel."""
         from pymq import codec
 
         encoder = codec.encoder_for(cls)
         prefix = Prefix(frames.REPLY, encoder.form, 0, self._bus.token, "", encoder.type_name, ())
-        found = self._prefixes[cls] = frames.pack_prefix(prefix), encoder.encode
+        found = self.encodings[cls] = frames.pack_prefix(prefix), encoder.encode
         return found
 
-    def fail(self, queue: str, request: int, error: BaseException) -> None:
+    def fail(self, queue: str, request: bytes, error: BaseException) -> None:
         """Send what the function raised: its type's name, text, arguments and traceback."""
         from pymq import codec
 
@@ -225,11 +219,12 @@ class Remotes:
             details = codec.encode_arguments((type(error).__name__, _text(error), [repr(a) for a in error.args], ascii(trace)), {})
         prefix = Prefix(frames.FAILURE, codec.TAGGED, 0, self._bus.token, "", "", ())
         try:
-            self._send(queue, SEQUENCE.pack(request) + frames.pack_prefix(prefix) + details)
+            self.send(queue, request + frames.pack_prefix(prefix) + details)
         except (PymqError, Full) as failure:
             log.warning("a failure could not be reported to its caller: %s", failure)
 
-    def _send(self, queue: str, message: bytes) -> None:
+    def send(self, queue: str, message: bytes) -> None:
+        """To a caller, if it is still there."""
         try:
             self._bus.provider.send(queue, message, timeout=1.0)
         except QueueNotFound:

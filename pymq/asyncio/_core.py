@@ -172,10 +172,10 @@ class Servers(Remotes):
         super().__init__(core)
         self._core = core
 
-    def _send(self, queue: str, message: bytes) -> None:
+    def send(self, queue: str, message: bytes) -> None:
         port = self._core.port
         if not port.direct:
-            return port.post(super()._send, queue, message)
+            return port.post(super().send, queue, message)
         try:
             port.provider.send(queue, message, timeout=0)
         except QueueNotFound:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from operator import methodcaller
+from time import monotonic
 from typing import Any
 
 from pymq.exceptions import LeaseLost, ProviderError, QueueNotFound
@@ -225,12 +226,14 @@ class ShmProvider(Sending):
     def _outlet(self, name: str) -> Outlet | None:
         """The way into a temporary queue; None where there is none, or its process is dead."""
         outlet = self._outlets.get(name)
-        if outlet is not None and outlet.head[DELETED]:  # there may be another of that name
-            self._outlets.pop(name, None)
-            outlet = None
-        if outlet is None and exists(f"{encode_name(name)}.fifo", self._registry.inboxes):
-            with suppress(QueueNotFound):
-                outlet = self._outlets[name] = self._open_outlet(name)
+        if outlet is not None:
+            if not outlet.head[DELETED]:
+                return outlet
+            self._outlets.pop(name, None)  # there may be another of that name
+        if not exists(f"{encode_name(name)}.fifo", self._registry.inboxes):
+            return None
+        with suppress(QueueNotFound):
+            outlet = self._outlets[name] = self._open_outlet(name)
         return None if outlet is None or outlet.head[DELETED] else outlet
 
     def _open_outlet(self, name: str) -> Outlet:
@@ -359,33 +362,54 @@ class ShmProvider(Sending):
         watch: Sequence[str] = (),
         busy: bool = False,
     ) -> list[Delivery]:
-        if time.monotonic() >= self._next_look or self._words[WORD] == REMOVED:
+        if monotonic() >= self._next_look:
             self._look()
         seen = self._words
-        self._inside.append(None)
         try:
-            watched = dict.fromkeys(watch) if watch else ()
-            alive = [outlet for name in watched if (outlet := self._outlet(name))] if watch else []
-            if len(alive) < len(watched):
-                timeout = 0
-            fds = [outlet.fifo for outlet in alive]
             inbox = self._inboxes.get(queue)
+            spin = self.spin if watch or self._has_sent else self.spin or 0.0
             if inbox is not None:
-                is_answered = bool(watch) or self._has_sent
                 self._has_sent = False
-                found = inbox.receive(timeout, self.spin if is_answered else self.spin or 0.0, fds, busy)
-            else:
-                found = self._receive_shared(queue, timeout, limit, lease, fds)
-            if alive and not found:
-                self._bury_dead(alive)
-            return found
+                found = inbox.look(timeout, spin, busy)
+                if found:  # nothing else was looked at yet: 1 us less
+                    return found
+            return self._wait(queue, inbox, timeout, limit, lease, watch, spin, busy)
         except Removed:
             self._begin_anew(seen)
             return self.receive(queue, timeout, limit=limit, lease=lease, watch=watch, busy=busy)
         except OSError as error:
             raise translated(error, self.path) from error
+
+    def _wait(
+        self,
+        queue: str,
+        inbox: Inbox | None,
+        timeout: float | None,
+        limit: int,
+        lease: float | None,
+        watch: Sequence[str],
+        spin: float | None,
+        busy: bool,
+    ) -> list[Delivery]:
+        if self._words[WORD] == REMOVED:
+            raise Removed
+        watched = [*map(self._outlet, dict.fromkeys(watch))]
+        if None in watched:
+            timeout = 0
+        alive = [outlet for outlet in watched if outlet is not None]
+        fds = [outlet.fifo for outlet in alive]
+        found: list[Delivery] = []
+        self._inside.append(None)
+        try:
+            if inbox is None:
+                found = self._receive_shared(queue, timeout, limit, lease, fds)
+            elif timeout != 0:
+                found = inbox.wait(timeout, spin, fds, busy)
         finally:
             self._inside.pop()
+        if not found:
+            self._bury_dead(alive)
+        return found
 
     def _receive_shared(self, name: str, timeout: float | None, limit: int, lease: float | None, fds: list[int]) -> list[Delivery]:
         if self._closed:

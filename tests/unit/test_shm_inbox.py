@@ -682,14 +682,22 @@ def test_two_threads_may_list_a_directory(opened):
 
 
 def spins_of(provider: ShmProvider, monkeypatch: pytest.MonkeyPatch, pays: bool) -> Callable[[int], bool]:
-    """Receives so many messages that have come together, in a conversation; whether it spun before."""
+    """Receives so many messages that come together, in a conversation, after a first look in vain; whether it spun before."""
     inbox = provider._inboxes["in"]
+    sleep = inbox._sleep
+    coming: list[bytes] = []
     spun: list[float] = []
-    monkeypatch.setattr(inbox, "_spin", lambda end: spun.append(end) or pays)
+
+    def come() -> bool:
+        while coming:
+            provider.publish(("topic",), coming.pop())
+        return True
+
+    monkeypatch.setattr(inbox, "_spin", lambda end: spun.append(end) or (pays and come()))
+    monkeypatch.setattr(inbox, "_sleep", lambda end, busy: not come() or sleep(end, busy))
 
     def receive(count: int) -> bool:
-        for _ in range(count):
-            provider.publish(("topic",), b"m")
+        coming.extend([b"m"] * count)
         provider._has_sent = True
         spun.clear()
         assert len(provider.receive("in", GUARD)) == count
@@ -717,6 +725,33 @@ def test_who_spins_and_gets_an_answer_goes_on(opened, monkeypatch):
     assert receive(3)
     assert not receive(1)  # several had come: this is a stream
     assert receive(1)
+
+
+def test_an_answer_that_is_there_after_one_yield_is_not_polled_for(config, opened, monkeypatch):
+    provider = opened(ShmConfig(home=config.home, spin=GUARD))
+    subscribe(provider, "in")
+    provider.receive("in", 0)
+    monkeypatch.setattr(provider._inboxes["in"], "_poll", None)
+    monkeypatch.setattr("pymq.provider._shm.inbox.sched_yield", lambda: provider.publish(("topic",), b"m"))
+    for _ in range(3):
+        provider._has_sent = True
+        assert provider.receive("in", GUARD) == [(b"m", None)]
+
+
+def test_who_gets_answers_after_one_yield_forgets_the_failures_before(opened, monkeypatch):
+    provider = opened()
+    subscribe(provider, "in")
+    provider.receive("in", 0)
+    receive = spins_of(provider, monkeypatch, pays=False)
+    monkeypatch.setattr("pymq.patience.MOMENT", GUARD)
+    assert [number for number in range(11) if receive(1)] == [1, 4, 9]
+    inbox = provider._inboxes["in"]
+    inbox._patience.seconds = GUARD
+    with monkeypatch.context() as patch:
+        patch.setattr("pymq.provider._shm.inbox.sched_yield", lambda: provider.publish(("topic",), b"m"))
+        provider._has_sent = True
+        assert provider.receive("in", GUARD) == [(b"m", None)]
+    assert [number for number in range(5) if receive(1)] == [0, 3]
 
 
 def test_receivers_of_events_do_not_spin(opened, monkeypatch):

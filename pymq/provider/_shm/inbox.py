@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
+from os import read, sched_yield
 
 from pymq.exceptions import ProviderError, QueueNotFound
 from pymq.message import Head, size_of
@@ -56,6 +57,7 @@ from pymq.provider._shm.frames import (
     aligned,
     arena_name,
     checksum,
+    unpack_header,
 )
 from pymq.provider.base import BUSY, IDLE, RUNNING, Delivery
 
@@ -67,6 +69,7 @@ _BATCH = 64 << 10
 _LARGE_BATCH = 256 << 10
 """64 KiB copied into memory that was just freed: 3.5 us; into fresh pages, as when eight are held at once: 20."""
 _KEPT_LOG_BYTES = 1 << 20
+_HEADER_BYTES = HEADER.size
 _GATHER = 0.00002
 """With four receivers on two processors that is half as many events a second again; with one it makes no difference."""
 _LARGE_SPIN = 0.0001
@@ -116,19 +119,32 @@ class Inbox:
         except OSError:
             pass  # this user has too many large pipes: a small one only means an earlier use of the log
 
-    def receive(self, timeout: float | None, spin: float | None, watch: Sequence[int], busy: bool = False) -> list[Delivery]:
-        """All that has come; [] after the timeout, when woken, and when the reader of one of the write ends `watch` has died.
+    def look(self, timeout: float | None, spin: float | None, busy: bool) -> list[Delivery]:
+        """What has come; in a conversation, what has come after the processor was yielded once.
+
+        On a single processor the other side runs then, and its answer is here when this goes on.
+        """
+        self.head[STATE] = BUSY if busy else RUNNING
+        if not self._is_drained or timeout == 0:
+            found = self.take()
+        elif self._came_many or not (self._patience.seconds if spin is None else spin):
+            return []
+        else:
+            sched_yield()
+            found = self.take()
+            if found:
+                self._patience.failures = 0
+        if found or timeout == 0:
+            self._woken = False
+        return found
+
+    def wait(self, timeout: float | None, spin: float | None, watch: Sequence[int], busy: bool) -> list[Delivery]:
+        """What comes next; [] after the timeout, when woken, and when the reader of one of the write ends `watch` has died.
 
         It spins for so many seconds before it sleeps; where that is None, for as long as an answer takes, while that pays. Where
         several messages came last, it lets more gather instead.
         """
-        self.head[STATE] = BUSY if busy else RUNNING
         found: list[Delivery] = []
-        if not self._is_drained or timeout == 0:
-            found = self.take()
-            if found or timeout == 0:
-                self._woken = False
-                return found
         if watch != self._watched:
             self._watch(watch)
         begin = time.monotonic()
@@ -158,7 +174,25 @@ class Inbox:
                 raise interrupted()
             try:
                 mutex.is_held = True
-                return self._take()
+                head = self.head
+                if head[DELETED]:
+                    raise QueueNotFound(f"the temporary queue {self.name!r} was deleted")
+                if self._data or self._found or not self._is_bare:
+                    self._read(_LARGE_BATCH)
+                    return self._taken()
+                try:
+                    self._data = data = read(self._fifo, _BATCH)  # kept until it is returned: a signal handler may raise
+                except BlockingIOError:
+                    data = b""
+                size = len(data) - _HEADER_BYTES
+                if size >= 0 and not head[LOGGED]:
+                    magic, length, expected = unpack_header(data)
+                    if length == size and magic == DATA and checksum(body := data[_HEADER_BYTES:]) == expected:
+                        # one small message, as in a conversation: 1 us less than by what follows
+                        self._came_many, self._is_drained, self._data = False, not self._woken, b""
+                        return [(body, None)]
+                self._take(data)
+                return self._taken()
             finally:
                 mutex.is_held = False
 
@@ -205,7 +239,7 @@ class Inbox:
         """Yield the processor for a while before sleeping; whether something came. A wake-up takes 30 to 80 us, a turn of this 1."""
         poll = self._poll.poll
         while time.monotonic() < end:
-            os.sched_yield()
+            sched_yield()
             if poll(0):
                 return True
         return False
@@ -213,7 +247,7 @@ class Inbox:
     def _let_gather(self, end: float) -> list[Delivery]:
         """What comes until then, without a look before: who sleeps in a stream is woken by, and for, a single message."""
         while time.monotonic() < end:
-            os.sched_yield()
+            sched_yield()
         return self.take()
 
     def _watch(self, writers: Sequence[int]) -> None:
@@ -241,26 +275,19 @@ class Inbox:
 
     # The mutex is held
 
-    def _take(self) -> list[Delivery]:
-        head = self.head
-        if head[DELETED]:
-            raise QueueNotFound(f"the temporary queue {self.name!r} was deleted")
-        if self._data or head[LOGGED] or self._found or not self._is_bare:
-            self._read(_LARGE_BATCH)
-        else:  # what nearly always happens, in one step
-            self._batch, self._position = _LARGE_BATCH, 0
-            try:
-                self._data = data = os.read(self._fifo, _BATCH)
-            except BlockingIOError:
-                data = b""
-            self._is_whole = len(data) < _BATCH or not self._load_pipe()
-            self._parse()
-            if head[LOGGED]:
-                self._read(self._batch)
+    def _take(self, data: bytes) -> None:
+        """What was read, where nothing else was left."""
+        self._batch, self._position = _LARGE_BATCH, 0
+        self._is_whole = len(data) < _BATCH or not self._load_pipe()
+        self._parse()
+        if self.head[LOGGED] and self._batch > 0:
+            self._read(self._batch)
+
+    def _taken(self) -> list[Delivery]:
         found, self._found = self._found, []
         self._came_many = len(found) > 1
         # then a poll is all it takes to learn of more: a read that finds nothing costs 2 us, most of it the exception
-        self._is_drained = self._is_whole and not self._data and not head[LOGGED] and not self._woken
+        self._is_drained = self._is_whole and not self._data and not self.head[LOGGED] and not self._woken
         return found
 
     def _read(self, batch: float) -> None:
@@ -286,7 +313,7 @@ class Inbox:
     def _load(self) -> bool:
         """Read what is on its way; False where there is nothing."""
         try:
-            data = os.read(self._fifo, _BATCH)
+            data = read(self._fifo, _BATCH)
         except BlockingIOError:
             return False
         self._add(data, len(data) < _BATCH)

@@ -36,6 +36,7 @@ Route: TypeAlias = "tuple[list[Outlet], list[str]]"
 """Where a message to some topics goes: inboxes, and the names of shared queues."""
 
 _MOST_ROUTES = 4096
+_UNKNOWN: tuple[int, list[str]] = (0, [])
 
 logger = logging.getLogger("pymq")
 
@@ -81,16 +82,10 @@ class Sending(Renewable):
         ttl: float | None = None,
         priority: int = 0,
     ) -> None:
-        size = len(message)
-        known = self._outlets.get(queue)
-        if known is not None and size <= known.direct and not known.head[LOGGED] and not known.head[DELETED]:
+        if self._send_directly(queue, message):
             self._has_sent = True
-            try:
-                write(known.fifo, pack_header(DATA, size, checksum(message)) + message)
-                return
-            except OSError:
-                pass  # full or dead: what follows finds out
-        if size > self.max_message_bytes:
+            return
+        if len(message) > self.max_message_bytes:
             raise self._too_large(message)
         seen = self._words
         try:
@@ -112,11 +107,23 @@ class Sending(Renewable):
         except OSError as error:
             raise translated(error, self.path) from error
 
+    def _send_directly(self, queue: str, message: bytes) -> bool:
+        """What nearly always is enough: one write, where the way is known and there is room."""
+        outlet = self._outlets.get(queue)
+        if outlet is None or (size := len(message)) > outlet.direct or outlet.head[LOGGED] or outlet.head[DELETED]:
+            return False
+        try:
+            write(outlet.fifo, pack_header(DATA, size, checksum(message)) + message)
+        except OSError:  # full or dead
+            return False
+        return True
+
     def request(self, topic: str, message: bytes, reply_to: str) -> str | None:
-        generation, names = self._bound.get(topic, (0, []))
+        generation, names = self._bound.get(topic, _UNKNOWN)
         if len(names) == 1 and self._words[WORD] == generation:
             try:
-                self.send(names[0], message, timeout=0)
+                if not self._send_directly(names[0], message):
+                    self.send(names[0], message, timeout=0)
                 return names[0]
             except (QueueNotFound, Full):
                 pass  # what follows finds out
