@@ -32,6 +32,7 @@ _unpack, _pack = _RECORD.unpack_from, _RECORD.pack
 _MARK = 0x71796D70
 _MARKED = _MARK.to_bytes(4, sys.byteorder)
 _CHUNK = 1 << 16
+_PARSED = 16  # records
 _LENGTHS = 0xFFFFFFFF  # what crc32 takes as a start, whatever a damaged record says
 _MOST_FILES = 4  # that are held open
 Ahead: TypeAlias = "tuple[int, int, bytes]"
@@ -62,6 +63,8 @@ class Log:
         self._directory = directory
         self.files: dict[int, int] = {}
         self._chunk = 0, b""
+        self._parsed: dict[int, Ahead] = {}
+        self._parsed_end = 0
         self._guess = 256
 
     def write(self, tail: int, size: int, record: bytes) -> int:
@@ -94,16 +97,27 @@ class Log:
 
         Whoever uses it compares the head under the lock. None for whatever is not usual.
         """
+        return self._parsed.get(head) or self._parse(head)
+
+    def _parse(self, head: int) -> Ahead | None:
+        """Several at once, which takes each half the time, where nobody else has taken any since the last time."""
         start, data = self._chunk
-        at = head - start
-        if not 0 <= at <= len(data) - HEADER:
+        at, last = head - start, len(data) - HEADER
+        if not 0 <= at <= last:
             return None
-        crc, mark, length, due, expiry = _unpack(data, at)
-        end = at + HEADER + length
-        message = data[at + HEADER : end]
-        if due or expiry or mark != _MARK or end > len(data) or crc != crc32(message, length):
-            return None
-        return head, (HEADER + length + 7) & ~7, message
+        most = _PARSED if head == self._parsed_end else 1
+        parsed: dict[int, Ahead] = {}
+        while at <= last and len(parsed) < most:
+            crc, mark, length, due, expiry = _unpack(data, at)
+            end = at + HEADER + length
+            message = data[at + HEADER : end]
+            if due or expiry or mark != _MARK or end > len(data) or crc != crc32(message, length):
+                break
+            size = (HEADER + length + 7) & ~7
+            parsed[start + at] = start + at, size, message
+            at += size
+        self._parsed, self._parsed_end = parsed, start + at
+        return parsed.get(head)
 
     def read(self, position: int) -> tuple[int, bytes, int, int] | None:
         """The size, message, due and expiry of the record there; None at the end of a segment, ValueError for a bad one."""
