@@ -85,8 +85,7 @@ class Queue(Generic[T]):
             provider.send(self._queue, message, timeout=left, maxsize=self.maxsize, delay=delay, ttl=lives, priority=priority)
 
     def _pack(self, item: T) -> bytes:
-        found = self._prefixes.get(type(item))
-        prefix, encode = self._prefix(type(item)) if found is None else found
+        prefix, encode = self._prefixes.get(type(item)) or self._prefix(type(item))
         return frames.pack_sequence(next(self._sequence)) + prefix + encode(item)
 
     def _prefix(self, cls: Any) -> tuple[bytes, Callable[[Any], bytes]]:
@@ -155,9 +154,14 @@ class Queue(Generic[T]):
         provider = self._provider()
         try:
             found = provider.receive(self._queue, 0, lease=lease)
+            if found:
+                return found[0]
         except QueueNotFound:  # freed before we came
             provider.declare(self._queue)
-            found = []
+        return self._receive_later(timeout, lease)
+
+    def _receive_later(self, timeout: float | None, lease: float | None) -> Any:
+        found: Any = ()
         deadline = None if timeout is None else time.monotonic() + timeout
         while not found:
             left = None if deadline is None else deadline - time.monotonic()

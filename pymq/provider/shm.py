@@ -364,12 +364,14 @@ class ShmProvider(Sending):
         seen = self._words
         self._inside.append(None)
         try:
+            inbox = self._inboxes.get(queue)
+            if inbox is None and not watch:
+                return self._receive_shared(queue, timeout, limit, lease)
             watched = dict.fromkeys(watch) if watch else ()
             alive = [outlet for name in watched if (outlet := self._outlet(name))] if watch else []
             if len(alive) < len(watched):
                 timeout = 0
             fds = [outlet.fifo for outlet in alive]
-            inbox = self._inboxes.get(queue)
             if inbox is not None:
                 is_answered = bool(watch) or self._has_sent
                 self._has_sent = False
@@ -387,22 +389,24 @@ class ShmProvider(Sending):
         finally:
             self._inside.pop()
 
-    def _receive_shared(self, name: str, timeout: float | None, limit: int, lease: float | None, fds: list[int]) -> list[Delivery]:
+    def _receive_shared(
+        self, name: str, timeout: float | None, limit: int, lease: float | None, fds: Sequence[int] = ()
+    ) -> list[Delivery]:
         if self._closed:
             raise ProviderError("the provider was closed while it was waited on")
-        entry = self._shared(name)
         wakes = self._wakes
+        entry = self._queues.get(name) or self._shared(name)
         try:
-            return entry[0].receive(
-                timeout,
-                limit=limit,
-                lease=lease,
-                watch_fds=fds,
-                stopped=lambda: self._wakes != wakes or self._closed or self._words[WORD] == REMOVED,
-            )
+            if timeout == 0:
+                return entry[0].receive(0, limit, lease)
+            return entry[0].receive(timeout, limit, lease, fds, functools.partial(self._is_stopped, wakes))
         except QueueNotFound:
             self._queues.pop(name, None)
             raise
+
+    def _is_stopped(self, wakes: int) -> bool:
+        """Whether a receive that began after so many wakes has to end."""
+        return self._wakes != wakes or self._closed or self._words[WORD] == REMOVED
 
     def wake(self) -> None:
         self._wakes += 1

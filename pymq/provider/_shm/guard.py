@@ -36,11 +36,20 @@ class Guard(Lock):
     def acquire(self, words: memoryview) -> None:
         """With the mutex held: take the file's, announced in a word that others watch. A refused flock costs an exception (2 us)."""
         busy = self.busy
+        if not words[busy]:
+            words[busy] = 1
+            try:
+                return flock(self.fd, EXCLUSIVE_NOW)
+            except BlockingIOError:
+                pass
+        return self._contend(words)
+
+    def _contend(self, words: memoryview) -> None:
+        busy = self.busy
         for _ in range(_TRIES):
-            if words[busy]:
-                for _ in range(_LOOKS):
-                    if not words[busy]:
-                        break
+            for _ in range(_LOOKS):
+                if not words[busy]:
+                    break
             words[busy] = 1
             try:
                 return flock(self.fd, EXCLUSIVE_NOW)
