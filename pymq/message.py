@@ -34,6 +34,7 @@ EVENT, ITEM, REQUEST, REPLY, FAILURE = range(1, 6)
 OPTIONS, TIMED = 1, 2
 
 START = struct.Struct("<QH")
+SEQUENCE_BYTES = 8
 FIXED = struct.Struct("<BBBBQ")
 LENGTH = struct.Struct("<I")
 pack_sequence: Callable[[int], bytes] = struct.Struct("<Q").pack

@@ -51,6 +51,7 @@ class Queue(Generic[T]):
         self._closed = False
         self._prefixes: dict[Any, tuple[bytes, Callable[[Any], bytes]]] = {}
         self._plain: dict[bytes, tuple[Callable[[bytes], Any], int]] = {}
+        self._latest: tuple[bytes, Callable[[bytes], Any], int] = b"", self._decode_other, 0
         self._sequence = itertools.count(_numbers() << 40)
         codec.name_type(type)
         bus.provider.declare(self._queue)
@@ -71,7 +72,7 @@ class Queue(Generic[T]):
         Full. `delay`: nobody gets it before so many seconds; `ttl`: it is dropped so many after that; `priority`: higher ones first,
         where the provider has levels. Raises CodecError for an item that cannot travel, MessageTooLarge, ProviderError, ValueError.
         """
-        provider = self._provider()
+        provider = self._bus.provider if not self._closed else self._provider()  # 0.05 us less than the call
         left = None if block and timeout is None else _timeout(block, timeout)
         message = self._pack(item)
         if delay or ttl is not None or priority:
@@ -151,7 +152,7 @@ class Queue(Generic[T]):
         return self.receive(timeout, lease)
 
     def _receive(self, timeout: float | None, lease: float | None) -> Any:
-        provider = self._provider()
+        provider = self._bus.provider if not self._closed else self._provider()
         try:
             found = provider.receive(self._queue, 0, lease=lease)
             if found:
@@ -179,10 +180,15 @@ class Queue(Generic[T]):
             raise
 
     def _decode(self, message: bytes) -> Any:
+        prefix, decode, start = self._latest  # most have the prefix of the one before: that is 0.1 us less than to look it up
+        return decode(message[start:]) if message.startswith(prefix, frames.SEQUENCE_BYTES) else self._decode_other(message)
+
+    def _decode_other(self, message: bytes) -> Any:
         packed = frames.prefix_of(message)
         found = self._plain.get(packed)
         if found is not None:
             decode, start = found
+            self._latest = message[frames.SEQUENCE_BYTES : start], decode, start
             return decode(message[start:])
         from pymq import codec
 

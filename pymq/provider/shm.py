@@ -7,7 +7,6 @@ contract is put over them.
 from __future__ import annotations
 
 import errno
-import functools
 import itertools
 import logging
 import os
@@ -17,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from operator import methodcaller
 from typing import Any
 
@@ -240,8 +240,8 @@ class ShmProvider(Sending):
         registry = self._registry
         kind = self._outlet_class(name)
         direct = min(INLINE_BYTES, self.max_message_bytes)
-        limited = functools.partial(kind, max_pending=self._max_pending, direct=direct)
-        make = functools.partial(limited, name, registry.inboxes, registry.bells, registry.member)
+        limited = partial(kind, max_pending=self._max_pending, direct=direct)
+        make = partial(limited, name, registry.inboxes, registry.bells, registry.member)
         try:
             return make(own=self._inboxes.get(name))
         except OSError as error:
@@ -364,14 +364,16 @@ class ShmProvider(Sending):
         seen = self._words
         self._inside.append(None)
         try:
-            inbox = self._inboxes.get(queue)
-            if inbox is None and not watch:
-                return self._receive_shared(queue, timeout, limit, lease)
+            shared = self._queues.get(queue)
+            if shared is not None and not watch and not self._closed:
+                stopped = partial(self._is_stopped, self._wakes) if timeout != 0 else bool
+                return shared[0].receive(timeout, limit, lease, (), stopped)
             watched = dict.fromkeys(watch) if watch else ()
             alive = [outlet for name in watched if (outlet := self._outlet(name))] if watch else []
             if len(alive) < len(watched):
                 timeout = 0
             fds = [outlet.fifo for outlet in alive]
+            inbox = self._inboxes.get(queue)
             if inbox is not None:
                 is_answered = bool(watch) or self._has_sent
                 self._has_sent = False
@@ -381,6 +383,9 @@ class ShmProvider(Sending):
             if alive and not found:
                 self._bury_dead(alive)
             return found
+        except QueueNotFound:
+            self._queues.pop(queue, None)
+            raise
         except Removed:
             self._begin_anew(seen)
             return self.receive(queue, timeout, limit=limit, lease=lease, watch=watch, busy=busy)
@@ -389,20 +394,11 @@ class ShmProvider(Sending):
         finally:
             self._inside.pop()
 
-    def _receive_shared(
-        self, name: str, timeout: float | None, limit: int, lease: float | None, fds: Sequence[int] = ()
-    ) -> list[Delivery]:
+    def _receive_shared(self, name: str, timeout: float | None, limit: int, lease: float | None, fds: list[int]) -> list[Delivery]:
         if self._closed:
             raise ProviderError("the provider was closed while it was waited on")
-        wakes = self._wakes
-        entry = self._queues.get(name) or self._shared(name)
-        try:
-            if timeout == 0:
-                return entry[0].receive(0, limit, lease)
-            return entry[0].receive(timeout, limit, lease, fds, functools.partial(self._is_stopped, wakes))
-        except QueueNotFound:
-            self._queues.pop(name, None)
-            raise
+        entry = self._shared(name)
+        return entry[0].receive(timeout, limit, lease, fds, partial(self._is_stopped, self._wakes))
 
     def _is_stopped(self, wakes: int) -> bool:
         """Whether a receive that began after so many wakes has to end."""

@@ -113,7 +113,6 @@ class SharedQueue:
     def send(
         self,
         message: bytes,
-        *,
         timeout: float | None = None,
         maxsize: int = 0,
         delay: float = 0,
@@ -123,7 +122,7 @@ class SharedQueue:
         """The message is at the end of its level when this returns. Raises `queue.Full` after `timeout` without room."""
         if monotonic_ns() >= self._next_look_at_files:
             self.look_at_files()
-        if not 0 <= priority < LEVELS_COUNT:
+        if priority and not 0 < priority < LEVELS_COUNT:
             raise ValueError(f"priority must be 0 to {LEVELS_COUNT - 1}, not {priority}")
         record = pack_record(message, delay, ttl)
         store, lock, words = self._store, self._sending, self._words
