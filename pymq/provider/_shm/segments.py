@@ -1,6 +1,6 @@
 """The log of a shared queue: records in segment files that only grow, found by position.
 
-A record is `crc, mark, length, due, expiry, message`, padded to whole words; the crc is over all of it. There are ten levels of
+A record is `checksum, mark, length, due, expiry, message`, padded to whole words; the first is over all of it. There are ten levels of
 priority, each with segments of its own. A *position* is one word: `level << 60 | segment << SHIFT | offset`; the upper bits name
 the file. The offset begins behind one word, the number of claims that keep a segment which the head has left.
 """
@@ -14,10 +14,10 @@ import sys
 from os import pread, pwrite
 from time import monotonic_ns
 from typing import TypeAlias
-from zlib import crc32
 
 from pymq.exceptions import MessageTooLarge
 from pymq.provider._shm.files import Directory, adopt_file, close_file
+from pymq.provider._shm.frames import checksum
 from pymq.provider._shm.state import START
 
 SEGMENT_BYTES = 256 << 10  # what is consumed is given back by whole segments; a new one costs 20 us
@@ -33,7 +33,7 @@ _MARK = 0x71796D70
 _MARKED = _MARK.to_bytes(4, sys.byteorder)
 _CHUNK = 1 << 16
 _PARSED = 16  # records
-_LENGTHS = 0xFFFFFFFF  # what crc32 takes as a start, whatever a damaged record says
+_LENGTHS = 0xFFFFFFFF  # what `checksum` takes as a start, whatever a damaged record says
 _MOST_FILES = 4  # that are held open
 Ahead: TypeAlias = "tuple[int, int, bytes]"
 """A record that was read before the lock was taken: where, its size, its message."""
@@ -43,17 +43,17 @@ def pack_record(message: bytes, delay: float, ttl: float | None) -> bytes:
     """A message as it is kept, not padded yet; times begin now."""
     length = len(message)
     if not delay and ttl is None:
-        return _pack(crc32(message, length), _MARK, length, 0, 0) + message
+        return _pack(checksum(message, length), _MARK, length, 0, 0) + message
     now = monotonic_ns()
     due = now + int(delay * NS) if delay > 0 else 0
     expiry = 0 if ttl is None else now + int(ttl * NS)
-    return _pack(_checksum(message, due, expiry), _MARK, length, due, expiry) + message
+    return _pack(_checksum_of(message, due, expiry), _MARK, length, due, expiry) + message
 
 
-def _checksum(message: bytes, due: int, expiry: int) -> int:
+def _checksum_of(message: bytes, due: int, expiry: int) -> int:
     """Over the whole record: what is 0 in most of them costs them nothing."""
     start = len(message) & _LENGTHS
-    return crc32(message, crc32(b"%d %d" % (due, expiry), start) if due or expiry else start)
+    return checksum(message, checksum(b"%d %d" % (due, expiry), start) if due or expiry else start)
 
 
 class Log:
@@ -108,10 +108,10 @@ class Log:
         most = _PARSED if head == self._parsed_end else 1
         parsed: dict[int, Ahead] = {}
         while at <= last and len(parsed) < most:
-            crc, mark, length, due, expiry = _unpack(data, at)
+            summed, mark, length, due, expiry = _unpack(data, at)
             end = at + HEADER + length
             message = data[at + HEADER : end]
-            if due or expiry or mark != _MARK or end > len(data) or crc != crc32(message, length):
+            if due or expiry or mark != _MARK or end > len(data) or summed != checksum(message, length):
                 break
             size = (HEADER + length + 7) & ~7
             parsed[start + at] = start + at, size, message
@@ -127,13 +127,13 @@ class Log:
             if not data:
                 return None
             raise ValueError(f"the record at {position:x} is cut short")
-        crc, mark, length, due, expiry = _unpack(data)
+        summed, mark, length, due, expiry = _unpack(data)
         end = HEADER + length
         if end > len(data):
             data += pread(file, min(end - len(data), os.fstat(file).st_size), (position & OFFSET) + len(data))
             self._guess = min(1 << end.bit_length(), _CHUNK)
         message = data[HEADER:end]
-        if mark != _MARK or len(message) != length or crc != _checksum(message, due, expiry):
+        if mark != _MARK or len(message) != length or summed != _checksum_of(message, due, expiry):
             raise ValueError(f"the record at {position:x} is damaged")
         return (end + 7) & ~7, message, due, expiry
 
