@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from pymq import message as frames
 from pymq.deliveries import DEAD_HEADERS, Leased, Policy, dead_letter, unpack_anything
 from pymq.exceptions import CodecError, LeaseLost, PymqError, QueueNotFound, Reject, Retry
-from pymq.message import Frame, Prefix
+from pymq.message import SEQUENCE_BYTES, Frame, Prefix, pack_sequence
 from pymq.provider.base import Provider
 
 if TYPE_CHECKING:
@@ -74,20 +74,18 @@ class Queue(Generic[T]):
         """
         provider = self._bus.provider if not self._closed else self._provider()  # 0.05 us less than the call
         left = None if block and timeout is None else _timeout(block, timeout)
-        message = self._pack(item)
+        prefix, encode = self._prefixes.get(type(item)) or self._prefix(type(item))
+        message = pack_sequence(next(self._sequence)) + prefix + encode(item)
+        lives = None
         if delay or ttl is not None or priority:
             _check_options(provider, delay, ttl, priority)
             message = _with_options(message, provider, delay, ttl, priority)
-        lives = None if ttl is None else delay + ttl
+            lives = None if ttl is None else delay + ttl
         try:
             provider.send(self._queue, message, timeout=left, maxsize=self.maxsize, delay=delay, ttl=lives, priority=priority)
         except QueueNotFound:  # freed meanwhile: the put makes it anew
             provider.declare(self._queue)
             provider.send(self._queue, message, timeout=left, maxsize=self.maxsize, delay=delay, ttl=lives, priority=priority)
-
-    def _pack(self, item: T) -> bytes:
-        prefix, encode = self._prefixes.get(type(item)) or self._prefix(type(item))
-        return frames.pack_sequence(next(self._sequence)) + prefix + encode(item)
 
     def _prefix(self, cls: Any) -> tuple[bytes, Callable[[Any], bytes]]:
         from pymq import codec
@@ -181,14 +179,14 @@ class Queue(Generic[T]):
 
     def _decode(self, message: bytes) -> Any:
         prefix, decode, start = self._latest  # most have the prefix of the one before: that is 0.1 us less than to look it up
-        return decode(message[start:]) if message.startswith(prefix, frames.SEQUENCE_BYTES) else self._decode_other(message)
+        return decode(message[start:]) if message.startswith(prefix, SEQUENCE_BYTES) else self._decode_other(message)
 
     def _decode_other(self, message: bytes) -> Any:
         packed = frames.prefix_of(message)
         found = self._plain.get(packed)
         if found is not None:
             decode, start = found
-            self._latest = message[frames.SEQUENCE_BYTES : start], decode, start
+            self._latest = message[SEQUENCE_BYTES:start], decode, start
             return decode(message[start:])
         from pymq import codec
 

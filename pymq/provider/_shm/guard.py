@@ -62,9 +62,10 @@ class Guard(Lock):
         return closed() if self.fd < 0 else interrupted()
 
     def close(self) -> None:
-        """Every later use raises ProviderError. With the mutex held."""
+        """Every later use raises ProviderError, as if it were held for ever. With the mutex held."""
         close_file(self.fd)
         self.fd = -1
+        self.is_held = True
 
     def explained(self, error: Exception) -> Exception:
         """What users are told about what failed while the lock was held."""

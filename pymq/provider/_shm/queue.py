@@ -127,7 +127,7 @@ class SharedQueue:
         record = pack_record(message, delay, ttl)
         store, lock, words = self._store, self._sending, self._words
         with lock.mutex:  # `with lock` written out, here, in receive and in ack: it would be a quarter of a put
-            if lock.fd < 0 or lock.is_held:
+            if lock.is_held:
                 raise lock.refusal()
             try:
                 lock.is_held = True
@@ -161,7 +161,7 @@ class SharedQueue:
         looks = ahead is not None or words[STATUS] or store.has_something()  # without the lock, where there is nothing
         while looks:
             with lock.mutex:
-                if lock.fd < 0 or lock.is_held:
+                if lock.is_held:
                     raise lock.refusal()
                 try:
                     lock.is_held = True
@@ -184,7 +184,7 @@ class SharedQueue:
         """The message is forgotten. Raises LeaseLost, and changes nothing, when the lease had ended."""
         lock = self._lock
         with lock.mutex:
-            if lock.fd < 0 or lock.is_held:
+            if lock.is_held:
                 raise lock.refusal()
             try:
                 lock.is_held = True

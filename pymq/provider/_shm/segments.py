@@ -63,7 +63,7 @@ class Log:
         self._directory = directory
         self.files: dict[int, int] = {}
         self._chunk = 0, b""
-        self._parsed: dict[int, Ahead] = {}
+        self.parsed: dict[int, Ahead] = {}
         self._parsed_end = 0
         self._guess = 256
 
@@ -92,15 +92,11 @@ class Log:
         """Read a chunk from the head on: all of it is committed, and never changes."""
         self._chunk = head, pread(self._file(head >> SHIFT), min(tail - head, _CHUNK), head & OFFSET)
 
-    def ahead(self, head: int) -> Ahead | None:
-        """The plain record at the head, if it is in the chunk. Needs no lock: a third of a get is done before it is taken.
-
-        Whoever uses it compares the head under the lock. None for whatever is not usual.
+    def parse(self, head: int) -> Ahead | None:
+        """The plain record at the head, if it is in the chunk; None for whatever is not usual. Needs no lock: a third of a get is done
+        before it is taken, and whoever uses it compares the head under the lock. Where nobody else has taken any since the last
+        time, those behind it are `parsed`, too: several at once take each half the time.
         """
-        return self._parsed.get(head) or self._parse(head)
-
-    def _parse(self, head: int) -> Ahead | None:
-        """Several at once, which takes each half the time, where nobody else has taken any since the last time."""
         start, data = self._chunk
         at, last = head - start, len(data) - HEADER
         if not 0 <= at <= last:
@@ -116,7 +112,7 @@ class Log:
             size = (HEADER + length + 7) & ~7
             parsed[start + at] = start + at, size, message
             at += size
-        self._parsed, self._parsed_end = parsed, start + at
+        self.parsed, self._parsed_end = parsed, start + at
         return parsed.get(head)
 
     def read(self, position: int) -> tuple[int, bytes, int, int] | None:

@@ -123,7 +123,8 @@ class Store:
     def look_ahead(self) -> Ahead | None:
         """What `take` will probably return. No lock."""
         words = self._words
-        return self.log.ahead(words[_HEAD + (4 if words[_HEAD] & 1 else 1)])
+        head = words[_HEAD + (4 if words[_HEAD] & 1 else 1)]
+        return self.log.parsed.get(head) or self.log.parse(head)
 
     def take(self, limit: int, lease: float | None, ahead: Ahead | None = None) -> list[Delivery]:
         """Up to `limit` messages: those that are due again, then those of the highest level that has any."""
@@ -139,7 +140,7 @@ class Store:
         changes = words[_HEAD]  # the usual case, without the loops of the others
         head, count, used = unpack_end(self._bytes, 8 * _HEAD + (32 if changes & 1 else 8))
         if ahead is None or ahead[0] != head:
-            ahead = self._load(head)
+            ahead = self.log.parse(head) or self._load(head)
             if ahead is None:
                 return self._take_several(limit, due)
         _, size, message = ahead
@@ -159,7 +160,7 @@ class Store:
         if head >= tail:
             return None
         self.log.load(head, tail)
-        return self.log.ahead(head)
+        return self.log.parse(head)
 
     def _take_several(self, limit: int, due: int) -> list[Delivery]:
         now = monotonic_ns()
