@@ -560,6 +560,37 @@ def test_a_look_at_an_empty_queue_takes_no_lock(peer: Peer, other: Peer) -> None
         assert peer.take() == []
 
 
+def test_a_signal_handler_may_raise_while_another_thread_is_waited_for(peer: Peer) -> None:
+    """It ends the call with what it raised, and the lock is that other thread's as before."""
+
+    def give_up(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    held, done = threading.Event(), threading.Event()
+
+    def hold_it() -> None:
+        with peer.queue._sending:
+            held.set()
+            done.wait(GUARD)
+
+    thread, _ = in_thread(hold_it)
+    assert held.wait(GUARD)
+    before = signal.signal(signal.SIGUSR1, give_up)
+    alarm = threading.Timer(0.1, signal.pthread_kill, (threading.get_ident(), signal.SIGUSR1))
+    alarm.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            peer.queue.send(b"1")
+    finally:
+        alarm.join()
+        signal.signal(signal.SIGUSR1, before)
+    assert peer.queue._sending.is_held
+    done.set()
+    finish(thread)
+    peer.queue.send(b"2")
+    assert peer.messages() == [b"2"]
+
+
 def test_deleted(peer: Peer, other: Peer) -> None:
     peer.queue.send(b"1")
     full = in_thread(lambda: other.queue.send(b"2", maxsize=1))

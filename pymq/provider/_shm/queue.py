@@ -17,7 +17,6 @@ import queue
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from fcntl import LOCK_UN, flock
 from time import monotonic_ns
 
 from pymq.exceptions import ProviderError, QueueNotFound
@@ -125,21 +124,7 @@ class SharedQueue:
         if priority and not 0 < priority < LEVELS_COUNT:
             raise ValueError(f"priority must be 0 to {LEVELS_COUNT - 1}, not {priority}")
         record = pack_record(message, delay, ttl)
-        store, lock, words = self._store, self._sending, self._words
-        with lock.mutex:  # `with lock` written out, here, in receive and in ack: it would be a quarter of a put
-            if lock.is_held:
-                raise lock.refusal()
-            try:
-                lock.is_held = True
-                lock.acquire(words)
-                done = store.append(record, priority, maxsize)
-            except Exception as error:
-                raise lock.explained(error)
-            finally:
-                lock.is_held = False
-                flock(lock.fd, LOCK_UN)
-                words[SENDING] = 0
-        if not done:
+        if not self._sending.run(self._words, self._store.append, record, priority, maxsize):
             self._wait_for_room(record, priority, maxsize, timeout)
 
     def receive(
@@ -154,25 +139,13 @@ class SharedQueue:
 
         [] after `timeout`, when woken and `stopped()` says so, or when the reader of one of the write ends `watch_fds` is dead.
         """
-        store, lock, words = self._store, self._lock, self._words
+        store, words = self._store, self._words
         if words[OWNERS] > store.is_owner:
             self._look_for_deaths()
         ahead = store.look_ahead()
         looks = ahead is not None or words[STATUS] or store.has_something()  # without the lock, where there is nothing
         while looks:
-            with lock.mutex:
-                if lock.is_held:
-                    raise lock.refusal()
-                try:
-                    lock.is_held = True
-                    lock.acquire(words)
-                    found = store.take(limit, lease, ahead)
-                except Exception as error:
-                    raise lock.explained(error)
-                finally:
-                    lock.is_held = False
-                    flock(lock.fd, LOCK_UN)
-                    words[RECEIVING] = 0
+            found = self._lock.run(words, store.take, limit, lease, ahead)
             if found:
                 return found
             looks = store.has_something()  # there is more behind what was skipped
@@ -182,20 +155,7 @@ class SharedQueue:
 
     def ack(self, receipt: LeaseReceipt) -> None:
         """The message is forgotten. Raises LeaseLost, and changes nothing, when the lease had ended."""
-        lock = self._lock
-        with lock.mutex:
-            if lock.is_held:
-                raise lock.refusal()
-            try:
-                lock.is_held = True
-                lock.acquire(self._words)
-                self._store.ack(receipt)
-            except Exception as error:
-                raise lock.explained(error)
-            finally:
-                lock.is_held = False
-                flock(lock.fd, LOCK_UN)
-                self._words[RECEIVING] = 0
+        self._lock.run(self._words, self._store.ack, receipt)
 
     def nack(self, receipt: LeaseReceipt, delay: float = 0) -> None:
         """The message is to be delivered again after `delay`. Raises LeaseLost as `ack` does."""
