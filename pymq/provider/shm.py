@@ -362,18 +362,33 @@ class ShmProvider(Sending):
         if time.monotonic() >= self._next_look or self._words[WORD] == REMOVED:
             self._look()
         seen = self._words
-        self._inside.append(None)
         try:
             shared = self._queues.get(queue)
-            if shared is not None and not watch and not self._closed:
-                stopped = partial(self._is_stopped, self._wakes) if timeout != 0 else bool
-                return shared[0].receive(timeout, limit, lease, (), stopped)
+            if shared is not None and timeout == 0 and not (watch or self._closed):  # it does not wait, so nobody waits for its end
+                return shared[0].receive(0, limit, lease)
+            return self._receive(queue, timeout, limit, lease, watch, busy)
+        except QueueNotFound:
+            self._queues.pop(queue, None)
+            raise
+        except Removed:
+            self._begin_anew(seen)
+            return self.receive(queue, timeout, limit=limit, lease=lease, watch=watch, busy=busy)
+        except OSError as error:
+            raise translated(error, self.path) from error
+
+    def _receive(
+        self, queue: str, timeout: float | None, limit: int, lease: float | None, watch: Sequence[str], busy: bool
+    ) -> list[Delivery]:
+        self._inside.append(None)
+        try:
+            inbox = self._inboxes.get(queue)
+            if inbox is None and not watch:
+                return self._receive_shared(queue, timeout, limit, lease, [])
             watched = dict.fromkeys(watch) if watch else ()
             alive = [outlet for name in watched if (outlet := self._outlet(name))] if watch else []
             if len(alive) < len(watched):
                 timeout = 0
             fds = [outlet.fifo for outlet in alive]
-            inbox = self._inboxes.get(queue)
             if inbox is not None:
                 is_answered = bool(watch) or self._has_sent
                 self._has_sent = False
@@ -383,14 +398,6 @@ class ShmProvider(Sending):
             if alive and not found:
                 self._bury_dead(alive)
             return found
-        except QueueNotFound:
-            self._queues.pop(queue, None)
-            raise
-        except Removed:
-            self._begin_anew(seen)
-            return self.receive(queue, timeout, limit=limit, lease=lease, watch=watch, busy=busy)
-        except OSError as error:
-            raise translated(error, self.path) from error
         finally:
             self._inside.pop()
 
