@@ -144,6 +144,16 @@ def test_first_in_first_out(peer: Peer, other: Peer) -> None:
     assert peer.queue.is_idle_and_empty()
 
 
+def test_receivers_that_have_read_the_same_records_ahead_take_each_once(peer: Peer, other: Peer) -> None:
+    import random
+
+    rng, sent = random.Random(7), [b"%d" % number * (1 + number % 50) for number in range(2000)]
+    for message in sent:
+        peer.queue.send(message)
+    assert [rng.choice([peer, peer, other]).one(lease=None)[0] for _ in sent] == sent
+    assert other.take() == peer.take() == []
+
+
 def test_messages_stay_when_nobody_is_attached(home: str) -> None:
     with Peer(home) as first:
         first.queue.send(b"1")
@@ -671,6 +681,19 @@ def test_closed(home: str) -> None:
         for call in (peer.take, peer.queue.size, lambda: peer.queue.send(b"1")):
             with pytest.raises(ProviderError, match="closed"):
                 call()
+
+
+def test_what_was_taken_while_it_was_closed_is_not_lost(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    take = _store.Store.take
+
+    def take_and_close(store: _store.Store, *args: Any) -> Any:
+        peer.queue._closed = True
+        return take(store, *args)
+
+    peer.queue.send(b"1")
+    monkeypatch.setattr(_store.Store, "take", take_and_close)
+    assert peer.messages(limit=1) == [b"1"]
+    peer.queue._closed = False
 
 
 # several processes
