@@ -35,6 +35,7 @@ OPTIONS, TIMED = 1, 2
 RAW, TYPED, TAGGED = range(3)
 
 START = struct.Struct("<QH")
+SEQUENCE_BYTES = 8
 FIXED = struct.Struct("<BBBBQ")
 LENGTH = struct.Struct("<I")
 TIME = struct.Struct("<Q")

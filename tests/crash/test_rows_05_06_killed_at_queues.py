@@ -18,6 +18,7 @@ from pymq.exceptions import LeaseLost
 from pymq.provider._shm import claims as _claims
 from pymq.provider._shm import segments as _segments
 from pymq.provider._shm import state as _state
+from pymq.provider._shm import store as _store
 from pymq.provider._shm.files import Bells, Directory, Lock
 from pymq.provider._shm.queue import SharedQueue
 
@@ -222,7 +223,7 @@ def die_in_step(home: str, operation: int, step: int) -> None:
     for holder in (peer.queue, store, store.state, store.claims):
         holder._words = holder.words = failing  # type: ignore[union-attr,attr-defined]
     _segments.pwrite = failing.around(_segments.pwrite)  # type: ignore[assignment]
-    _state.pack_end = failing.around(_state.pack_end)  # type: ignore[assignment]
+    _state.pack_end = _store.pack_end = failing.around(_state.pack_end)  # type: ignore[assignment,attr-defined]
     Directory.unlink = failing.around(Directory.unlink)  # type: ignore[method-assign,assignment]
     if operation == 0:
         peer.queue.send(b"new x")

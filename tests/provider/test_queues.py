@@ -33,6 +33,15 @@ def test_first_in_first_out(jobs):
     assert [jobs.get() for _ in range(100)] == list(range(100))
 
 
+def test_items_of_several_senders_and_types_in_turn(config, jobs):
+    with pymq.EventBus(config) as second:
+        senders = [jobs, second.queue("jobs")]
+        items = [item for number in range(5) for item in (number, number, str(number), b"%d" % number, [number])]
+        for place, item in enumerate(items):
+            senders[place // 3 % 2].put(item, ttl=GUARD if place % 4 == 0 else None)
+        assert [jobs.get() for _ in items] == items
+
+
 def test_it_is_a_queue(jobs):
     assert isinstance(jobs, pymq.Queue)
     assert jobs.name == "jobs"

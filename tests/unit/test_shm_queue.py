@@ -144,6 +144,16 @@ def test_first_in_first_out(peer: Peer, other: Peer) -> None:
     assert peer.queue.is_idle_and_empty()
 
 
+def test_receivers_that_have_read_the_same_records_ahead_take_each_once(peer: Peer, other: Peer) -> None:
+    import random
+
+    rng, sent = random.Random(7), [b"%d" % number * (1 + number % 50) for number in range(2000)]
+    for message in sent:
+        peer.queue.send(message)
+    assert [rng.choice([peer, peer, other]).one(lease=None)[0] for _ in sent] == sent
+    assert other.take() == peer.take() == []
+
+
 def test_messages_stay_when_nobody_is_attached(home: str) -> None:
     with Peer(home) as first:
         first.queue.send(b"1")
@@ -560,6 +570,37 @@ def test_a_look_at_an_empty_queue_takes_no_lock(peer: Peer, other: Peer) -> None
         assert peer.take() == []
 
 
+def test_a_signal_handler_may_raise_while_another_thread_is_waited_for(peer: Peer) -> None:
+    """It ends the call with what it raised, and the lock is that other thread's as before."""
+
+    def give_up(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    held, done = threading.Event(), threading.Event()
+
+    def hold_it() -> None:
+        with peer.queue._sending:
+            held.set()
+            done.wait(GUARD)
+
+    thread, _ = in_thread(hold_it)
+    assert held.wait(GUARD)
+    before = signal.signal(signal.SIGUSR1, give_up)
+    alarm = threading.Timer(0.1, signal.pthread_kill, (threading.get_ident(), signal.SIGUSR1))
+    alarm.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            peer.queue.send(b"1")
+    finally:
+        alarm.join()
+        signal.signal(signal.SIGUSR1, before)
+    assert peer.queue._sending.is_held
+    done.set()
+    finish(thread)
+    peer.queue.send(b"2")
+    assert peer.messages() == [b"2"]
+
+
 def test_deleted(peer: Peer, other: Peer) -> None:
     peer.queue.send(b"1")
     full = in_thread(lambda: other.queue.send(b"2", maxsize=1))
@@ -640,6 +681,19 @@ def test_closed(home: str) -> None:
         for call in (peer.take, peer.queue.size, lambda: peer.queue.send(b"1")):
             with pytest.raises(ProviderError, match="closed"):
                 call()
+
+
+def test_what_was_taken_while_it_was_closed_is_not_lost(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    take = _store.Store.take
+
+    def take_and_close(store: _store.Store, *args: Any) -> Any:
+        peer.queue._closed = True
+        return take(store, *args)
+
+    peer.queue.send(b"1")
+    monkeypatch.setattr(_store.Store, "take", take_and_close)
+    assert peer.messages(limit=1) == [b"1"]
+    peer.queue._closed = False
 
 
 # several processes

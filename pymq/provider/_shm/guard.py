@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
-from fcntl import flock
+from collections.abc import Callable
+from fcntl import LOCK_UN, flock
+from typing import TypeVar
 
 from pymq.exceptions import ProviderError, PymqError
 from pymq.provider._shm.files import EXCLUSIVE_NOW, Lock, close_file, interrupted, translated
+
+Result = TypeVar("Result")
 
 _TRIES, _LOOKS = 4, 100  # each look takes 0.1 us, a holder 3 us
 
@@ -33,29 +37,57 @@ class Guard(Lock):
         if isinstance(error[1], Exception):
             raise self.explained(error[1])
 
-    def acquire(self, words: memoryview) -> None:
-        """With the mutex held: take the file's, announced in a word that others watch. A refused flock costs an exception (2 us)."""
+    def run(self, words: memoryview, action: Callable[..., Result], *args: object) -> Result:
+        """`with self: return action(*args)` in less than half the time, which would be a quarter of a put; announced in a word that
+        others watch, since a refused flock costs an exception (2 us).
+        """
         busy = self.busy
+        try:
+            self.mutex.acquire()
+            if self.is_held:
+                raise closed() if self.fd < 0 else interrupted()
+            try:
+                self.is_held = True
+                if words[busy]:
+                    self._await_turn(words)
+                words[busy] = 1
+                try:
+                    flock(self.fd, EXCLUSIVE_NOW)
+                except BlockingIOError:
+                    self._contend(words)
+                return action(*args)
+            except Exception as error:
+                raise self.explained(error)
+            finally:
+                self.is_held = False
+                flock(self.fd, LOCK_UN)
+                words[busy] = 0
+        finally:
+            try:
+                self.mutex.release()
+            except RuntimeError:
+                pass  # a signal handler has raised while it was waited for
+
+    def _await_turn(self, words: memoryview) -> None:
+        for _ in range(_LOOKS):
+            if not words[self.busy]:
+                break
+
+    def _contend(self, words: memoryview) -> None:
         for _ in range(_TRIES):
-            if words[busy]:
-                for _ in range(_LOOKS):
-                    if not words[busy]:
-                        break
-            words[busy] = 1
+            self._await_turn(words)
+            words[self.busy] = 1
             try:
                 return flock(self.fd, EXCLUSIVE_NOW)
             except BlockingIOError:
                 pass
         return self.wait()
 
-    def refusal(self) -> ProviderError:
-        """Why it cannot be taken, where it is closed or held by this thread already."""
-        return closed() if self.fd < 0 else interrupted()
-
     def close(self) -> None:
-        """Every later use raises ProviderError. With the mutex held."""
+        """Every later use raises ProviderError, as if it were held for ever. With the mutex held."""
         close_file(self.fd)
         self.fd = -1
+        self.is_held = True
 
     def explained(self, error: Exception) -> Exception:
         """What users are told about what failed while the lock was held."""

@@ -17,14 +17,13 @@ import queue
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from fcntl import LOCK_UN, flock
 from time import monotonic_ns
 
 from pymq.exceptions import ProviderError, QueueNotFound
 from pymq.provider._shm.claims import NEVER, LeaseReceipt
 from pymq.provider._shm.files import Bell, Bells, Directory, Removed, close_file, is_dead, is_removed
 from pymq.provider._shm.guard import Guard, closed
-from pymq.provider._shm.segments import NS, Ahead, pack_record
+from pymq.provider._shm.segments import NS, pack_record
 from pymq.provider._shm.state import (
     FORMAT,
     IS_DELETED,
@@ -113,7 +112,6 @@ class SharedQueue:
     def send(
         self,
         message: bytes,
-        *,
         timeout: float | None = None,
         maxsize: int = 0,
         delay: float = 0,
@@ -123,94 +121,41 @@ class SharedQueue:
         """The message is at the end of its level when this returns. Raises `queue.Full` after `timeout` without room."""
         if monotonic_ns() >= self._next_look_at_files:
             self.look_at_files()
-        if not 0 <= priority < LEVELS_COUNT:
+        if priority and not 0 < priority < LEVELS_COUNT:
             raise ValueError(f"priority must be 0 to {LEVELS_COUNT - 1}, not {priority}")
         record = pack_record(message, delay, ttl)
-        store, lock = self._store, self._sending
-        with lock.mutex:  # `with lock` written out, here, in _take and in ack: it would be a quarter of a put
-            if lock.fd < 0 or lock.is_held:
-                raise lock.refusal()
-            try:
-                lock.is_held = True
-                lock.acquire(self._words)
-                done = store.surely_has_room(len(record), maxsize)
-                if done:
-                    store.append(record, priority)
-            except Exception as error:
-                raise lock.explained(error)
-            finally:
-                lock.is_held = False
-                flock(lock.fd, LOCK_UN)
-                self._words[SENDING] = 0
-        if not done:
+        if not self._sending.run(self._words, self._store.append, record, priority, maxsize):
             self._wait_for_room(record, priority, maxsize, timeout)
 
     def receive(
         self,
         timeout: float | None,
-        *,
-        limit: int,
-        lease: float | None,
+        limit: int = 1,
+        lease: float | None = None,
         watch_fds: Sequence[int] = (),
-        stopped: Callable[[], bool],
+        stopped: Callable[[], bool] = bool,
     ) -> list[Delivery]:
         """Up to `limit` of the oldest messages of the highest level; removed when this returns, unless there is a lease.
 
         [] after `timeout`, when woken and `stopped()` says so, or when the reader of one of the write ends `watch_fds` is dead.
         """
-        if self._words[OWNERS] > self._store.is_owner:
+        store, words = self._store, self._words
+        if words[OWNERS] > store.is_owner:
             self._look_for_deaths()
-        found = self._take_any(limit, lease)
-        if found or timeout == 0:
-            return found
-        if self._spins and self._spin():
-            found = self._take_any(limit, lease)
-        return found or self._wait_for_messages(timeout, limit, lease, watch_fds, stopped)
-
-    def _take_any(self, limit: int, lease: float | None) -> list[Delivery]:
-        """What there is; where a look finds nothing, it ends without the lock."""
-        found: list[Delivery] = []
-        ahead = self._store.look_ahead()
-        looks = ahead is not None or self._words[STATUS] or self._store.has_something()
+        ahead = store.look_ahead()
+        looks = ahead is not None or words[STATUS] or store.has_something()  # without the lock, where there is nothing
         while looks:
-            found = self._take(limit, lease, ahead)
-            looks = not found and self._store.has_something()  # there is more behind what was skipped
+            found = self._lock.run(words, store.take, limit, lease, ahead)
+            if found:
+                return found
+            looks = store.has_something()  # there is more behind what was skipped
         if self._closed:
             raise closed()
-        return found
-
-    def _take(self, limit: int, lease: float | None, ahead: Ahead | None) -> list[Delivery]:
-        lock, store = self._lock, self._store
-        with lock.mutex:
-            if lock.fd < 0 or lock.is_held:
-                raise lock.refusal()
-            try:
-                lock.is_held = True
-                lock.acquire(self._words)
-                return store.take(limit, lease, ahead)
-            except Exception as error:
-                raise lock.explained(error)
-            finally:
-                lock.is_held = False
-                flock(lock.fd, LOCK_UN)
-                self._words[RECEIVING] = 0
+        return [] if timeout == 0 else self._wait_for_messages(timeout, limit, lease, watch_fds, stopped)
 
     def ack(self, receipt: LeaseReceipt) -> None:
         """The message is forgotten. Raises LeaseLost, and changes nothing, when the lease had ended."""
-        lock = self._lock
-        with lock.mutex:
-            if lock.fd < 0 or lock.is_held:
-                raise lock.refusal()
-            try:
-                lock.is_held = True
-                lock.acquire(self._words)
-                self._store.ack(receipt)
-            except Exception as error:
-                raise lock.explained(error)
-            finally:
-                lock.is_held = False
-                flock(lock.fd, LOCK_UN)
-                self._words[RECEIVING] = 0
+        self._lock.run(self._words, self._store.ack, receipt)
 
     def nack(self, receipt: LeaseReceipt, delay: float = 0) -> None:
         """The message is to be delivered again after `delay`. Raises LeaseLost as `ack` does."""
@@ -269,7 +214,8 @@ class SharedQueue:
             for owner in former._store.others():
                 with suppress(Removed):  # nobody here has watched it: it may live, and settle its own
                     former.bury([owner])
-            while moved := former._take_any(100, 60.0):
+            former._next_look = NEVER  # it has been looked for
+            while moved := former.receive(0, 100, 60.0):
                 for message, receipt in moved:
                     self.send(message)
                     former.ack(receipt)  # type: ignore[arg-type]
@@ -299,8 +245,10 @@ class SharedQueue:
     def _wait_for_messages(
         self, timeout: float | None, limit: int, lease: float | None, watch_fds: Sequence[int], stopped: Callable[[], bool]
     ) -> list[Delivery]:
+        if self._spins and self._spin() and (found := self.receive(0, limit, lease)):
+            return found
         deadline = math.inf if timeout is None else time.monotonic() + timeout
-        found: list[Delivery] = []
+        found = []
         bell = self.bells.borrow()
         try:
             while not (found or stopped()):
@@ -309,9 +257,9 @@ class SharedQueue:
                     begun = monotonic_ns()
                     rung = self._sleep(bell, deadline, armed, watch_fds)
                     if not rung and (time.monotonic() >= deadline or any(map(is_dead, watch_fds))):
-                        return self._take_any(limit, lease)
+                        return self.receive(0, limit, lease)
                     slept = monotonic_ns() - begun
-                found = self._take_any(limit, lease)
+                found = self.receive(0, limit, lease)
                 if found and armed is not None:
                     self._spins = slept < _SHORT_NS or self._store.has_something()
             return found
@@ -381,7 +329,7 @@ class SharedQueue:
         with self._sending, self._lock:
             done = self._store.has_room(len(record), maxsize)
             if done:
-                self._store.append(record, level)
+                self._store.append(record, level, fits=True)
             elif bell is not None:
                 self._store.enrol(SENDERS, bell)
         return done

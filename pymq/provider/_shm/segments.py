@@ -1,6 +1,6 @@
 """The log of a shared queue: records in segment files that only grow, found by position.
 
-A record is `crc, mark, length, due, expiry, message`, padded to whole words; the crc is over all of it. There are ten levels of
+A record is `checksum, mark, length, due, expiry, message`, padded to whole words; the first is over all of it. There are ten levels of
 priority, each with segments of its own. A *position* is one word: `level << 60 | segment << SHIFT | offset`; the upper bits name
 the file. The offset begins behind one word, the number of claims that keep a segment which the head has left.
 """
@@ -14,10 +14,10 @@ import sys
 from os import pread, pwrite
 from time import monotonic_ns
 from typing import TypeAlias
-from zlib import crc32
 
 from pymq.exceptions import MessageTooLarge
 from pymq.provider._shm.files import Directory, adopt_file, close_file
+from pymq.provider._shm.frames import checksum
 from pymq.provider._shm.state import START
 
 SEGMENT_BYTES = 256 << 10  # what is consumed is given back by whole segments; a new one costs 20 us
@@ -32,7 +32,8 @@ _unpack, _pack = _RECORD.unpack_from, _RECORD.pack
 _MARK = 0x71796D70
 _MARKED = _MARK.to_bytes(4, sys.byteorder)
 _CHUNK = 1 << 16
-_LENGTHS = 0xFFFFFFFF  # what crc32 takes as a start, whatever a damaged record says
+_PARSED = 16  # records
+_LENGTHS = 0xFFFFFFFF  # what `checksum` takes as a start, whatever a damaged record says
 _MOST_FILES = 4  # that are held open
 Ahead: TypeAlias = "tuple[int, int, bytes]"
 """A record that was read before the lock was taken: where, its size, its message."""
@@ -42,17 +43,17 @@ def pack_record(message: bytes, delay: float, ttl: float | None) -> bytes:
     """A message as it is kept, not padded yet; times begin now."""
     length = len(message)
     if not delay and ttl is None:
-        return _pack(crc32(message, length), _MARK, length, 0, 0) + message
+        return _pack(checksum(message, length), _MARK, length, 0, 0) + message
     now = monotonic_ns()
     due = now + int(delay * NS) if delay > 0 else 0
     expiry = 0 if ttl is None else now + int(ttl * NS)
-    return _pack(_checksum(message, due, expiry), _MARK, length, due, expiry) + message
+    return _pack(_checksum_of(message, due, expiry), _MARK, length, due, expiry) + message
 
 
-def _checksum(message: bytes, due: int, expiry: int) -> int:
+def _checksum_of(message: bytes, due: int, expiry: int) -> int:
     """Over the whole record: what is 0 in most of them costs them nothing."""
     start = len(message) & _LENGTHS
-    return crc32(message, crc32(b"%d %d" % (due, expiry), start) if due or expiry else start)
+    return checksum(message, checksum(b"%d %d" % (due, expiry), start) if due or expiry else start)
 
 
 class Log:
@@ -62,6 +63,8 @@ class Log:
         self._directory = directory
         self.files: dict[int, int] = {}
         self._chunk = 0, b""
+        self.parsed: dict[int, Ahead] = {}
+        self._parsed_end = 0
         self._guess = 256
 
     def write(self, tail: int, size: int, record: bytes) -> int:
@@ -89,21 +92,28 @@ class Log:
         """Read a chunk from the head on: all of it is committed, and never changes."""
         self._chunk = head, pread(self._file(head >> SHIFT), min(tail - head, _CHUNK), head & OFFSET)
 
-    def ahead(self, head: int) -> Ahead | None:
-        """The plain record at the head, if it is in the chunk. Needs no lock: a third of a get is done before it is taken.
-
-        Whoever uses it compares the head under the lock. None for whatever is not usual.
+    def parse(self, head: int) -> Ahead | None:
+        """The plain record at the head, if it is in the chunk; None for whatever is not usual. Needs no lock: a third of a get is done
+        before it is taken, and whoever uses it compares the head under the lock. Where nobody else has taken any since the last
+        time, those behind it are `parsed`, too: several at once take each half the time.
         """
         start, data = self._chunk
-        at = head - start
-        if not 0 <= at <= len(data) - HEADER:
+        at, last = head - start, len(data) - HEADER
+        if not 0 <= at <= last:
             return None
-        crc, mark, length, due, expiry = _unpack(data, at)
-        end = at + HEADER + length
-        message = data[at + HEADER : end]
-        if due or expiry or mark != _MARK or end > len(data) or crc != crc32(message, length):
-            return None
-        return head, (HEADER + length + 7) & ~7, message
+        most = _PARSED if head == self._parsed_end else 1
+        parsed: dict[int, Ahead] = {}
+        while at <= last and len(parsed) < most:
+            summed, mark, length, due, expiry = _unpack(data, at)
+            end = at + HEADER + length
+            message = data[at + HEADER : end]
+            if due or expiry or mark != _MARK or end > len(data) or summed != checksum(message, length):
+                break
+            size = (HEADER + length + 7) & ~7
+            parsed[start + at] = start + at, size, message
+            at += size
+        self.parsed, self._parsed_end = parsed, start + at
+        return parsed.get(head)
 
     def read(self, position: int) -> tuple[int, bytes, int, int] | None:
         """The size, message, due and expiry of the record there; None at the end of a segment, ValueError for a bad one."""
@@ -113,13 +123,13 @@ class Log:
             if not data:
                 return None
             raise ValueError(f"the record at {position:x} is cut short")
-        crc, mark, length, due, expiry = _unpack(data)
+        summed, mark, length, due, expiry = _unpack(data)
         end = HEADER + length
         if end > len(data):
             data += pread(file, min(end - len(data), os.fstat(file).st_size), (position & OFFSET) + len(data))
             self._guess = min(1 << end.bit_length(), _CHUNK)
         message = data[HEADER:end]
-        if mark != _MARK or len(message) != length or crc != _checksum(message, due, expiry):
+        if mark != _MARK or len(message) != length or summed != _checksum_of(message, due, expiry):
             raise ValueError(f"the record at {position:x} is damaged")
         return (end + 7) & ~7, message, due, expiry
 

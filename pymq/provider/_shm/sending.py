@@ -92,7 +92,7 @@ class Sending(Renewable):
             shared = self._queues.get(queue)
             if shared is not None and not delay:
                 try:
-                    shared[0].send(message, timeout=timeout, maxsize=maxsize, ttl=ttl, priority=priority)
+                    shared[0].send(message, timeout, maxsize, 0, ttl, priority)
                     return
                 except QueueNotFound:
                     self._queues.pop(queue, None)  # deleted; there may be a new one of that name

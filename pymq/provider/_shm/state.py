@@ -24,7 +24,7 @@ import time
 from pymq.provider._shm.files import Directory, map_file, write_at
 
 LEVELS_COUNT = 10
-FORMAT = int.from_bytes(b"pymq-q\0\1", "little")
+FORMAT = int.from_bytes(b"pymq-q\0\2", "little")
 STATUS, NEXT, HEAPED, LEASED, HELD, FREE, USED, ALLOCATED, ARMED, EXPIRED, CORRUPT, MASK, SENDING, RECEIVING = range(1, 15)
 DIRTY, IS_DELETED = 1, 2
 LEVELS = 32
@@ -68,12 +68,6 @@ class State:
         """The position of a level's oldest message. Without the receivers' lock only a hint."""
         words, at = self.words, LEVELS + 16 * level + HEAD
         return words[at + (4 if words[at] & 1 else 1)]
-
-    def first_bytes(self) -> int:
-        """How many bytes are in the log of level 0. A hint, in a third of the time of `inside`."""
-        words = self.words
-        put = words[LEVELS + TAIL + (6 if words[LEVELS + TAIL] & 1 else 3)]
-        return put - words[LEVELS + HEAD + (6 if words[LEVELS + HEAD] & 1 else 3)]
 
     def inside(self, level: int) -> tuple[int, int]:
         """How many messages and bytes are in the log of a level."""

@@ -24,6 +24,7 @@ from pymq.provider._shm.state import (
     HELD,
     IS_DELETED,
     LEASED,
+    LEVELS,
     MASK,
     OWNERS,
     RECEIVERS,
@@ -32,9 +33,14 @@ from pymq.provider._shm.state import (
     TABLE_SIZE,
     TAIL,
     State,
+    pack_end,
+    unpack_end,
 )
 from pymq.provider.base import Delivery
 
+_HEAD = LEVELS + HEAD
+_TAKEN = _HEAD + 3, _HEAD + 6
+"""Where each copy of level 0's head says how many bytes were ever taken."""
 MOST_SKIPPED = 1000  # expired or delayed records in one hold of the lock: about 2 ms
 
 
@@ -48,6 +54,7 @@ class Store:
         self.log = Log(directory)
         self.tail_log = Log(directory)  # the senders' own: a thread of each side may use them at once
         self._words = state.words
+        self._bytes = state.bytes
         self._directory = directory
         self._bells = bells
         self._member = member
@@ -56,30 +63,33 @@ class Store:
 
     # Putting in
 
-    def surely_has_room(self, size: int, maxsize: int) -> bool:
-        """Whether one more fits in any case: a cheap look. No lock."""
-        words = self._words
-        if words[STATUS] == IS_DELETED:
-            raise self._deleted()
-        return not (maxsize or words[MASK]) and self.state.first_bytes() + words[HELD] + size <= self._max_bytes
-
     def has_room(self, size: int, maxsize: int) -> bool:
         """Whether one more fits. Both locks."""
         self.enter()
         waiting = self.waiting()
         return not waiting or (not 0 < maxsize <= waiting and self.total_bytes() + size <= self._max_bytes)
 
-    def append(self, record: bytes, level: int) -> None:
-        """Write a record and commit it. The senders' lock."""
-        words, state = self._words, self.state
-        tail, count, used = state.end(level, TAIL)
+    def append(self, record: bytes, level: int, maxsize: int = 0, *, fits: bool = False) -> bool:
+        """Write a record and commit it. The senders' lock; who has both has looked whether it `fits`, for others a cheap look must do:
+        False where that leaves a doubt, and nothing was done.
+        """
+        words, at = self._words, LEVELS + 16 * level
+        changes = words[at]
+        tail, count, used = unpack_end(self._bytes, 8 * at + (32 if changes & 1 else 8))
         size = (len(record) + 7) & ~7
+        if not fits:
+            if words[STATUS] == IS_DELETED:
+                raise self._deleted()
+            if maxsize or level or words[MASK] or used + size - words[_TAKEN[words[_HEAD] & 1]] + words[HELD] > self._max_bytes:
+                return False
         tail = self.tail_log.write(tail, size, record)
         if words[RECEIVERS]:
             self.ring(RECEIVERS)
         if level:
             words[MASK] |= 1 << level
-        state.set_end(level, TAIL, tail + size, count + 1, used + size)
+        pack_end(self._bytes, 8 * at + (8 if changes & 1 else 32), tail + size, count + 1, used + size)
+        words[at] = changes + 1
+        return True
 
     def waiting(self) -> int:
         """How many messages bear no lease; one that has ended counts as such when it is taken again."""
@@ -112,53 +122,54 @@ class Store:
 
     def look_ahead(self) -> Ahead | None:
         """What `take` will probably return. No lock."""
-        return self.log.ahead(self.state.head(0))
+        words = self._words
+        head = words[_HEAD + (4 if words[_HEAD] & 1 else 1)]
+        return self.log.parsed.get(head) or self.log.parse(head)
 
     def take(self, limit: int, lease: float | None, ahead: Ahead | None = None) -> list[Delivery]:
         """Up to `limit` messages: those that are due again, then those of the highest level that has any."""
-        words = self._words
+        words, due, receipt = self._words, 0, None
         if words[STATUS]:
             self.enter()
-        now = monotonic_ns()
-        due = 0
         if lease is not None:
-            due = now + int(lease * NS)
+            due = monotonic_ns() + int(lease * NS)
             if not self.is_owner:
                 self._own()
-        lapsed = words[HEAPED] and self.claims.next_due() <= now
-        if limit == 1 and not lapsed and not words[MASK]:
-            delivery = self._take_ahead(ahead, due)
-            if delivery is not None:
-                return [delivery]
-        found: list[Delivery] = []
-        if lapsed:
-            self._take_due(found, limit, due, now)
-        for level in self.state.busy_levels():
-            self._take_head(level, found, limit, due, now)
-        return found
-
-    def _take_ahead(self, ahead: Ahead | None, due: int) -> Delivery | None:
-        """Take the record that was read ahead, if it is still the head: the usual case, without the loop of the others."""
-        words = self._words
-        head, count, used = self.state.end(0, HEAD)
+        if limit > 1 or words[MASK] or (words[HEAPED] and self.claims.next_due() <= monotonic_ns()):
+            return self._take_several(limit, due)
+        changes = words[_HEAD]  # the usual case, without the loops of the others
+        head, count, used = unpack_end(self._bytes, 8 * _HEAD + (32 if changes & 1 else 8))
         if ahead is None or ahead[0] != head:
-            tail = self.state.end(0, TAIL)[0]
-            if head >= tail:
-                return None
-            self.log.load(head, tail)
-            ahead = self.log.ahead(head)
+            ahead = self.log.parse(head) or self._load(head)
             if ahead is None:
-                return None
+                return self._take_several(limit, due)
         _, size, message = ahead
-        receipt = None
         if due:
             receipt = self._claim(head, size, due)
             self._rearm(due)
         if words[SENDERS]:
             self.ring(SENDERS)
-        self.state.set_end(0, HEAD, head + size, count + 1, used + size)
-        words[STATUS] = 0
-        return message, receipt
+        pack_end(self._bytes, 8 * _HEAD + (8 if changes & 1 else 32), head + size, count + 1, used + size)
+        words[_HEAD] = changes + 1
+        if due:
+            words[STATUS] = 0
+        return [(message, receipt)]
+
+    def _load(self, head: int) -> Ahead | None:
+        tail = self.state.end(0, TAIL)[0]
+        if head >= tail:
+            return None
+        self.log.load(head, tail)
+        return self.log.parse(head)
+
+    def _take_several(self, limit: int, due: int) -> list[Delivery]:
+        now = monotonic_ns()
+        found: list[Delivery] = []
+        if self._words[HEAPED] and self.claims.next_due() <= now:
+            self._take_due(found, limit, due, now)
+        for level in self.state.busy_levels():
+            self._take_head(level, found, limit, due, now)
+        return found
 
     def _claim(self, position: int, size: int, due: int) -> LeaseReceipt:
         self._words[STATUS] = DIRTY

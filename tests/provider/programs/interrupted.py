@@ -6,7 +6,7 @@ import time
 
 import pymq
 
-COUNT = 2000
+COUNT = 10_000
 
 is_at_work = False
 
