@@ -92,6 +92,21 @@ def test_the_result_is_of_the_hinted_type(peers, bus):
     assert repr(result) == repr(OrderPlaced(42, Decimal("2.50")))
 
 
+def test_calls_and_results_of_different_shapes_take_turns(bus):
+    def echo(*args: Any, **kwargs: Any) -> Any:
+        if args == (0,):
+            raise ValueError("zero")
+        return [*args, kwargs] if kwargs or len(args) > 1 else args[0] if args else None
+
+    bus.expose(echo, "echo")
+    stub = bus.stub("echo", timeout=10)
+    for _ in range(3):
+        assert (stub(1), stub("1"), stub(), stub(1, "2"), stub(a=1)) == (1, "1", None, [1, "2", {}], [{"a": 1}])
+        assert (stub("2", 1), stub(1, a=2), stub(b"1"), stub(OrderPlaced(1))) == (["2", 1, {}], [1, {"a": 2}], b"1", OrderPlaced(1))
+        with pytest.raises(pymq.RemoteInvocationError, match="zero"):
+            stub(0)
+
+
 def test_async_remotes(peers, bus):
     (server,) = peers(1)
     server.expose(shop.later, "later")

@@ -678,6 +678,22 @@ def test_two_threads_may_list_a_directory(opened):
     assert wrong == []
 
 
+def test_what_was_read_when_a_signal_handler_raised_is_received_next(opened, monkeypatch):
+    provider = opened()
+    subscribe(provider, "in")
+    provider.publish(("topic",), b"m")
+
+    def interrupted(data: bytes) -> int:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pymq.provider._shm.inbox.checksum", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            provider.receive("in", 0)
+    assert provider.receive("in", 0) == [(b"m", None)]
+    assert provider.receive("in", 0) == []
+
+
 # Spinning
 
 
