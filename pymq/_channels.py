@@ -13,7 +13,7 @@ import os
 import re
 import secrets
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from operator import index
 from time import time_ns
@@ -48,7 +48,7 @@ class Sender:
     def renew(self) -> None:
         """Be somebody else: a forked child must not give out its parent's ids."""
         self.token = secrets.randbits(63)
-        self.next_number: Callable[[], int] = itertools.count(1).__next__
+        self.numbers: Iterator[int] = itertools.count(1)
 
 
 sender = Sender()
@@ -57,16 +57,15 @@ os.register_at_fork(after_in_child=sender.renew)
 
 def sender_to(topic: str, provider: ShmProvider) -> Callable[[bytes, Mapping[str, Header] | None], int]:
     """What publishes content to that topic: all that is constant is packed once."""
-    publish = provider.publisher(("e/" + topic,))
-    number, pack_number = sender.next_number, frames.pack_sequence
-    prefix, timed = _prefix(sender.token, topic, OPTIONS), _prefix(sender.token, topic, TIMED)
-    pack_head = struct.Struct(f"<Q{len(timed)}sQ").pack
+    topics, numbers, prefix = ("e/" + topic,), sender.numbers, _prefix(sender.token, topic, OPTIONS)
+    heads = frames.heads(numbers, _prefix(sender.token, topic, TIMED), iter(time_ns, None), layout="Q")
+    publish = provider.publisher(topics, heads, as_bytes)
 
-    def send(content: bytes, headers: Mapping[str, Header] | None) -> int:
-        """The hot path: the time as eight bytes costs 0.1 us, as hexadecimal digits among options 0.4."""
-        if headers:
-            return publish(pack_number(number()) + prefix + _options(time_ns(), headers), content)
-        return publish(pack_head(number(), timed, time_ns()), content)
+    def send(content: Any, headers: Mapping[str, Header] | None) -> int:
+        if not headers:
+            return publish(content)
+        content = as_bytes(content)
+        return provider.publish(topics, frames.pack_sequence(next(numbers)) + prefix + _options(time_ns(), headers) + content)
 
     return send
 
@@ -112,7 +111,7 @@ class Message:
         self.topic = topic
         self.content = as_bytes(content)
         self.headers = dict(headers or {})
-        self.id = sender.token << 64 | sender.next_number()
+        self.id = sender.token << 64 | next(sender.numbers)
         self.timestamp = time_ns() // 1000
 
     def __getattr__(self, name: str) -> Any:

@@ -89,12 +89,20 @@ class ServerDied(RemoteInvocationError):
 
 
 class PublishFull(queue.Full):
-    """A consumer group's queue stayed full: `accepted` receivers have the event, `groups` do not."""
+    """A consumer group's queue stayed full: `accepted` receivers have the event, `groups` do not.
 
-    def __init__(self, accepted: int, groups: Sequence[str]) -> None:
-        super().__init__(accepted, groups)
+    `queues` are those of the groups, as the provider calls them.
+    """
+
+    def __init__(self, accepted: int, queues: Sequence[str]) -> None:
+        super().__init__(accepted, queues)
         self.accepted = accepted
-        self.groups: tuple[str, ...] = tuple(groups)
+        self.queues: tuple[str, ...] = tuple(queues)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Their names: a group has a queue for each channel and pattern."""
+        return tuple(dict.fromkeys(queue.removeprefix("group/").partition("\0")[0] for queue in self.queues))
 
     def __str__(self) -> str:
         return f"no room for the event in {', '.join(self.groups)}; {self.accepted} receivers have it"

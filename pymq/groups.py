@@ -81,11 +81,6 @@ class Group:
         """The provider's name of the group's queue for that channel or pattern."""
         return f"group/{self.name}\0{'~' if pattern else '='}{channel}"
 
-    @staticmethod
-    def name_in(queue: str) -> str:
-        """The group's name, from what `queue_of` made of it."""
-        return queue.removeprefix("group/").partition("\0")[0]
-
     def _queues(self) -> list[str]:
         return list(self._bus.provider.queues(f"group/{self.name}\0"))
 

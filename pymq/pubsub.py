@@ -26,7 +26,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pymq import message as frames
-from pymq._channels import Header, Message, as_bytes, check_topic, config, reader_of, received, sender_to
+from pymq._channels import Header, Message, check_topic, config, reader_of, received, sender_to
 from pymq._signals import Caught, caught_signals
 from pymq.exceptions import CodecError, ProviderError
 from pymq.topics import WORDS, words_matcher
@@ -180,7 +180,7 @@ def publish(topic: str, data: bytes, headers: Mapping[str, Header] | None = None
         send = _here.senders[topic]
     except (KeyError, TypeError):
         send = _here.make_sender(topic)
-    return send(data if type(data) is bytes else as_bytes(data), headers)
+    return send(data, headers)
 
 
 def fetch(channel: Channel) -> Message | None:

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 from pymq import message as frames
-from pymq.exceptions import PublishFull
-from pymq.groups import Group
 from pymq.provider.base import Provider
 from pymq.topics import topics_of
 
@@ -25,24 +23,13 @@ class Route:
         channels = topics_of(cls) if channel is None else [channel]
         prefix = frames.Prefix(frames.EVENT, encoder.form, 0, token, channels[0], encoder.type_name, tuple(channels[1:]))
         self._encode: Callable[[Any], bytes] = encoder.encode
-        encode = self._encode
-        packed = frames.pack_prefix(prefix)
         self._flagged_prefix: bytes = frames.pack_prefix(prefix._replace(flags=frames.OPTIONS))
         self.topics: tuple[str, ...] = tuple("e/" + name for name in channels)
         self._provider: Provider = provider
-        publish = provider.publisher(self.topics)
         self._start: int = number << 40  # each route counts in a range of its own, so that ids are unique in the sender
         self._sequence: itertools.count[int] = itertools.count(self._start)
-        number_next, pack = self._sequence.__next__, frames.pack_sequence
-
-        def send(event: Any) -> int | None:
-            """The hot path: the variables of a closure cost less than attributes."""
-            try:
-                return publish(pack(number_next()) + packed, encode(event))
-            except PublishFull as full:
-                raise as_users_name_groups(full) from None
-
-        self.send: Callable[[Any], int | None] = send
+        heads = frames.heads(self._sequence, frames.pack_prefix(prefix))
+        self.send: Callable[[Any], int | None] = provider.publisher(self.topics, heads, encoder.encode)
         """Publish an event that has no options."""
 
     def send_with(self, event: Any, headers: dict[str, Any] | None, delay: float, ttl: float | None) -> int | None:
@@ -54,20 +41,12 @@ class Route:
         options = {"headers": headers, "due": now + delay if delay else None, "expires": None if ttl is None else now + delay + ttl}
         packed = frames.pack_options({name: value for name, value in options.items() if value is not None})
         message = frames.pack_sequence(next(self._sequence)) + self._flagged_prefix + packed + self._encode(event)
-        try:
-            return self._provider.publish(self.topics, message, delay=delay, ttl=None if ttl is None else delay + ttl)
-        except PublishFull as full:
-            raise as_users_name_groups(full) from None
+        return self._provider.publish(self.topics, message, delay=delay, ttl=None if ttl is None else delay + ttl)
 
     @property
     def published(self) -> int:
         """How many numbers were given out: read from the counter's repr, since looking must not count."""
         return int(repr(self._sequence)[len("count(") : -1]) - self._start
-
-
-def as_users_name_groups(full: PublishFull) -> PublishFull:
-    """The provider knows queues only, and a group has one for each channel and pattern."""
-    return PublishFull(full.accepted, list(dict.fromkeys(map(Group.name_in, full.groups))))
 
 
 def check_seconds(**durations: float | None) -> None:

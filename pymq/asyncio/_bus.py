@@ -17,13 +17,13 @@ from pymq.asyncio._port import Port
 from pymq.asyncio._queues import DeadLetters, Queue
 from pymq.asyncio._threads import in_thread
 from pymq.bus import SHUTDOWN_SECONDS, decorator
-from pymq.exceptions import NotInitialized, PublishFull
+from pymq.exceptions import NotInitialized
 from pymq.groups import Group as SyncGroup
 from pymq.groups import Options
 from pymq.handlers import Shape, channels_of
 from pymq.provider import Config, config_from
 from pymq.provider.base import Health, WouldWait
-from pymq.routes import Route, as_users_name_groups
+from pymq.routes import Route
 from pymq.rpc import StubMethod
 
 log = logging.getLogger("pymq")
@@ -179,13 +179,7 @@ class EventBus:
             port = self._opened()
             return await port.do(self._core.publish, event, channel, headers=headers, delay=delay, ttl=ttl)
         except WouldWait as pause:
-            return await self._finish(pause)
-
-    async def _finish(self, pause: WouldWait) -> int:
-        try:
             return await self._opened().in_thread(pause.finish)
-        except PublishFull as full:
-            raise as_users_name_groups(full) from None
 
     async def subscribe(
         self,

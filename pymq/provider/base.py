@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from queue import Full
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from pymq.exceptions import QueueNotFound
 
@@ -250,12 +250,17 @@ class Provider(ABC):
         counted, and a full shared queue raises `PublishFull`. `delay` and `ttl` are for the shared ones.
         """
 
-    def publisher(self, topics: Sequence[str]) -> Callable[[bytes, bytes], int | None]:
-        """`publish` to these topics, as it is by default, of a message in two pieces: its head and its payload.
+    def publisher(self, topics: Sequence[str], heads: Iterator[bytes], encode: Callable[[Any], bytes]) -> Callable[[Any], int | None]:
+        """What publishes a value to these topics: as the next of the heads, and the value encoded.
 
-        Not abstract: for a provider that can look up in advance who gets it, and that need not join the two of a large message.
+        Not abstract: for a provider that can look up in advance who gets it, and that need not join the two where that is large.
         """
-        return lambda head, payload: self.publish(topics, head + payload)
+
+        def publish(value: Any) -> int | None:
+            payload = encode(value)  # first: what cannot travel takes no number
+            return self.publish(topics, next(heads) + payload)
+
+        return publish
 
     def request(self, topic: str, message: bytes, reply_to: str) -> str | None:
         """The message is in the first of the topic's `consumers` that has room for it; which one, or None where there is none.

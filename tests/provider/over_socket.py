@@ -17,7 +17,7 @@ from pymq.exceptions import PublishFull
 from pymq.provider.base import Features, Provider, Receipt
 from pymq.provider.simple import SimpleConfig, SimpleProvider
 
-copyreg.pickle(PublishFull, lambda error: (PublishFull, (error.accepted, error.groups)))
+copyreg.pickle(PublishFull, lambda error: (PublishFull, (error.accepted, error.queues)))
 
 
 class NumberedReceipt(Receipt):

@@ -396,10 +396,10 @@ def test_any_size_up_to_the_maximum(config, opened, size):
 def test_a_large_payload_arrives_behind_its_head(opened, head, size):
     sender, receiver = opened(), opened()
     subscribe(receiver, "inbox")
-    publish = sender.publisher(("topic",))
+    publish = sender.publisher(("topic",), itertools.repeat(head), bytes)
     payloads = [random.Random(number).randbytes(size) for number in range(4)]
     for payload in payloads:
-        assert publish(head, payload) == 1
+        assert publish(payload) == 1
     found = take(receiver, "inbox", len(payloads))
     assert [message[len(head) :] or beside(message) for message in found] == payloads
     assert all(message[: len(head)] == head for message in found)

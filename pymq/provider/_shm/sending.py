@@ -12,7 +12,7 @@ import math
 import time
 import weakref
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from operator import methodcaller
 from os import write
 from queue import Full
@@ -319,13 +319,15 @@ class Sending(Renewable):
                 pass  # deleted in between: its bindings are going, too
         return accepted, full
 
-    def publisher(self, topics: Sequence[str]) -> Callable[[bytes, bytes], int]:
+    def publisher(self, topics: Sequence[str], heads: Iterator[bytes], encode: Callable[[Any], bytes]) -> Callable[[Any], int]:
         topics, inline, most, everywhere = tuple(topics), self._inline, self.max_message_bytes, self.publish
+        next_head = heads.__next__
         way: Way = (self._words, 0, _nobody)
 
-        def publish(head: bytes, payload: bytes) -> int:
+        def publish(value: Any) -> int:
             """The hot path to one receiver: 0.4 us less than the way through the table; and what is large is not copied to join it."""
             nonlocal way
+            payload, head = encode(value), next_head()
             words, generation, only = way
             if words[WORD] != generation:
                 accepted = everywhere(topics, head + payload)
