@@ -7,10 +7,10 @@
     --- the prefix: constant for one sender, kind, type and channel, so it is packed once and looked up as it is ---
     u8   version       1
     u8   kind          EVENT, ITEM, REQUEST, REPLY, FAILURE
-    u8   form          how the payload is encoded, see pymq.codec: RAW, TYPED or TAGGED
+    u8   form          how the payload is encoded, see pymq.codec: RAW, TYPED, TAGGED or PACKED
     u8   flags         OPTIONS: the options section is there; TIMED: in its place, when it was sent, as pymq.pubsub tells
     u64  token         of the sender
-    JSON [channel, type name, other topics]; where the form is TYPED, the type's name has those of the fields: `Trade(id,price)`
+    JSON [channel, type name, other topics]; with the fields, where the payload is their values: `Trade(id,price)`
     --- the options, only where something is set: headers, expiry, failures so far ---
     u32  length, then the payload of a dict in the codec's tagged form; or u64 nanoseconds since the epoch
     --- the payload ---
@@ -33,7 +33,7 @@ from pymq.exceptions import CodecError
 VERSION = 1
 EVENT, ITEM, REQUEST, REPLY, FAILURE = range(1, 6)
 OPTIONS, TIMED = 1, 2
-RAW, TYPED, TAGGED = range(3)
+RAW, TYPED, TAGGED, PACKED = range(4)
 
 START = struct.Struct("<QH")
 SEQUENCE_BYTES = 8
@@ -92,9 +92,9 @@ def unpack_prefix(packed: bytes) -> Prefix:
 
 
 def names_in(form: int, type_name: str) -> tuple[str, tuple[str, ...]]:
-    """The name of the type alone, and the names of the fields whose values are the payload."""
+    """The name of the type alone, and the fields whose values are the payload, as their names (PACKED: `name:code`)."""
     name, parenthesis, fields = type_name.rpartition("(")
-    if form != TYPED or not parenthesis:
+    if form not in (TYPED, PACKED) or not parenthesis:
         return type_name, ()
     return name, tuple(filter(None, fields[:-1].split(",")))
 

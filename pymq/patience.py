@@ -15,7 +15,7 @@ class Patience:
     """
 
     def __init__(self) -> None:
-        self.failures = 0
+        self.failures: int = 0
         """How often in a row it was in vain."""
         self._unwise = 1
         self.seconds: float = 0.0

@@ -20,6 +20,7 @@ import pytest
 from harness import ROOT
 
 import pymq
+from pymq.message import beside
 from pymq.provider.shm import ShmConfig
 
 PROGRAMS = Path(__file__).parent / "programs"
@@ -149,7 +150,7 @@ class Witness:
         return [self._name(message) for message in found]
 
     def _name(self, message: bytes) -> str:
-        match = re.search(rb'"?([\w-]+?)x*"?$', message)
+        match = re.search(rb'"?([\w-]+?)x*"?$', message + beside(message))
         assert match is not None, message
         return match[1].decode()
 

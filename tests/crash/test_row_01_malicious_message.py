@@ -124,7 +124,7 @@ def armed(guard: Guard, monkeypatch: pytest.MonkeyPatch) -> Iterator[Guard]:
 def hostile(kind: int, channel: str, good: bytes) -> Iterator[bytes]:
     """Frames that are whole, and what is in them is not."""
     for number, payload in enumerate(PAYLOADS):
-        for form in (codec.RAW, codec.TYPED, codec.TAGGED, 200):
+        for form in (codec.RAW, codec.TYPED, codec.TAGGED, codec.PACKED, 200):
             prefix = Prefix(kind, form, 0, 7, channel, NAMES[number % len(NAMES)], ())
             yield frames.pack_sequence(SEQUENCE + number) + frames.pack_prefix(prefix) + payload
     for options in OPTIONS:

@@ -6,6 +6,7 @@ import logging
 import os
 import queue
 import shutil
+import struct
 import subprocess
 import threading
 import time
@@ -443,7 +444,7 @@ def test_what_is_not_bytes_arrives_encoded(bus):
         assert bus.publish(Reading(21.5), "sensors.one") == 1
         assert bus.publish(Reading(1.0), headers={"when": date(2026, 1, 2)}) == 1
         first, second = fetch(channel), fetch(channel)
-    assert first.content == b"[21.5]"
+    assert first.content == struct.pack("<Bd", 0, 21.5)
     assert second.topic.endswith(".Reading")
     assert second.headers == {"when": date(2026, 1, 2)}
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import math
+import struct
 import subprocess
 import sys
 import threading
@@ -28,6 +29,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from pymq import _hints, _tagged, codec
 from pymq.codec import (
+    PACKED,
     RAW,
     TAGGED,
     TYPED,
@@ -406,7 +408,11 @@ class TestTypeTable:
 
 
 class TestForms:
-    @pytest.mark.parametrize("cls", [Reading, Urgent, Frozen, Everything, SlottedTyped, KeywordOnly, Numbered, Watched, Nothing])
+    @pytest.mark.parametrize("cls", [Reading, Urgent, SlottedTyped, Watched])
+    def test_packed(self, cls: type) -> None:
+        assert encoder_for(cls).form == PACKED
+
+    @pytest.mark.parametrize("cls", [Frozen, Everything, KeywordOnly, Numbered, Nothing])
     def test_typed(self, cls: type) -> None:
         assert encoder_for(cls).form == TYPED
 
@@ -421,11 +427,15 @@ class TestForms:
         assert encoder_for(bytes).encode(b"\xff") == b"\xff"
 
     def test_typed_json_is_plain(self) -> None:
-        assert json.loads(encoder_for(Reading).encode(READING)) == [1, "hello", 2.5, "x"]
+        assert json.loads(encoder_for(Frozen).encode(Frozen(1))) == [1, "1"]
+
+    def test_a_row_has_the_numbers_then_the_texts(self) -> None:
+        fixed = struct.pack("<BqIdI", 0, 1, 5, 2.5, 1)
+        assert encoder_for(Reading).encode(READING) == fixed + b"hellox"
 
     def test_names(self) -> None:
         names = [encoder_for(cls).type_name for cls in (int, type(None), datetime, Decimal, Reading)]
-        assert names == ["int", "NoneType", "datetime.datetime", "decimal.Decimal", f"{topic_of(Reading)}(a,b,c,d)"]
+        assert names == ["int", "NoneType", "datetime.datetime", "decimal.Decimal", f"{topic_of(Reading)}(a:q,b:s,c:d,d:s)"]
 
     def test_the_type_of_a_message_is_named_without_its_fields(self) -> None:
         encoder = encoder_for(Reading)
@@ -470,6 +480,29 @@ class TestNotOfTheDeclaredType:
     def test_values_that_are_not_those_of_the_fields(self, data: bytes) -> None:
         with pytest.raises(CodecError):
             decoder_for(TYPED, f"{topic_of(Reading)}(a,b,c,d)", Reading)(data)
+
+    @pytest.mark.parametrize(
+        "fields", ["a:q,b:s,c:d,d:s", "a:q,b:s,c:d,d:s,e:q", "a:q,b:s", "a:q,b:s,c:d,d:Z", "a,b,c,d", "a:q:q,b:s,c:d,d:s"]
+    )
+    def test_rows_that_are_none(self, fields: str) -> None:
+        """Cut, longer, with lengths that lead elsewhere, with texts that are not UTF-8: an error, whoever is to read it."""
+        row = encoder_for(Reading).encode(READING)
+        decoders = [decoder_for(PACKED, f"{topic_of(cls)}({fields})", hint) for cls in (Reading, Urgent) for hint in (Reading, Any)]
+        damaged = [
+            row[:-1],
+            row + b"x",
+            row[:10],
+            row[:1],
+            b"\0",
+            b"",
+            row[:-1] + b"\xff",
+            row[:9] + b"\xff" * 4 + row[13:],
+            b"\1" + row[1:],
+        ]
+        for data in damaged:
+            for decode in decoders:
+                with pytest.raises(CodecError):
+                    decode(data)
 
     @pytest.mark.parametrize(
         ("value", "hint"),
@@ -684,6 +717,14 @@ class TestState:
         with pytest.raises(CodecError, match="has no e"):
             decoder_for(TYPED, f"{topic_of(Reading)}(a,b,c,d,e)", Reading)(b'[1,"",1.0,"",2]')
 
+    def test_columns_are_found_by_their_names_whatever_their_order(self) -> None:
+        row = struct.pack("<BIdqI", 0, 1, 2.5, 1, 5) + b"xhello"
+        assert decoder_for(PACKED, f"{topic_of(Reading)}(d:s,c:d,a:q,b:s)", Reading)(row) == READING
+        assert decoder_for(PACKED, f"{topic_of(Frozen)}(a:q)", Frozen)(struct.pack("<Bq", 0, 7)) == Frozen(7)
+        assert decoder_for(PACKED, "elsewhere.Thing(a:q)")(struct.pack("<Bq", 0, 7)) == {"a": 7}
+        with pytest.raises(CodecError, match="has no e"):
+            decoder_for(PACKED, f"{topic_of(Frozen)}(a:q,e:?)", Frozen)(struct.pack("<Bq?", 0, 7, True))
+
     def test_attributes_that_were_set_in_another_order(self) -> None:
         value = Reading(1, "b", 2.0, "d")
         del value.b
@@ -837,7 +878,7 @@ GADGETS = [
 
 
 class TestHostileBytes:
-    @pytest.mark.parametrize("form", [TYPED, TAGGED])
+    @pytest.mark.parametrize("form", [TYPED, TAGGED, PACKED])
     @pytest.mark.parametrize("hint", [Any, Reading, Model, Plain], ids=str)
     @pytest.mark.parametrize("data", GADGETS, ids=range(len(GADGETS)))
     def test_is_refused_or_plain_data(self, form: int, hint: Any, data: bytes) -> None:
@@ -948,9 +989,9 @@ class TestAnyValue:
 
     @given(st.binary())
     def test_any_bytes(self, data: bytes) -> None:
-        for form in (TYPED, TAGGED):
+        for form, fields in ((TYPED, ""), (TYPED, "(a,b,c,d)"), (TAGGED, ""), (PACKED, "(a:q,b:s,c:d,d:s)"), (PACKED, "(d:s,a:q)")):
             try:
-                decoder_for(form, topic_of(Reading), Reading)(data)
+                decoder_for(form, topic_of(Reading) + fields, Reading)(data)
             except CodecError:
                 pass
 
