@@ -34,6 +34,14 @@ class Reading:
 
 
 NAMES = ["os.system", "subprocess.Popen", "builtins.eval", "pickle.loads", "antigravity", "../../etc/passwd", "a.\0", "", "list", "~"]
+NAMES += [
+    "os.system(id:s)",
+    "list(a:q,b:__import__('os').system('id'))",
+    "Reading(number:9999999q)",
+    "Reading(number:s,number:s)",
+    "x(:)",
+    "x((:s)",
+]
 STATES: list[Any] = [{"args": ["id"]}, ["touch /tmp/owned"], "id", {"__reduce__": ["os.system", ["id"]]}, {"number": {}, "~": 1}, None]
 PAYLOADS = [
     *(
@@ -62,6 +70,7 @@ PAYLOADS = [
         b'{"~":"decimal","v":"1e9999999999"}',
     ),
     *(b'{"py/object":"os.system"}', b"cos\nsystem\n(S'id'\ntR.", b"!!python/object/apply:os.system ['id']"),
+    *(b"\0" + bytes(8), b"\0\2\0\0\0id", b"\0" + b"\xff" * 16, b"\0" * 100_000, b"[]", b'["id"]'),
 ]
 OPTIONS: list[dict[str, Any]] = [
     *(
