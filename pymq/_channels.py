@@ -192,7 +192,7 @@ def _read_options(head: bytes, start: int) -> dict[str, Any]:
         return {}
     if head[START.size + _FLAGS] == TIMED:
         return {"time": TIME.unpack_from(head, start)[0]}
-    options = dict(json.loads(head[start + LENGTH.size :])[1])
+    options = dict(json.loads(head[start + LENGTH.size :].decode())[1])
     headers = options.get("headers", {})
     if "~" in headers:
         headers = options["headers"] = dict(zip(*headers["v"], strict=True))

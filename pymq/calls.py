@@ -96,7 +96,7 @@ class CallReader:
         from pymq import codec
 
         try:
-            kinds, names = json.loads(head[_LENGTH.size :])
+            kinds, names = json.loads(head[_LENGTH.size :].decode())
             names = [str(name) for name in names]
             places: list[int | str] = [*range(len(kinds) - len(names)), *names]
             decoders = [codec.decoder_for(int(f), str(t), self._hint(p)) for (f, t), p in zip(kinds, places, strict=True)]

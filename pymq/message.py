@@ -85,7 +85,7 @@ def unpack_prefix(packed: bytes) -> Prefix:
         version, kind, form, flags, token = FIXED.unpack_from(packed)
         if version != VERSION:
             raise CodecError(f"a message of version {version}; this pymq reads version {VERSION}")
-        channel, type_name, topics = json.loads(packed[FIXED.size :])
+        channel, type_name, topics = json.loads(packed[FIXED.size :].decode())
         return Prefix(kind, form, flags, token, str(channel), str(type_name), tuple(map(str, topics)))
     except (struct.error, ValueError, TypeError, RecursionError) as error:
         raise error if isinstance(error, CodecError) else CodecError(f"not a message of ours: {packed[:40]!r}") from error

@@ -124,6 +124,7 @@ def armed(guard: Guard, monkeypatch: pytest.MonkeyPatch) -> Iterator[Guard]:
     monkeypatch.setattr("traceback.format_exception", lambda *_: ["a traceback"])  # to format one opens the source
     with suppress(pymq.CodecError):
         codec.decoder_for(codec.TAGGED, "")(b'{"~":"zone","v":"UTC"}')  # reads the system's list of zones, once
+    codec.encoder_for(Reading)  # compiles, once, what reads this class of the program's own
     guard.caught.clear()
     yield guard
     guard.armed = False
