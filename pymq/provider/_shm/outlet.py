@@ -17,6 +17,7 @@ from pymq.provider._shm.files import (
     Owned,
     close_file,
     encode_name,
+    interrupted,
     is_dead,
     map_file,
     open_writer,
@@ -113,23 +114,17 @@ class Outlet:
 
     def send_by_arena(self, payload: bytes, head: bytes = b"") -> bool:
         """Deliver it through the arena, behind a head that goes with the reference; False where it is too large or there is no room."""
-        size = len(payload)
-        with self._mutex:
-            if size > self._largest or len(head) > _LARGEST_HEAD or (not self._token and not self._make_arena()):
-                return False
-            position = self._find_room(size)
-            if position < 0:
-                return False
-            arena, before = self._arena, self._next
-            offset = position % arena.size
-            arena.bytes[offset : offset + size] = payload
-            framed = frame(REFERENCE, LOCATION.pack(self._token, position, size) + head)
-            # reserved first: should a signal handler raise behind the write, the place of what is out must not be used again
-            self._next = arena.words[SENT] = position + aligned(size)
-            if (self.head[self._gate] or not self._write(framed)) and not self.offer([framed]):
-                self._next = arena.words[SENT] = before
-                return False
-            return True
+        if len(payload) > self._largest or len(head) > _LARGEST_HEAD:
+            return False
+        mutex = self._mutex
+        with mutex.mutex:  # `with mutex` written out: 0.5 us less
+            if mutex.is_held:
+                raise interrupted()
+            try:
+                mutex.is_held = True
+                return self._put_in_arena(payload, head)
+            finally:
+                mutex.is_held = False
 
     def offer(self, parts: list[bytes], sleeper: int = 0) -> bool:
         """Deliver a frame; False where there is no room, and then the bell of that number is rung when there is."""
@@ -225,6 +220,22 @@ class Outlet:
             self._set_sleepers([*numbers, sleeper])
 
     # The arena; the mutex is held
+
+    def _put_in_arena(self, payload: bytes, head: bytes) -> bool:
+        size = len(payload)
+        position = self._find_room(size) if self._token or self._make_arena() else -1
+        if position < 0:
+            return False
+        arena, before = self._arena, self._next
+        offset = position % arena.size
+        arena.bytes[offset : offset + size] = payload
+        framed = frame(REFERENCE, LOCATION.pack(self._token, position, size) + head)
+        # reserved first: should a signal handler raise behind the write, the place of what is out must not be used again
+        self._next = arena.words[SENT] = position + aligned(size)
+        if (self.head[self._gate] or not self._write(framed)) and not self.offer([framed]):
+            self._next = arena.words[SENT] = before
+            return False
+        return True
 
     def _find_room(self, size: int) -> int:
         """Where in the arena, or -1; a reader that is at work is given time to make room, until it is found to be stuck."""
