@@ -27,7 +27,7 @@ from typing import Any, TypeAlias
 
 from pymq.exceptions import ProviderError
 from pymq.provider._shm.files import Bells, Directory, Owned, adopt_file, close_file, encode_name, translated, write_at
-from pymq.provider._shm.frames import DATA, HEADER, LOGGED, STATE, URGENT, frame
+from pymq.provider._shm.frames import DATA, DELETED, HEADER, LOGGED, STATE, URGENT, frame
 from pymq.provider._shm.inbox import Inbox
 from pymq.provider._shm.outlet import Outlet
 from pymq.provider._shm.registry import Registry
@@ -93,6 +93,13 @@ class KernelOutlet(Outlet):
             lane._token, lane._next, lane._stuck_at = 0, 0, -1
             self._urgent = lane
         return self._urgent
+
+    def send_urgently(self, message: bytes) -> bool:
+        """Deliver it by that lane, if that is possible at once and without the log."""
+        try:
+            return not self.head[DELETED] and self.urgent().send_past_log(message)
+        except OSError:  # dead
+            return False
 
     def send_past_log(self, payload: bytes, head: bytes = b"") -> bool:
         size = len(head) + len(payload)

@@ -69,6 +69,12 @@ class IpcProvider(ShmProvider):
     def _outlet_class(self, name: str) -> type[Outlet]:
         return self._kernel.KernelOutlet if self._kernel.has_queue(self._registry.inboxes, name) else super()._outlet_class(name)
 
+    def _send_directly(self, queue: str, message: bytes) -> bool:
+        outlet = self._outlets.get(queue)
+        if not isinstance(outlet, self._kernel.KernelOutlet) or len(message) > self.max_message_bytes:
+            return super()._send_directly(queue, message)
+        return outlet.send_urgently(message)
+
     def _send_to_inbox(self, outlet: Outlet, message: bytes, timeout: float | None) -> None:
         super()._send_to_inbox(outlet.urgent() if isinstance(outlet, self._kernel.KernelOutlet) else outlet, message, timeout)
 
