@@ -206,7 +206,7 @@ class Member(Work):
         event = decode(leased.frame.payload)
         if not (leased.frame.options or self.shape.wants_message or self.shape.is_async) and len(self._plain) < MAX_PLAIN:
             packed = frames.prefix_of(message)
-            self._plain[packed] = decode, frames.START.size + len(packed)
+            self._plain[packed] = decode, frames.START.size + len(packed) + frames.time_size(prefix)
         args, kwargs = self.shape.arguments(event, leased.about() if self.shape.wants_message else None)
         result = self.callback(*args, **kwargs)
         if self.shape.is_async:

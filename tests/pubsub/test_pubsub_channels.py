@@ -439,6 +439,19 @@ def test_a_bus_counts_the_channels_that_match_and_no_others(bus):
         assert bus.publish(b"", "sensors") == 1
 
 
+def test_a_group_gets_the_content_and_nothing_else(bus):
+    got = queue.SimpleQueue()
+
+    def handle(content: bytes) -> None:
+        got.put(content)
+
+    bus.subscribe(handle, "sensors.one", group="readers")
+    for content in (b"first", b"of the same prefix as the first", b""):
+        assert publish("sensors.one", content) == 1
+        assert got.get(timeout=GUARD) == content
+    bus.group("readers").delete()
+
+
 def test_what_is_not_bytes_arrives_encoded(bus):
     with Channel(topic="+") as channel:
         assert bus.publish(Reading(21.5), "sensors.one") == 1
