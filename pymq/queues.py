@@ -192,7 +192,7 @@ class Queue(Generic[T]):
 
         frame = frames.unpack(message)
         decode = codec.decoder_for(frame.prefix.form, frame.prefix.type_name, self._type)
-        if not frame.prefix.flags & frames.OPTIONS:  # the payload of the usual ones begins behind the prefix
+        if not frame.prefix.flags:  # the payload of the usual ones begins behind the prefix
             if len(self._plain) >= MOST_PREFIXES:
                 self._plain.clear()
             self._plain[packed] = decode, frames.START.size + len(packed)
