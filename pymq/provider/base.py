@@ -281,6 +281,15 @@ class Provider(ABC):
             raise full
         return None
 
+    def ack_and_receive(self, receipt: Receipt, *, lease: float = 30.0) -> list[Delivery]:
+        """`ack`, and then one message of the same queue, as `receive` would return it, where it is at hand: nothing is waited for.
+
+        [] says nothing of the queue: `receive` next. Whatever is raised, LeaseLost too, is raised for the ack, and nothing was
+        received. Not abstract: for a provider to which the two together are cheaper.
+        """
+        self.ack(receipt)
+        return []
+
     def counters(self) -> dict[str, dict[str, int]]:
         """What each queue holds and has lost, as far as this provider knows: {queue: {"waiting": …, "leased": …, "dropped": …,
         "expired": …}}. Not abstract: {} where a service keeps no such counts.

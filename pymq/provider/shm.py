@@ -447,6 +447,18 @@ class ShmProvider(Sending):
     def ack(self, receipt: Receipt) -> None:
         self._settle(SharedQueue.ack, receipt)
 
+    def ack_and_receive(self, receipt: Receipt, *, lease: float = 30.0) -> list[Delivery]:
+        entry = self._queues.get(receipt.queue)
+        if entry is not None and not self._closed and self._words[WORD] != REMOVED and monotonic() < self._next_look:
+            try:
+                return entry[0].ack_and_receive(receipt, lease)  # type: ignore[arg-type]
+            except (LeaseLost, QueueNotFound):
+                pass  # nothing was changed: `ack` knows what that means
+            except OSError as error:
+                raise translated(error, self.path) from error
+        self.ack(receipt)
+        return []
+
     def nack(self, receipt: Receipt, delay: float = 0) -> None:
         self._settle(SharedQueue.nack, receipt, delay)
 

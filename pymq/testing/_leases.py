@@ -90,6 +90,37 @@ class Leases(Suite):
             provider.nack(again)
         assert provider.receive(queue) == []
 
+    def test_an_ack_may_bring_the_next(self) -> None:
+        provider, other = self._open(), self._open()
+        queue = self._shared(provider)
+        for number in range(5):
+            provider.send(queue, b"%d" % number)
+        received = [self._take(provider, queue)]
+        for _ in range(3):
+            found = provider.ack_and_receive(received[-1][1], lease=1000.0)
+            received.append(self._leased(found or provider.receive(queue, self.patience, lease=1000.0)))
+            with raises(LeaseLost):
+                provider.ack(received[-2][1])
+        assert [receipt.attempt for _, receipt in received] == [1, 1, 1, 1]
+        messages = [message for message, _ in received]
+        assert sorted(messages + self._messages(other, queue, 1)) == [b"0", b"1", b"2", b"3", b"4"]
+        provider.nack(received[-1][1])
+        assert self._take(other, queue)[1].attempt == 2
+        assert other.receive(queue) == []
+
+    def test_a_late_ack_brings_nothing(self) -> None:
+        provider, other = self._open(), self._open()
+        queue = self._shared(provider)
+        provider.send(queue, b"contested")
+        late = self._take(provider, queue, lease=self.tick)[1]
+        valid = self._take(other, queue)[1]
+        provider.send(queue, b"next")
+        with raises(LeaseLost):
+            provider.ack_and_receive(late)
+        assert self._messages(provider, queue, 1) == [b"next"]
+        other.ack(valid)
+        assert provider.receive(queue) == []
+
     def test_extend_moves_the_end_of_the_lease(self) -> None:
         provider, other = self._open(), self._open()
         queue = self._shared(provider)

@@ -337,6 +337,29 @@ class HidesThatALeaseIsLost(SimpleProvider):
             pass
 
 
+@fails("test_an_ack_may_bring_the_next", "test_a_late_ack_brings_nothing")
+class ReceivesWithoutAnAck(SimpleProvider):
+    def ack_and_receive(self, receipt, *, lease=30.0):
+        return self.receive(receipt.queue, lease=lease)
+
+
+@fails("test_an_ack_may_bring_the_next")
+class RemovesWhatTheAckBrings(SimpleProvider):
+    def ack_and_receive(self, receipt, *, lease=30.0):
+        found = super().ack_and_receive(receipt, lease=lease) or self.receive(receipt.queue, lease=lease)
+        for _, brought in found:
+            self.ack(brought)
+        return found
+
+
+@fails("test_a_late_ack_brings_nothing")
+class LosesTheNextWithALateAck(SimpleProvider):
+    def ack_and_receive(self, receipt, *, lease=30.0):
+        found = self.receive(receipt.queue, lease=lease)
+        self.ack(receipt)
+        return found
+
+
 @fails("test_extend_moves_the_end_of_the_lease")
 class IgnoresExtend(SimpleProvider):
     def extend(self, receipt, seconds):

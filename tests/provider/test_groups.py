@@ -220,6 +220,21 @@ def test_a_member_that_shuts_down_gives_back_what_it_had_not_begun(peers, bus, g
     assert handled | {0} == set(range(5))
 
 
+def test_a_handler_that_unsubscribes_takes_nothing_more(bus, group, heard):
+    def handler(value: int):
+        heard(value)
+        bus.unsubscribe(handler, "c")
+
+    group.bind("c")
+    for number in range(5):
+        bus.publish(number, "c")
+    bus.subscribe(handler, "c", group="billing")
+    first = heard.next()
+    bus.subscribe(heard, "c", group="billing")
+    assert sorted([first, *heard.take(4)]) == [0, 1, 2, 3, 4]
+    assert heard.rest() == []
+
+
 def test_the_lease_is_extended_while_the_handler_runs(peers, bus, group):
     alice, bob = peers(2)
     alice.subscribe(shop.held, "c", group="billing", lease=0.8)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from harness import GUARD, run_program
+from harness import GUARD, Heard, eventually, run_program
 from programs import shop
 
 import pymq
@@ -55,6 +56,26 @@ def test_a_limit_below_what_a_pipe_takes_holds_for_every_way_to_send(place):
                 with pytest.raises(pymq.MessageTooLarge):
                     way(bytes(101))
         assert [message for message, _ in other.provider.receive("inbox", 0)] == 6 * [bytes(100)]
+
+
+def test_a_lost_lease_is_told_and_loses_nothing(bus, caplog, monkeypatch):
+    group, heard = bus.group("billing"), Heard()
+    monkeypatch.setattr(bus.leases, "hold", lambda receipt, lease: None)
+
+    def handler(value: str, message: pymq.Message):
+        heard((value, message.attempt))
+        if (value, message.attempt) == ("long", 1):
+            threading.Event().wait(1.0)
+
+    group.bind("c")
+    for value in ("short", "long", "next"):
+        bus.publish(value, "c")
+    bus.subscribe(handler, "c", group="billing", lease=0.5)
+    assert sorted(heard.take(4)) == [("long", 1), ("long", 2), ("next", 1), ("short", 1)]
+    eventually(lambda: bus.stats()["delivered"] == {"c": 3})
+    assert "took longer than its lease" in caplog.text
+    assert group.qsize() == 0
+    group.delete()
 
 
 def test_a_death_may_be_watched_for_twice(place):

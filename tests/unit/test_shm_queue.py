@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
+import random
 import shutil
 import signal
 import subprocess
@@ -230,6 +231,88 @@ def test_a_lease_that_ended_is_lost_before_anybody_takes_it(peer: Peer) -> None:
     with pytest.raises(LeaseLost):
         peer.queue.ack(receipt)
     assert peer.messages() == [b"1"]
+
+
+def test_an_ack_brings_the_next(peer: Peer, other: Peer) -> None:
+    for message in (b"1", b"2" * 100, b"3"):
+        peer.queue.send(message)
+    _, first = peer.one()
+    begun = time.monotonic()
+    [(message, second)] = peer.queue.ack_and_receive(first, 0.05)
+    assert (message, second.attempt, second.queue) == (b"2" * 100, 1, "jobs")
+    assert peer.queue.counters() == {"waiting": 1, "leased": 1, "bytes": 176, "expired": 0, "corrupt": 0}
+    assert other.messages() == [b"3"]
+    again, third = other.one(GUARD)
+    assert (again, third.attempt) == (b"2" * 100, 2)
+    assert time.monotonic() - begun >= 0.05
+    for late in (first, second):
+        with pytest.raises(LeaseLost):
+            peer.queue.ack_and_receive(late, 30.0)
+    assert other.queue.ack_and_receive(third, 30.0) == []
+    assert peer.queue.is_idle_and_empty()
+    assert peer.queue.counters()["bytes"] == 0
+
+
+def test_what_is_due_again_comes_before_what_an_ack_would_bring(peer: Peer) -> None:
+    for message in (b"1", b"2", b"3"):
+        peer.queue.send(message)
+    (_, first), (_, second) = peer.one(), peer.one()
+    peer.queue.nack(second)
+    assert peer.queue.ack_and_receive(first, 30.0) == []
+    assert peer.messages() == [b"2", b"3"]
+
+
+def test_a_higher_level_comes_before_what_an_ack_would_bring(peer: Peer) -> None:
+    for message in (b"1", b"2"):
+        peer.queue.send(message)
+    _, first = peer.one()
+    peer.queue.send(b"urgent", priority=3)
+    assert peer.queue.ack_and_receive(first, 30.0) == []
+    assert peer.messages() == [b"urgent", b"2"]
+
+
+def test_acks_that_bring_the_next_keep_the_order_of_leases(peer: Peer, other: Peer) -> None:
+    """By threes, with leases of other lengths: what they leave comes back in the order in which it is due."""
+    rng = random.Random(5)
+    for number in range(100):
+        peer.queue.send(b"%d" % number)
+    held = [peer.one() for _ in range(3)]
+    words, claims = peer.queue._words, peer.queue._store.claims
+    for number in range(3, 97):
+        place, lease = rng.randrange(3), rng.uniform(20, 40)
+        held[place] = (peer.queue.ack_and_receive(held[place][1], lease) or peer.take(0, 1, lease))[0]
+        assert held[place][0] == b"%d" % number
+        assert claims.next_due() == min(words[receipt.slot + _claims.DUE] for _, receipt in held)
+    assert peer.queue.counters() | {"bytes": 0} == {"waiting": 3, "leased": 3, "bytes": 0, "expired": 0, "corrupt": 0}
+    for _, receipt in held:
+        peer.queue.ack(receipt)
+    assert other.messages() == [b"97", b"98", b"99"]
+
+
+def test_acks_that_bring_the_next_give_back_what_was_consumed(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_segments, "SEGMENT_BYTES", 1000)
+    for number in range(100):
+        peer.queue.send(b"%d" % number * 30)
+    held = [peer.one() for _ in range(13)]  # from more than one segment
+    for number in range(100):
+        message, receipt = held.pop(0)
+        assert message == b"%d" % number * 30
+        held += peer.queue.ack_and_receive(receipt, 30.0) or peer.take(0, 1, 30.0)
+    assert held == []
+    assert len(peer.queue._store.log.segments()) == 1
+    assert peer.queue.counters()["bytes"] == 0
+
+
+def test_an_ack_that_brings_the_next_makes_room(peer: Peer, other: Peer) -> None:
+    for message in (b"1", b"2"):
+        peer.queue.send(message)
+    _, first = peer.one()
+    thread, results = in_thread(lambda: other.queue.send(b"3", maxsize=1))
+    waiting(peer, _state.SENDERS)
+    [(message, _)] = peer.queue.ack_and_receive(first, 30.0)
+    finish(thread)
+    assert (message, results) == (b"2", [None])
+    assert peer.messages() == [b"3"]
 
 
 def test_extend_moves_the_end(peer: Peer, other: Peer) -> None:
@@ -767,6 +850,24 @@ def test_a_death_while_nobody_waited_is_found(home: str, peer: Peer, start: Call
     process.kill()
     process.join()
     assert peer.messages(timeout) == [b"1"]
+
+
+def test_a_death_is_found_by_who_always_gets_the_next_with_an_ack(home: str, peer: Peer, start: Callable[..., Any]) -> None:
+    peer.queue.send(b"1")
+    ready = spawn.Event()
+    process = start(hold, home, 1000.0, ready)
+    assert ready.wait(GUARD)
+    for _ in range(1000):  # all of them are read at once
+        peer.queue.send(b"2")
+    (delivery,) = peer.take(0, lease=30)
+    process.kill()
+    process.join()
+    time.sleep(2 * _queue._LOOK_NS / 1e9)
+    for _ in range(500):
+        (delivery,) = peer.queue.ack_and_receive(delivery[1], 30.0) or peer.take(0, lease=30)
+        if delivery[0] == b"1":
+            break
+    assert (delivery[0], delivery[1].attempt) == (b"1", 2)
 
 
 def lock_and_fork(home: str, ready: Any) -> None:

@@ -106,6 +106,21 @@ class Claims:
         self.move(slot, due)
         return number
 
+    def replace(self, slot: int, position: int, size: int, owner: int, due: int) -> int:
+        """`remove` and `add` of one leased message each, in the same slot: the new receipt number. The first store is the commit of the
+        one, the last that of the other; a sum and a place in the heap that both would change stay as they are.
+        """
+        words = self._words
+        words[slot] = 0
+        words[HELD] += size - words[slot + SIZE]
+        number = words[NEXT] + 1
+        words[NEXT] = number
+        _SLOT.pack_into(self._state.bytes, 8 * (slot + 1), due, owner, 1, position, size)
+        words[slot] = number
+        if words[HEAPED] > 1:
+            self._sift(words[slot + INDEX], slot, due)
+        return number
+
     def release(self, slot: int, due: int) -> None:
         """Nobody's any more; the owner goes last: should it die before, its death counts."""
         self.move(slot, due)

@@ -274,6 +274,28 @@ class Store:
         self._drop(receipt.slot)
         self._words[STATUS] = 0
 
+    def ack_and_take(self, receipt: LeaseReceipt, lease: float, ahead: Ahead) -> list[Delivery]:
+        """`ack`; and `take` of what is ahead, where it is the next in the usual case. Raises LeaseLost, and has taken nothing."""
+        now, words, slot = self._check(receipt), self._words, receipt.slot
+        head, size, message = ahead
+        changes = words[_HEAD]
+        first, count, used = unpack_end(self._bytes, 8 * _HEAD + (32 if changes & 1 else 8))
+        is_next = first == head and not words[MASK] and (words[HEAPED] == 1 or self.claims.next_due() > now)
+        if not is_next or words[slot + POSITION] >> SHIFT != head >> SHIFT:  # nor is its segment done with
+            self.ack(receipt)
+            return []
+        due = now + int(lease * NS)
+        words[STATUS] = DIRTY
+        number = self.claims.replace(slot, head, size, self._member, due)
+        if words[RECEIVERS]:
+            self._rearm(due)
+        if words[SENDERS]:
+            self.ring(SENDERS)
+        pack_end(self._bytes, 8 * _HEAD + (8 if changes & 1 else 32), head + size, count + 1, used + size)
+        words[_HEAD] = changes + 1
+        words[STATUS] = 0
+        return [(message, LeaseReceipt(self.name, 1, slot, number))]
+
     def nack(self, receipt: LeaseReceipt, due: int) -> None:
         """The message is nobody's, and due then. Raises LeaseLost."""
         self._check(receipt)
@@ -290,12 +312,14 @@ class Store:
         self.claims.move(receipt.slot, due)
         self._words[STATUS] = 0
 
-    def _check(self, receipt: LeaseReceipt) -> None:
-        words, slot = self._words, receipt.slot
+    def _check(self, receipt: LeaseReceipt) -> int:
+        """The time, at which the lease has not ended."""
+        words, slot, now = self._words, receipt.slot, monotonic_ns()
         if words[STATUS]:
             self.enter()
-        if words[slot] != receipt.number or words[slot + OWNER] != self._member or words[slot + DUE] <= monotonic_ns():
+        if words[slot] != receipt.number or words[slot + OWNER] != self._member or words[slot + DUE] <= now:
             raise LeaseLost(f"the lease on a message of queue {self.name!r} had ended: it is delivered again")
+        return now
 
     def _drop(self, slot: int) -> None:
         """End a claim; the last one of a segment that the head has left takes the segment with it."""

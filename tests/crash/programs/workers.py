@@ -37,7 +37,7 @@ from pymq.provider.shm import ShmConfig
 PLACES: dict[str, list[Callable[..., Any]]] = {
     "put": [Store.append],
     "claim": [Store.take],
-    "ack": [SharedQueue.ack],
+    "ack": [SharedQueue.ack, SharedQueue.ack_and_receive],
     "overflow": [SharedQueue._wait_for_room, Outlet._append],
     "retry": [Leased._move],
     "recover": [Store.release, Store._recover],
