@@ -637,7 +637,7 @@ def test_a_receiver_spins_only_while_that_helps(peer: Peer, other: Peer, monkeyp
     monkeypatch.setattr(_queue, "_SHORT_NS", 0)
     assert not woken()
     monkeypatch.setattr(_queue, "_SHORT_NS", 1 << 62)
-    assert woken()
+    assert any(woken() for _ in range(5))  # a ring may come after its message was found: the next sleep is none then
     monkeypatch.setattr(_queue, "_SPIN_NS", 1 << 62)
     thread, results = in_thread(lambda: peer.messages(None))
     other.queue.send(b"2")
