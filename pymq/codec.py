@@ -24,6 +24,7 @@ from collections.abc import Callable
 from datetime import date, datetime
 from decimal import Decimal
 from struct import error as StructError
+from types import MemberDescriptorType
 from typing import Any, NamedTuple, cast, get_args, get_origin
 from uuid import UUID
 
@@ -263,7 +264,14 @@ def _is_bare_dataclass(cls: Any) -> bool:
         and inspect.isfunction(cls.__init__)
         and cls.__init__.__code__.co_filename == "<string>"
         and not any(isinstance(hint, dataclasses.InitVar) for hint in hints_of(cls).values())
+        and not any(_is_computed(cls, it.name) for it in dataclasses.fields(cls))
     )
+
+
+def _is_computed(cls: Any, name: str) -> bool:
+    """Whether setting that attribute runs a property or another descriptor, which may change the value."""
+    attribute = inspect.getattr_static(cls, name, None)
+    return hasattr(type(attribute), "__set__") and not isinstance(attribute, MemberDescriptorType)
 
 
 def _compile(cls: type, parts: dict[str, _Part], names: dict[str, Any], kinds: dict[str, type] | None) -> _Plan:
@@ -324,7 +332,8 @@ def _maker(cls: Any) -> Callable[..., Any]:
     """What makes an instance of the values of all fields: the class, or what does it past an `__init__` that does not take them so."""
     fields = dataclasses.fields(cls)
     is_stored = cls.__setattr__ is object.__setattr__ or cls.__dataclass_params__.frozen
-    if is_stored and all(it.init and not it.kw_only for it in fields):
+    is_called = type(cls).__call__ is type.__call__ and "__init__" in vars(cls)  # neither a metaclass's nor a base's
+    if is_stored and is_called and all(it.init and not it.kw_only for it in fields):
         return cast("Callable[..., Any]", cls)
 
     def make(*values: Any) -> Any:

@@ -40,7 +40,8 @@ class Route:
         now = self._provider.clock()
         options = {"headers": headers, "due": now + delay if delay else None, "expires": None if ttl is None else now + delay + ttl}
         packed = frames.pack_options({name: value for name, value in options.items() if value is not None})
-        message = frames.pack_sequence(next(self._sequence)) + self._flagged_prefix + packed + self._encode(event)
+        payload = self._encode(event)  # first: what cannot travel takes no number
+        message = frames.pack_sequence(next(self._sequence)) + self._flagged_prefix + packed + payload
         return self._provider.publish(self.topics, message, delay=delay, ttl=None if ttl is None else delay + ttl)
 
     @property

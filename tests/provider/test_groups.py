@@ -689,6 +689,9 @@ def test_stats_tell_what_happened(bus, group, jobs, heard):
     eventually(lambda: len(group.dead) == 1)
     bus.subscribe(heard, "plain")
     bus.publish(1, "plain")
+    for headers in (None, {"a": 1}):
+        with pytest.raises(pymq.CodecError):
+            bus.publish(object(), "plain", headers)
     assert sorted(map(str, heard.take(5))) == ["1", "a", "b", "poison", "poison"]
     jobs.put("taken")
     jobs.put("waiting")

@@ -145,6 +145,51 @@ class Watched:
         object.__setattr__(self, name, value // 2)
 
 
+class _Doubling:
+    """A field's descriptor: what is set is doubled."""
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        if instance is None:
+            raise AttributeError  # the field has no default
+        return instance.__dict__["a"]
+
+    def __set__(self, instance: Any, value: int) -> None:
+        instance.__dict__["a"] = value * 2
+
+
+@dataclass
+class Doubled:
+    a: int = _Doubling()  # type: ignore[assignment]
+
+
+class _Counting(type):
+    def __call__(cls, *args: Any) -> Any:
+        made = super().__call__(*args)
+        made.a += 1
+        return made
+
+
+@dataclass
+class Counted(metaclass=_Counting):
+    a: int
+
+
+@dataclass
+class Single:
+    a: int
+
+
+@dataclass(init=False)
+class InitOfItsBase(Single):
+    b: int = 0
+
+
+def inherited() -> InitOfItsBase:
+    value = InitOfItsBase(1)
+    value.b = 2
+    return value
+
+
 @dataclass
 class Nothing:
     pass
@@ -318,6 +363,7 @@ VALUES: list[Any] = [
     *(Color.RED, Level.LOW, Text.A, Mixed.ONE, Mixed.TEXT, Mixed.PAIR, Rights.READ | Rights.WRITE, Rights(0)),
     *(READING, Urgent(1, "", 0.0, "", 5), Frozen(1), Frozen(2, Decimal("sNaN")), EVERYTHING, replace(EVERYTHING, i=2**80)),
     *(Nothing(), Numbered(1), Watched(8), replace(EVERYTHING, i=10**4000), Frozen(-(2**63) - 1)),
+    *(Doubled(1), inherited()),
     *(Slotted(1), KeywordOnly(a=1), SlottedFrozen(1, (2,)), SlottedTyped(1), Computed(2), Growing(1), Node(1, [Node(2)])),
     *(
         Point(1),
@@ -994,6 +1040,11 @@ class TestAnyValue:
                 decoder_for(form, topic_of(Reading) + fields, Reading)(data)
             except CodecError:
                 pass
+
+
+def test_what_a_metaclass_does_to_a_new_instance_is_not_done_to_one_that_arrives() -> None:
+    encoder = encoder_for(Counted)
+    assert decoder_for(encoder.form, encoder.type_name, Counted)(encoder.encode(Counted(1))) == Counted(1)
 
 
 def test_threads_make_one_encoder_each_right() -> None:

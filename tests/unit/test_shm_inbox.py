@@ -26,7 +26,7 @@ import pytest
 
 from pymq.exceptions import MessageTooLarge, ProviderError, QueueNotFound
 from pymq.message import beside
-from pymq.provider._shm.frames import DATA, INLINE_BYTES, LOGGED, NUDGE, REFERENCE, SLEEPERS, STATE, frame
+from pymq.provider._shm.frames import DATA, INLINE_BYTES, LOCATION, LOGGED, NUDGE, REFERENCE, SLEEPERS, STATE, arena_name, frame
 from pymq.provider.base import IDLE
 from pymq.provider.shm import ShmConfig, ShmProvider
 
@@ -359,6 +359,18 @@ def test_foreign_frames_that_are_whole_do_no_harm(opened):
     os.write(writer, frame(DATA, b"good"))
     assert provider.receive("inbox") == [(b"good", None)]
     assert provider.counters()["inbox"]["corrupt"] == 3
+
+
+@pytest.mark.parametrize("size", [0, 30, 32, 64])
+def test_an_arena_that_is_too_short_is_none(opened, size):
+    provider = opened()
+    subscribe(provider, "inbox")
+    outlet, token = provider._outlet("inbox"), 77
+    os.truncate(outlet._directory.open(arena_name(outlet._stem, token), os.O_RDWR | os.O_CREAT), size)
+    os.write(outlet.fifo, frame(REFERENCE, LOCATION.pack(token, 0, 10)))
+    os.write(outlet.fifo, frame(DATA, b"good"))
+    assert provider.receive("inbox") == [(b"good", None)]
+    assert provider.counters()["inbox"]["corrupt"] == 1
 
 
 def test_a_damaged_log_loses_only_what_is_damaged(opened):

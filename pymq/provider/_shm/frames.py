@@ -75,6 +75,8 @@ class Arena:
     """A mapped ring, and the words before it: the bell of its owner (0: it is done), how far that has sent, how far it is freed."""
 
     def __init__(self, view: memoryview) -> None:
+        if len(view) <= _ARENA_HEAD:
+            raise ValueError(f"an arena of {len(view)} bytes")
         self.words = view[:_ARENA_HEAD].cast("Q")
         self.bytes = view[_ARENA_HEAD:]
         self.size = len(self.bytes)
