@@ -68,7 +68,8 @@ class Channel:
         self._waiting: deque[bytes] = deque()
         self._later: list[tuple[float, int, bytes]] = []
         self._numbers = itertools.count()
-        self._reading = threading.Lock()
+        self._reading = threading.RLock()  # who does not hold it cannot release it
+        self._is_read = False
         self._subscribed = threading.Lock()
         self._is_over = False
         exact = "=" not in topic and "+" not in topic
@@ -156,6 +157,24 @@ class Channel:
             return None
         return message
 
+    def _read(self, seconds: float, wait: bool) -> None:
+        """`_receive`, unless another thread does: then what comes is for that one, and this one waits for its turn, or does not.
+
+        A signal handler may raise between any two lines: nobody would ever read again if the lock were held then.
+        """
+        try:
+            if self._reading.acquire(blocking=wait) and (wait or not self._is_read):
+                self._is_read = True
+                try:
+                    self._receive(seconds)
+                finally:
+                    self._is_read = False
+        finally:
+            try:
+                self._reading.release()
+            except RuntimeError:
+                pass  # it is another's
+
     def _receive(self, seconds: float) -> None:
         """Take what has come, or wait so long for it. The lock `_reading` is held."""
         for due, *_ in self._later[:1]:
@@ -187,11 +206,8 @@ def fetch(channel: Channel) -> Message | None:
     """The channel's next message, or None; never blocks. Raises RuntimeError where the channel is not open."""
     channel._check_open()
     message = channel._next()
-    if message is None and channel._reading.acquire(blocking=False):  # else another thread waits: what comes is for that one
-        try:
-            channel._receive(0)
-        finally:
-            channel._reading.release()
+    if message is None:
+        channel._read(0, wait=False)
         message = channel._next()
     return message
 
@@ -225,8 +241,7 @@ def _listen(channel: Channel, callback: Callable[[Message], Any], end: float, ca
             left = end - monotonic()
             if left <= 0:
                 break
-            with channel._reading:
-                channel._receive(left)
+            channel._read(left, wait=True)
             continue
         handled += 1
         try:

@@ -196,8 +196,7 @@ class Remotes:
     def look_up(self, packed: bytes, prefix: Prefix) -> tuple[Task, ...]:
         """Who executes requests with this prefix; kept until what is served changes."""
         with self._lock:
-            found = self._bus.subscriptions.tasks[packed] = (_Requests(self, packed, prefix),)
-        return found
+            return self._bus.subscriptions.keep(packed, (_Requests(self, packed, prefix),))
 
     def encoding(self, cls: type) -> tuple[bytes, Callable[[Any], bytes]]:
         """The prefix of a reply with a result of that class, and what encodes it; kept. Raises CodecError where it cannot travel."""

@@ -33,6 +33,8 @@ log: logging.Logger = logging.getLogger("pymq")
 FAILURES = (RemoteInvocationError, NoSuchRemoteError)
 """What stands in a result's place. A tuple: a union is made anew wherever it is written, 0.3 us."""
 _START = frames.START.size
+_MOST_SERVERS = 1000
+"""Whose replies a stub knows how to decode: each has a prefix of its own."""
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -273,6 +275,8 @@ class StubMethod(Generic[P, R]):
         prefix = frames.unpack_prefix(packed)
         if prefix.kind == frames.FAILURE:
             return _failure
+        if len(self._decoders) >= _MOST_SERVERS:
+            self._decoders.clear()
         decode = self._decoders[packed] = codec.decoder_for(prefix.form, prefix.type_name, self._returns)
         return decode
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 log: logging.Logger = logging.getLogger("pymq")
 
+MOST_PREFIXES = 10_000
+
 
 class Work:
     """One handler: decodes a message and calls it, and counts how that went. The base of subscriptions and group members."""
@@ -286,9 +288,13 @@ class Subscriptions:
         topics = (prefix.channel, *prefix.topics)
         with self._lock:
             found = tuple(self._task(s, packed, prefix) for s in self._all if any(map(s.matches, topics)))
-            if len(self.tasks) > 10_000:
-                self.tasks.clear()
-            self.tasks[packed] = found
+        return self.keep(packed, found)
+
+    def keep(self, packed: bytes, found: tuple[Task, ...]) -> tuple[Task, ...]:
+        """Who is to get messages with this prefix; callers come and go, and each thread of theirs has a prefix."""
+        if len(self.tasks) >= MOST_PREFIXES:
+            self.tasks.clear()
+        self.tasks[packed] = found
         return found
 
     def _task(self, subscription: Subscription, packed: bytes, prefix: Prefix) -> Task:

@@ -11,6 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -489,6 +490,26 @@ def test_what_expires_while_it_waits_is_not_handed_out(bus):
         assert fetch(channel).content == b"first"
         threading.Event().wait(0.3)
         assert drain(channel) == [b"last"]
+
+
+def test_a_fetch_that_was_interrupted_does_not_make_the_channel_deaf(home, monkeypatch):
+    with Channel(topic="a") as channel:
+        reading = channel._reading
+
+        class Interrupting:
+            release = reading.release
+
+            def acquire(self, blocking: bool) -> bool:
+                reading.acquire(blocking)
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(channel, "_reading", Interrupting())
+            with pytest.raises(KeyboardInterrupt):
+                fetch(channel)
+        publish("a", b"later")
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(fetch, channel).result().content == b"later"
 
 
 def test_a_frame_that_is_cut_hides_none_behind_it(home):

@@ -417,6 +417,69 @@ def test_a_large_payload_arrives_behind_its_head(opened, head, size):
     assert all(message[: len(head)] == head for message in found)
 
 
+# Interrupted
+
+
+class Interrupting:
+    """Does what the other does, and lets the caller find itself interrupted after the next call of one method."""
+
+    def __init__(self, other: Any, method: str) -> None:
+        self._other, self._method = other, method
+
+    def __getattr__(self, name: str) -> Any:
+        do = getattr(self._other, name)
+        if name != self._method:
+            return do
+
+        def interrupted(*args: Any) -> None:
+            self._method = ""
+            do(*args)
+            raise KeyboardInterrupt
+
+        return interrupted
+
+
+@pytest.mark.parametrize("method", ["register", "unregister"])
+def test_whom_to_watch_may_be_interrupted(opened, peers, method):
+    """Every later receive from that queue failed, or did not see the death."""
+    provider, (first, second) = opened(), peers(2)
+    provider.declare("inbox", temporary=True)
+    first.call(subscribe, "first")
+    second.call(subscribe, "second")
+    inbox = provider._inboxes["inbox"]
+    assert provider.receive("inbox", 0.001, watch=["first"]) == []
+    inbox._poll = Interrupting(inbox._poll, method)
+    with pytest.raises(KeyboardInterrupt):
+        provider.receive("inbox", 0.001, watch=["second"])
+    assert provider.receive("inbox", 0.001, watch=["second"]) == []
+    with ThreadPoolExecutor(1) as pool:
+        receiving = pool.submit(provider.receive, "inbox", 60, watch=["second"])
+        while inbox.head[STATE] != IDLE:
+            time.sleep(0.001)
+        second.kill()
+        assert receiving.result(10) == []
+
+
+def test_what_was_parsed_when_a_signal_handler_raised_comes_once(opened, monkeypatch):
+    sender, receiver = opened(), opened()
+    subscribe(receiver, "inbox")
+    sent = [b"%d" % number for number in range(20)]
+    for message in sent:
+        sender.send("inbox", message)
+    checked = itertools.count()
+
+    def interrupted(body: bytes) -> int:
+        if next(checked) == 9:
+            raise KeyboardInterrupt
+        return zlib.adler32(body)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pymq.provider._shm.inbox.checksum", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            receiver.receive("inbox")
+    assert take(receiver, "inbox", 20) == sent
+
+
 # Idle
 
 

@@ -72,6 +72,8 @@ _KEPT_LOG_BYTES = 1 << 20
 _HEADER_BYTES = HEADER.size
 _GATHER = 0.00002
 """With four receivers on two processors that is half as many events a second again; with one it makes no difference."""
+_UNSURE = [-1]
+"""In the place of the descriptors that are watched, while they are being changed."""
 _LARGE_SPIN = 0.0001
 """For how many seconds a reader that has just received a large message yields the processor before it sleeps: in a stream of them
 it would sleep between any two, and waking it costs both sides more than the message does."""
@@ -104,7 +106,8 @@ class Inbox:
         self._patience = Patience()
         self._reported = 0
         self._arenas: dict[int, Arena] = {}
-        self._watched: list[int] = []
+        self._registered: list[int] = []
+        self._watched = self._registered
         self._is_bare = True
         self.head = map_file(directory, f"{self.stem}.head", os.O_RDWR | os.O_CREAT | os.O_EXCL, HEAD_BYTES).cast("Q")
         self._log = directory.open(f"{self.stem}.log", os.O_RDWR | os.O_CREAT | os.O_EXCL)
@@ -251,12 +254,18 @@ class Inbox:
         return self.take()
 
     def _watch(self, writers: Sequence[int]) -> None:
-        """Whose death ends a sleep from now on: most callers watch the same server as before."""
-        for writer in self._watched:
-            self._poll.unregister(writer)
-        self._watched = list(writers)
-        for writer in self._watched:
+        """Whose death ends a sleep from now on: most callers watch the same server as before.
+
+        A signal handler may raise anywhere: then it is done again.
+        """
+        self._watched = _UNSURE
+        for writer in self._registered:
+            with suppress(KeyError):
+                self._poll.unregister(writer)
+        self._registered = list(writers)
+        for writer in writers:
             self._poll.register(writer, 0)
+        self._watched = self._registered
 
     def _sleep(self, end: float, busy: bool) -> bool:
         """Until something comes, the end, or a death (True)."""
@@ -353,7 +362,8 @@ class Inbox:
     def _parse(self) -> None:
         """Take the frames out of the data. What is damaged is counted and skipped; a frame cut at the end waits for its rest."""
         data, position = self._data, self._position
-        add, unpack = self._found.append, HEADER.unpack_from
+        found: list[Delivery] = []  # noted together with the position, in one step: a signal handler may raise at any call
+        add, unpack = found.append, HEADER.unpack_from
         last = len(data) - HEADER.size
         while position <= last:
             magic, length, expected = unpack(data, position)
@@ -364,11 +374,12 @@ class Inbox:
                 add((body, None))
                 position = end
             elif magic in _CONTROL and checksum(body) == expected and len(body) == length:
-                self._position, self._is_drained = position, False  # should this raise, it is what the next `take` begins with
+                # should this raise, it is what the next `take` begins with
+                self._found, self._position, self._is_drained = self._found + found, position, False
+                found.clear()
                 self._batch -= self._control(magic, body)
-                position = end
+                position = self._position = end
                 if self._batch <= 0:
-                    self._position = position
                     return
             elif not self._is_whole and end > len(data) and length <= INLINE_BYTES and data.startswith(PREFIX, position):
                 break
@@ -378,7 +389,7 @@ class Inbox:
         if self._is_whole:
             self.corrupted += position < len(data)
             position = len(data)
-        self._data, self._position = data[position:], 0
+        self._found, self._data, self._position = self._found + found, data[position:], 0
 
     def _control(self, magic: int, body: bytes) -> int:
         """Do what a frame says that is no small message; the size of the large one that it brings."""
