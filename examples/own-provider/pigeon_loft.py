@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socketserver
 import sys
@@ -14,6 +15,7 @@ from pymq.provider.base import Provider, Receipt
 from pymq.provider.simple import SimpleConfig, SimpleProvider
 
 Receipts = dict[int, Receipt]
+NUMBERS = itertools.count(1)
 
 
 class Loft(socketserver.ThreadingUnixStreamServer):
@@ -48,7 +50,7 @@ class Visit(socketserver.StreamRequestHandler):
                 self.opened, options = client, self.register(client, options)
             return [None, self.call(client, method, args, options)]
         except PublishFull as full:
-            return ["PublishFull", [full.accepted, full.groups]]
+            return ["PublishFull", [full.accepted, full.queues]]
         except Exception as error:
             return [type(error).__name__, [str(error)]]
 
@@ -67,9 +69,10 @@ class Visit(socketserver.StreamRequestHandler):
 
 
 def number(receipts: Receipts, receipt: Receipt) -> list[Any]:
-    """Keep the receipt; nobody else has its id while it is kept."""
-    receipts[id(receipt)] = receipt
-    return [receipt.queue, receipt.attempt, id(receipt)]
+    """Keep the receipt, under a number that no other ever has: what is settled too late must not touch another delivery."""
+    found = next(NUMBERS)
+    receipts[found] = receipt
+    return [receipt.queue, receipt.attempt, found]
 
 
 def find(receipts: Receipts, number: int, is_last: bool) -> Receipt:
