@@ -1,4 +1,4 @@
-"""Rows of texts, ints, floats and bools as bytes: half the time of JSON for most events, and nothing is lost on the way.
+"""Rows of texts, ints, floats and bools as bytes: a publish takes a tenth less than with JSON, and nothing is lost on the way.
 
 ::
 
