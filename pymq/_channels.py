@@ -22,7 +22,7 @@ from zlib import crc32
 
 from pymq import message as frames
 from pymq.exceptions import CodecError
-from pymq.message import EVENT, FIXED, LENGTH, OPTIONS, START, TIME, TIMED, Prefix, beside
+from pymq.message import EVENT, FIXED, LENGTH, OPTIONS, RAW, START, TIME, TIMED, Prefix, beside
 
 if TYPE_CHECKING:
     from pymq.provider.shm import ShmConfig, ShmProvider
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 Header: TypeAlias = "str | int | float | bool | None"
 
 _SCALARS = (str, int, float, bool, type(None))
-_RAW = 0  # what pymq.codec calls it: importing that loads pydantic
 _SPIN = 0.00005
 """For how many seconds a receiver yields the processor before it sleeps: in half the time, with that, a message goes there and back."""
 _FLAGS = 3
@@ -71,7 +70,7 @@ def sender_to(topic: str, provider: ShmProvider) -> Callable[[bytes, Mapping[str
 
 
 def _prefix(token: int, topic: str, flags: int) -> bytes:
-    return frames.pack_prefix(Prefix(EVENT, _RAW, flags, token, topic, "bytes", ()))
+    return frames.pack_prefix(Prefix(EVENT, RAW, flags, token, topic, "bytes", ()))
 
 
 def _options(nanoseconds: int, headers: Mapping[str, Header]) -> bytes:

@@ -18,7 +18,7 @@ from pymq.calls import CallReader
 from pymq.dispatch import Serial, Task
 from pymq.exceptions import NoSuchRemoteError, PymqError, QueueNotFound
 from pymq.handlers import describe, hints_of, signature_of
-from pymq.message import Prefix
+from pymq.message import SEQUENCE_BYTES, Prefix
 from pymq.topics import qualified_name
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ DEADLINE = struct.Struct("<d")
 SEQUENCE = struct.Struct("<Q")
 NEVER = float("inf")
 FOREVER = DEADLINE.pack(NEVER)
-DEADLINE_BYTES, SEQUENCE_BYTES = DEADLINE.size, SEQUENCE.size
+DEADLINE_BYTES = DEADLINE.size
 REMOTE_NAME = "__pymq_remote__"
 """The attribute in which a function that is exposed under another name than its own remembers that, for `stub(function)`."""
 

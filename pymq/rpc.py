@@ -21,8 +21,8 @@ from pymq import message as frames
 from pymq.calls import pack_call
 from pymq.exceptions import CodecError, NoSuchRemoteError, QueueNotFound, RemoteInvocationError, RpcTimeout, ServerDied
 from pymq.handlers import hints_of
-from pymq.message import Prefix, pack_sequence
-from pymq.remotes import DEADLINE, FOREVER, NEVER, SEQUENCE, SEQUENCE_BYTES, Remotes
+from pymq.message import SEQUENCE_BYTES, Prefix, pack_sequence
+from pymq.remotes import DEADLINE, FOREVER, NEVER, SEQUENCE, Remotes
 from pymq.topics import qualified_name
 
 if TYPE_CHECKING:

@@ -363,8 +363,8 @@ class Inbox:
         """Take the frames out of the data. What is damaged is counted and skipped; a frame cut at the end waits for its rest."""
         data, position = self._data, self._position
         found: list[Delivery] = []  # noted together with the position, in one step: a signal handler may raise at any call
-        add, unpack = found.append, HEADER.unpack_from
-        last = len(data) - HEADER.size
+        add, unpack = found.append, unpack_header
+        last = len(data) - _HEADER_BYTES
         while position <= last:
             magic, length, expected = unpack(data, position)
             begin = position + 12
