@@ -300,17 +300,21 @@ class Inbox:
         return found
 
     def _read(self, batch: float) -> None:
-        """What has come, but of what is large about `batch` bytes: receivers that free one before the next reuse warm memory."""
+        """What has come, but of what is large about `batch` bytes: receivers that free one before the next reuse warm memory.
+
+        What is added to the log meanwhile waits for the next time: a sender is as fast as this, which found no end (218,000 events
+        in one batch, at a third of the speed).
+        """
         self._batch = batch
         if self._data:
             self._parse()
         if not self._found and self._load():
             self._parse()
-        while (end := self.head[LOGGED]) and (self._batch > 0 or end == self._done):
-            if end > self._done:
-                self._read_log(end)
-            else:
-                self._reset_log()
+        end = self.head[LOGGED]
+        if end > self._done and self._batch > 0:
+            self._read_log(end)
+        if end and end == self._done:
+            self._reset_log()
 
     def _read_log(self, end: int) -> None:
         while self._load():
