@@ -210,18 +210,6 @@ def test_what_a_sender_adds_to_the_log_while_it_is_read_waits_for_the_next_time(
     assert not inbox.head[LOGGED]
 
 
-def test_a_sender_to_a_full_pipe_waits_a_moment_for_a_reader_at_work_instead_of_turning_to_the_log(opened, monkeypatch):
-    monkeypatch.setattr("pymq.provider._shm.outlet._FULL_MS", GUARD * 1000)
-    receiver, sender = opened(), opened()
-    subscribe(receiver, "inbox")
-    shrink_pipe(receiver, "inbox", 4096)
-    monkeypatch.setattr("pymq.provider._shm.outlet.Outlet._append", None)
-    with ThreadPoolExecutor(1) as pool:
-        flooding = pool.submit(flood, sender, 0, 0, 1000)
-        assert holes(take(receiver, "inbox", 1000), 1, 1000) == []
-    assert flooding.result() == 1000
-
-
 def test_a_stopped_receiver_costs_one_wait_and_its_copies_are_counted(config, opened, peers, monkeypatch, caplog):
     slow = ShmConfig(home=config.home, max_pending=1 << 20, publish_timeout=0.2)
     publisher, (stopped, *others) = opened(slow), peers(3, slow)

@@ -70,8 +70,6 @@ _LARGE_BATCH = 256 << 10
 """64 KiB copied into memory that was just freed: 3.5 us; into fresh pages, as when eight are held at once: 20."""
 _KEPT_LOG_BYTES = 1 << 20
 _HEADER_BYTES = HEADER.size
-_GATHER = 0.00002
-"""With four receivers on two processors that is half as many events a second again; with one it makes no difference."""
 _UNSURE = [-1]
 """In the place of the descriptors that are watched, while they are being changed."""
 _LARGE_SPIN = 0.0001
@@ -86,6 +84,9 @@ class Inbox:
 
     The registry's lock is held by whoever constructs one. One thread at a time receives; the others may call all the rest.
     """
+
+    _gather = 0.00002
+    """With four receivers on two processors that is half as many events a second again; with one it makes no difference."""
 
     def __init__(self, name: str, directory: Directory, bells: Bells) -> None:
         self.name = name
@@ -156,7 +157,7 @@ class Inbox:
         if self._was_large:
             seconds, self._was_large = max(seconds, _LARGE_SPIN), False
         elif self._came_many:
-            seconds, found = 0.0, self._let_gather(begin + _GATHER)
+            seconds, found = 0.0, self._let_gather(begin + self._gather)
         in_vain = seconds > 0 and not self._spin(min(end, begin + seconds))
         if seconds > 0 and not in_vain:
             found = self.take()

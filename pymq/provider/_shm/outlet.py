@@ -51,9 +51,6 @@ from pymq.provider._shm.inbox import Inbox
 
 _ARENA_BYTES = 4 << 20
 _LARGEST_HEAD = INLINE_BYTES - LOCATION.size
-_FULL_MS = 5
-"""How long a sender waits for a reader that is at work, before it turns from the full FIFO to the log, which takes three times as long
-a message: a batch of small events takes a reader 1.5 ms. One that is slow or stopped is waited for once, until it has caught up."""
 _PATIENCE = 0.001
 _TURNS = 20
 """For how many seconds, and how many times at least, a sender yields the processor to a reader that takes nothing out of the full
@@ -132,7 +129,7 @@ class Outlet:
     def offer(self, parts: list[bytes], sleeper: int = 0) -> bool:
         """Deliver a frame; False where there is no room, and then the bell of that number is rung when there is."""
         is_small = len(parts) == 1
-        if is_small and not self.head[self._gate] and (self._write(parts[0]) or (self._is_given_room() and self._write(parts[0]))):
+        if is_small and not self.head[self._gate] and self._write(parts[0]):
             return True
         while True:
             with self._lock:
@@ -178,12 +175,6 @@ class Outlet:
     def backlog(self) -> tuple[int, int]:
         """How much waits, and what the receiver does: the less, the sooner it gets to a new message."""
         return bytes_waiting(self.fifo) + self.head[LOGGED], self.head[STATE]
-
-    def _is_given_room(self) -> bool:
-        """Whether the FIFO that was full has room within a moment: a reader that is at work makes some."""
-        room = select.poll()
-        room.register(self.fifo, select.POLLOUT)
-        return self.own is None and bool(room.poll(_FULL_MS))
 
     # The lock is held
 
