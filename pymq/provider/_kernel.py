@@ -23,6 +23,7 @@ import time
 from contextlib import ExitStack
 from functools import partial
 from importlib import import_module
+from os import read
 from typing import Any, TypeAlias
 
 from pymq.exceptions import ProviderError
@@ -62,18 +63,20 @@ class KernelInbox(Inbox):
             self._queue_owned = Owned(partial(close_file, self._queue.mqd))
             super().__init__(name, directory, bells)
             undoing.pop_all()
-        self._is_bare = False
+        self._receive = partial(_receive, self._queue, self._fifo)
         self.sources.append(self._queue.mqd)
         self._poll.register(self._queue.mqd, select.POLLIN)
 
-    def _load(self) -> bool:
-        is_cut = self._data and not self._is_whole  # a signal in the FIFO, of which thousands wait: its rest comes first
-        receive = self._queue.receive
-        found = [] if is_cut else [receive()[0] for _ in range(self._queue.current_messages)]
-        if not found:
-            return super()._load()
-        self._add(b"".join(found), True)
-        return True
+
+def _receive(queue: KernelQueue, fifo: int, size: int) -> bytes:
+    """One frame that is urgent, or all that wait; where none do, whole signals from the FIFO. Raises BlockingIOError."""
+    try:
+        found, priority = queue.receive()
+    except posix_ipc.BusyError:
+        return read(fifo, size - size % HEADER.size)
+    if priority == _URGENT:
+        return found  # type: ignore[no-any-return]
+    return b"".join([found, *[queue.receive()[0] for _ in range(queue.current_messages)]])
 
 
 class KernelOutlet(Outlet):
@@ -99,10 +102,18 @@ class KernelOutlet(Outlet):
 
     def send_urgently(self, message: bytes) -> bool:
         """Deliver it by that lane, if that is possible at once and without the log."""
-        try:
-            return not self.head[DELETED] and self.urgent().send_past_log(message)
-        except OSError:  # dead
+        head = self.head
+        if head[DELETED]:
             return False
+        try:
+            if len(message) + HEADER.size > self._largest_framed or head[URGENT] or self._death.poll(0):
+                return self.urgent().send_past_log(message)
+            self._queue.send(frame(DATA, message), None, _URGENT)  # what nearly always is enough; the other way takes 2 us more
+        except posix_ipc.BusyError:
+            return self.urgent().send_past_log(message)
+        except (OSError, RuntimeError):  # dead; or another thread asks at this moment whether it is
+            return False
+        return True
 
     def send_past_log(self, payload: bytes, head: bytes = b"") -> bool:
         size = len(head) + len(payload)

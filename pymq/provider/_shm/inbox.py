@@ -10,7 +10,7 @@ import os
 import select
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from os import read, sched_yield
@@ -109,11 +109,11 @@ class Inbox:
         self._arenas: dict[int, Arena] = {}
         self._registered: list[int] = []
         self._watched = self._registered
-        self._is_bare = True
         self.head = map_file(directory, f"{self.stem}.head", os.O_RDWR | os.O_CREAT | os.O_EXCL, HEAD_BYTES).cast("Q")
         self._log = directory.open(f"{self.stem}.log", os.O_RDWR | os.O_CREAT | os.O_EXCL)
         self._lock = Lock(self._log)
         self._fifo = make_fifo(directory, f"{self.stem}.fifo")
+        self._receive: Callable[[int], bytes] = partial(read, self._fifo)
         self._owned = Owned(partial(close_file, self._fifo), partial(close_file, self._log))
         self.sources = [self._fifo]
         self._poll = select.poll()
@@ -181,11 +181,11 @@ class Inbox:
                 head = self.head
                 if head[DELETED]:
                     raise QueueNotFound(f"the temporary queue {self.name!r} was deleted")
-                if self._data or self._found or not self._is_bare:
+                if self._data or self._found:
                     self._read(_LARGE_BATCH)
                     return self._taken()
                 try:
-                    self._data = data = read(self._fifo, _BATCH)  # kept until it is returned: a signal handler may raise
+                    self._data = data = self._receive(_BATCH)  # kept until it is returned: a signal handler may raise
                 except BlockingIOError:
                     data = b""
                 size = len(data) - _HEADER_BYTES
@@ -327,7 +327,7 @@ class Inbox:
     def _load(self) -> bool:
         """Read what is on its way; False where there is nothing."""
         try:
-            data = read(self._fifo, _BATCH)
+            data = self._receive(_BATCH)
         except BlockingIOError:
             return False
         self._add(data, len(data) < _BATCH)
