@@ -102,18 +102,18 @@ class KernelOutlet(Outlet):
 
     def send_urgently(self, message: bytes) -> bool:
         """Deliver it by that lane, if that is possible at once and without the log."""
-        head = self.head
-        if head[DELETED]:
+        if self.head[DELETED]:
             return False
         try:
-            if len(message) + HEADER.size > self._largest_framed or head[URGENT] or self._death.poll(0):
-                return self.urgent().send_past_log(message)
-            self._queue.send(frame(DATA, message), None, _URGENT)  # what nearly always is enough; the other way takes 2 us more
-        except posix_ipc.BusyError:
+            if len(message) + HEADER.size <= self._largest_framed and not self.head[URGENT] and not self._death.poll(0):
+                try:
+                    self._queue.send(frame(DATA, message), None, _URGENT)  # what nearly always is enough; what follows takes 2 us more
+                    return True
+                except posix_ipc.BusyError:
+                    pass
             return self.urgent().send_past_log(message)
         except (OSError, RuntimeError):  # dead; or another thread asks at this moment whether it is
             return False
-        return True
 
     def send_past_log(self, payload: bytes, head: bytes = b"") -> bool:
         size = len(head) + len(payload)
