@@ -133,6 +133,20 @@ def test_each_lane_keeps_its_order(pair, sizes):
         assert all(len(message) == 1 + sizes[number % len(sizes)] for number, message in enumerate(lane))
 
 
+def test_a_request_arrives_also_while_another_thread_asks_whether_the_receiver_is_dead(pair):
+    receiver, sender = pair
+    sender.send("inbox", b"first")
+    outlet = sender._outlet("inbox")
+
+    class Busy:
+        def poll(self, timeout):
+            raise RuntimeError("concurrent poll() invocation")
+
+    outlet._death = outlet.urgent()._death = Busy()
+    sender.send("inbox", b"second")
+    assert take(receiver, 2) == [b"first", b"second"]
+
+
 def test_the_lanes_share_no_arena(pair):
     receiver, sender = pair
     first, request, second = (bytes([number]) * 5000 for number in range(3))
