@@ -179,7 +179,7 @@ class EventBus:
                 provider = self.provider
                 self._dispatcher = Dispatcher(
                     "pymq",
-                    lambda busy: provider.receive(self.inbox, None, busy=busy),
+                    partial(provider.receive, self.inbox, None),
                     provider.wake,
                     self.subscriptions.tasks,
                     self._look_up,

@@ -65,13 +65,13 @@ class Reader:
 class Dispatcher:
     """Receives from one inbox and runs the tasks that each message is for: `tasks` by its prefix, or what `look_up` finds.
 
-    `receive(busy)` says whether a handler runs beside the reader: whoever looks for a free server then looks elsewhere.
+    `receive(busy=…)` says whether a handler runs beside the reader: whoever looks for a free server then looks elsewhere.
     """
 
     def __init__(
         self,
         name: str,
-        receive: Callable[[bool], Sequence[Delivery]],
+        receive: Callable[..., Sequence[Delivery]],
         wake: Callable[[], None],
         tasks: Mapping[bytes, Sequence[Task]],
         look_up: Callable[[bytes], Sequence[Task]],
@@ -113,9 +113,9 @@ class Dispatcher:
 
     def _read_on(self, reader: Reader) -> None:
         self._run_all(reader)  # what the reader before had received
-        while self._is_read_by(reader) and not self._closing:
+        while (self._reader is reader or self._is_read_by(reader)) and not self._closing:
             try:
-                batch = self._receive(bool(self._replaced))
+                batch = self._receive(busy=bool(self._replaced))
             except Exception:
                 if self._closing:
                     return
@@ -133,8 +133,6 @@ class Dispatcher:
 
     def _is_read_by(self, reader: Reader) -> bool:
         """A takeover that comes to nothing puts the old reader back under the lock; who had left by then would leave the bus deaf."""
-        if self._reader is reader:
-            return True
         with self._lock:
             return self._reader is reader
 

@@ -38,7 +38,10 @@ class Reception:
         self.heard: queue.SimpleQueue[tuple[str, bytes]] = queue.SimpleQueue()
         self.tasks: dict[bytes, tuple[Task, ...]] = {}
         self.now: tuple[Task, ...] = ()
-        self.dispatcher = Dispatcher("test", lambda busy: self.batches.get(), self.wake, self.tasks, self._look_up)
+        self.dispatcher = Dispatcher("test", self.receive, self.wake, self.tasks, self._look_up)
+
+    def receive(self, busy: bool) -> list[tuple[bytes, None]]:
+        return self.batches.get()
 
     def wake(self) -> None:
         self.batches.put([])
