@@ -210,6 +210,25 @@ def test_what_a_sender_adds_to_the_log_while_it_is_read_waits_for_the_next_time(
     assert not inbox.head[LOGGED]
 
 
+def test_where_all_that_was_in_the_log_is_damaged_what_was_added_meanwhile_comes_at_once(opened, monkeypatch):
+    receiver, sender = opened(), opened()
+    subscribe(receiver, "inbox")
+    shrink_pipe(receiver, "inbox", 4096)
+    inbox = receiver._inboxes["inbox"]
+    while not inbox.head[LOGGED]:
+        flood(sender, 0, 1, 1)
+    read_log = inbox._read_log
+
+    def read_damaged(end: int) -> None:
+        monkeypatch.undo()
+        flood(sender, 0, 0, 1)
+        read_log(end)
+        inbox._found.clear()
+
+    monkeypatch.setattr(inbox, "_read_log", read_damaged)
+    assert [message for message, _ in receiver.receive("inbox", GUARD)] == [numbered(0, 0)]
+
+
 def test_a_stopped_receiver_costs_one_wait_and_its_copies_are_counted(config, opened, peers, monkeypatch, caplog):
     slow = ShmConfig(home=config.home, max_pending=1 << 20, publish_timeout=0.2)
     publisher, (stopped, *others) = opened(slow), peers(3, slow)

@@ -311,11 +311,14 @@ class Inbox:
             self._parse()
         if not self._found and self._load():
             self._parse()
-        end = self.head[LOGGED]
-        if end > self._done and self._batch > 0:
-            self._read_log(end)
-        if end and end == self._done:
-            self._reset_log()
+        until = self.head[LOGGED]
+        while (end := self.head[LOGGED]) and (self._batch > 0 or end == self._done):
+            if end == self._done:
+                self._reset_log()
+            elif self._done < until or not self._found:
+                self._read_log(end)
+            else:
+                break
 
     def _read_log(self, end: int) -> None:
         while self._load():
