@@ -5,8 +5,9 @@ A *frame* is `magic, length, checksum` and that many bytes. At most PIPE_BUF byt
 **The log.** Order must hold across it, per sender. The word LOGGED in the mapped head is the committed length of the log. A sender
 that sees 0 there writes to the FIFO; one that sees more, or finds the FIFO full, appends to the log under the lock, and where the
 FIFO is empty then, it writes a NUDGE there: the reader comes to look at LOGGED after whatever it reads. The reader notes LOGGED,
-empties the FIFO, reads the log up to what it noted, and again until, under the lock, nothing was added; then it stores 0. Whatever
-a sender wrote to the FIFO before it turned to the log is read first, and while LOGGED is not 0 it writes nothing there.
+empties the FIFO, and reads the log up to what it noted; if, under the lock, nothing was added, it stores 0, else it comes again, once
+it has handed out what it found. Whatever a sender wrote to the FIFO before it turned to the log is read first, and while LOGGED is not
+0 it writes nothing there.
 
 **Arenas.** A large message is copied into a ring of recycled memory that one sender shares with one inbox, and a REFERENCE (arena,
 position, length) goes through the FIFO or the log. Positions only grow; the reader stores how far it has FREED. With one writer and
