@@ -113,7 +113,7 @@ class Dispatcher:
 
     def _read_on(self, reader: Reader) -> None:
         self._run_all(reader)  # what the reader before had received
-        while (self._reader is reader or self._is_read_by(reader)) and not self._closing:
+        while self._is_read_by(reader) and not self._closing:
             try:
                 batch = self._receive(busy=bool(self._replaced))
             except Exception:
@@ -133,6 +133,8 @@ class Dispatcher:
 
     def _is_read_by(self, reader: Reader) -> bool:
         """A takeover that comes to nothing puts the old reader back under the lock; who had left by then would leave the bus deaf."""
+        if self._reader is reader:
+            return True
         with self._lock:
             return self._reader is reader
 
