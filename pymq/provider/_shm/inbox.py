@@ -103,7 +103,7 @@ class Inbox:
         self._batch = 0.0
         self._done = 0
         self._woken = False
-        self._was_large = self._came_many = False
+        self._was_large = self._came_many = self._in_vain = False
         self._patience = Patience()
         self._reported = 0
         self._arenas: dict[int, Arena] = {}
@@ -124,50 +124,52 @@ class Inbox:
             pass  # this user has too many large pipes: a small one only means an earlier use of the log
 
     def look(self, timeout: float | None, spin: float | None, busy: bool) -> list[Delivery]:
-        """What has come; in a conversation, what has come after the processor was yielded once.
+        """What has come, or comes within so many seconds, for which it spins; where that is None, for as long as an answer takes,
+        while that pays. Where several messages came last, it does not: `wait` lets more gather.
 
-        On a single processor the other side runs then, and its answer is here when this goes on.
+        On a single processor the other side runs in the first turn, and its answer is here when this goes on.
         """
         self.head[STATE] = BUSY if busy else RUNNING
         if not self._is_drained or timeout == 0:
             found = self.take()
-        elif self._came_many or not (self._patience.seconds if spin is None else spin):
+            if found or timeout == 0:
+                self._woken = False
+                return found
+        seconds = self._patience.seconds if spin is None else spin
+        if self._was_large:
+            seconds, self._was_large = max(seconds, _LARGE_SPIN), False
+        elif self._came_many:
             return []
-        else:
-            sched_yield()
-            found = self.take()
-            if found:
-                self._patience.failures = 0
-        if found or timeout == 0:
-            self._woken = False
+        if not seconds:
+            return []
+        sched_yield()
+        found = self.take()
+        if not found:
+            self._in_vain = not self._spin(seconds if timeout is None else min(seconds, timeout))
+            if not self._in_vain:
+                found = self.take()
+        if found:
+            self._patience.failures, self._woken = 0, False
         return found
 
     def wait(self, timeout: float | None, spin: float | None, watch: Sequence[int], busy: bool) -> list[Delivery]:
-        """What comes next; [] after the timeout, when woken, and when the reader of one of the write ends `watch` has died.
-
-        It spins for so many seconds before it sleeps; where that is None, for as long as an answer takes, while that pays. Where
-        several messages came last, it lets more gather instead.
+        """What comes next, where `look` found nothing; [] after the timeout, when woken, and when the reader of one of the write ends
+        `watch` has died.
         """
         found: list[Delivery] = []
         if watch != self._watched:
             self._watch(watch)
         begin = time.monotonic()
         end = math.inf if timeout is None else begin + timeout
-        seconds = self._patience.seconds if spin is None else spin
-        if self._was_large:
-            seconds, self._was_large = max(seconds, _LARGE_SPIN), False
-        elif self._came_many:
-            seconds, found = 0.0, self._let_gather(begin + self._gather)
-        in_vain = seconds > 0 and not self._spin(min(end, begin + seconds))
-        if seconds > 0 and not in_vain:
-            found = self.take()
+        if self._came_many:
+            found = self._let_gather(begin + self._gather)
         dead = False
         while not (found or self._woken or dead or (timeout is not None and time.monotonic() >= end)):
             dead = self._sleep(end, busy)
             found = self.take()
         if spin is None:
-            self._patience.learn(seconds > 0, in_vain, time.monotonic() - begin)
-        self._woken = False
+            self._patience.learn(False, self._in_vain, time.monotonic() - begin)
+        self._woken = self._in_vain = False
         return found
 
     def take(self) -> list[Delivery]:
@@ -239,14 +241,15 @@ class Inbox:
         with suppress(OSError):  # full: nobody sleeps on it; or there is no memory for it, and who wants to wake it tries again
             os.write(self._fifo, signal)
 
-    def _spin(self, end: float) -> bool:
+    def _spin(self, seconds: float) -> bool:
         """Yield the processor for a while before sleeping; whether something came. A wake-up takes 30 to 80 us, a turn of this 1."""
-        poll = self._poll.poll
-        while time.monotonic() < end:
+        poll, end = self._poll.poll, time.monotonic() + seconds
+        while True:
             sched_yield()
             if poll(0):
                 return True
-        return False
+            if time.monotonic() >= end:
+                return False
 
     def _let_gather(self, end: float) -> list[Delivery]:
         """What comes until then, without a look before: who sleeps in a stream is woken by, and for, a single message."""
