@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import queue
@@ -453,6 +454,62 @@ def test_segments_come_and_go(home: str, monkeypatch: pytest.MonkeyPatch) -> Non
         assert [other.one(lease=None)[0] for _ in sent] == sent
         assert len(peer.queue._store.log.segments()) == 1
         assert len(other.queue._store.log.files) <= 4
+
+
+@pytest.fixture
+def mapped_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small segments, mapped by whoever writes the second record."""
+    monkeypatch.setattr(_segments, "SEGMENT_BYTES", 1000)
+    monkeypatch.setattr(_segments, "_PAGE", 48)
+
+
+@pytest.mark.usefixtures("mapped_soon")
+def test_senders_that_have_a_segment_mapped_and_others_take_turns(home: str) -> None:
+    with Peer(home) as peer, Peer(home) as other, Peer(home) as receiver:
+        sent = [b"%d" % number for number in range(200)]
+        for number, message in enumerate(sent):
+            (other if number % 3 else peer).queue.send(message + b"x" * (number % 70))
+        assert [message.rstrip(b"x") for message in receiver.messages()] == sent
+        assert peer.queue._store.tail_log._mapped == other.queue._store.tail_log._mapped > 0
+        assert receiver.queue.counters()["corrupt"] == 0
+        assert len(receiver.queue._store.log.segments()) == 1
+
+
+@pytest.mark.usefixtures("mapped_soon")
+def test_a_sender_that_dies_before_it_moves_the_tail_takes_no_segment_from_another(peer: Peer, other: Peer) -> None:
+    for message in (b"1", b"2"):
+        peer.queue.send(message)
+    log = peer.queue._store.tail_log
+    assert len(log._map) == 1000
+    other.queue._store.tail_log.write(other.queue._store.state.end(0, _state.TAIL)[0], 996, b"too much for the rest of it")
+    peer.queue.send(b"3")  # where the file was cut off that would be a SIGBUS
+    assert (log._mapped, peer.messages()) == (0, [b"1", b"2", b"3"])
+
+
+def test_what_a_dead_sender_left_behind_the_tail_is_no_message(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_segments, "SEGMENT_BYTES", 300)
+    peer.queue.send(b"1")
+    store = peer.queue._store
+    store.tail_log.write(store.state.end(0, _state.TAIL)[0], 80, _segments.pack_record(b"not committed", 0, None))
+    peer.queue.send(b"2" * 250)  # in the next segment
+    assert (peer.messages(), peer.queue.counters()["corrupt"]) == ([b"1", b"2" * 250], 0)
+
+
+def test_a_queue_with_little_in_it_takes_little(peer: Peer) -> None:
+    for number in range(20):
+        peer.queue.send(b"%d" % number)
+    assert (peer.queue._store.tail_log._mapped, os.stat("log.00000000", dir_fd=peer.directory.fd).st_blocks * 512) == (-1, 4096)
+
+
+def test_where_nothing_more_can_be_mapped_a_queue_works_as_before(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(_segments, "map_file", refuse)
+    sent = [b"%d" % number * 20 for number in range(500)]
+    for message in sent:
+        peer.queue.send(message)
+    assert (peer.messages(), peer.queue._store.tail_log._mapped) == (sent, -1)
 
 
 def test_a_straggler_keeps_only_its_own_segment(home: str, monkeypatch: pytest.MonkeyPatch) -> None:
