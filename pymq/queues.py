@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from pymq import message as frames
 from pymq.deliveries import DEAD_HEADERS, Leased, Policy, dead_letter, unpack_anything
 from pymq.exceptions import CodecError, LeaseLost, PymqError, QueueNotFound, Reject, Retry
-from pymq.message import SEQUENCE_BYTES, Frame, Prefix, pack_sequence
+from pymq.message import SEQUENCE_BYTES, Frame, Prefix
 from pymq.provider.base import Provider
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Queue(Generic[T]):
         self._type = type
         self._queue = f"queue/{name}"
         self._closed = False
-        self._prefixes: dict[Any, tuple[bytes, Callable[[Any], bytes]]] = {}
+        self._encodings: dict[Any, tuple[Callable[[Any], bytes], Iterator[bytes]]] = {}
         self._plain: dict[bytes, tuple[Callable[[bytes], Any], int]] = {}
         self._latest: tuple[bytes, Callable[[bytes], Any], int] = b"", self._decode_other, 0
         self._sequence = itertools.count(_numbers() << 40)
@@ -74,8 +74,9 @@ class Queue(Generic[T]):
         """
         provider = self._bus.provider if not self._closed else self._provider()  # 0.05 us less than the call
         left = None if block and timeout is None else _timeout(block, timeout)
-        prefix, encode = self._prefixes.get(type(item)) or self._prefix(type(item))
-        message = pack_sequence(next(self._sequence)) + prefix + encode(item)
+        encode, heads = self._encodings.get(type(item)) or self._encoding(type(item))
+        payload = encode(item)  # first: what cannot travel takes no number
+        message = next(heads) + payload
         lives = None
         if delay or ttl is not None or priority:
             _check_options(provider, delay, ttl, priority)
@@ -87,12 +88,12 @@ class Queue(Generic[T]):
             provider.declare(self._queue)
             provider.send(self._queue, message, timeout=left, maxsize=self.maxsize, delay=delay, ttl=lives, priority=priority)
 
-    def _prefix(self, cls: Any) -> tuple[bytes, Callable[[Any], bytes]]:
+    def _encoding(self, cls: Any) -> tuple[Callable[[Any], bytes], Iterator[bytes]]:
         from pymq import codec
 
         encoder = codec.encoder_for(cls)
         prefix = Prefix(frames.ITEM, encoder.form, 0, self._bus.token, self.name, encoder.type_name, ())
-        found = self._prefixes[cls] = frames.pack_prefix(prefix), encoder.encode
+        found = self._encodings[cls] = encoder.encode, frames.heads(self._sequence, frames.pack_prefix(prefix))
         return found
 
     def put_nowait(self, item: T, **options: Any) -> None:

@@ -366,9 +366,9 @@ class ShmProvider(Sending):
             self._look()
         seen = self._words
         try:
-            inbox = self._inboxes.get(queue)
-            spin = self.spin if watch or self._has_sent else self.spin or 0.0
+            inbox, spin = self._inboxes.get(queue), None
             if inbox is not None:
+                spin = self.spin if watch or self._has_sent else self.spin or 0.0
                 self._has_sent = False
                 found = inbox.look(timeout, spin, busy)
                 if found:  # nothing else was looked at yet: 1 us less
