@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from pymq import message as frames
 from pymq.calls import pack_call
-from pymq.exceptions import CodecError, NoSuchRemoteError, QueueNotFound, RemoteInvocationError, RpcTimeout, ServerDied
+from pymq.exceptions import CodecError, NoSuchRemoteError, QueueNotFound, RemoteInvocationError, RpcException, RpcTimeout, ServerDied
 from pymq.handlers import hints_of
 from pymq.message import SEQUENCE_BYTES, Prefix, pack_sequence
 from pymq.remotes import DEADLINE, FOREVER, NEVER, SEQUENCE, Remotes
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from pymq.provider.base import Delivery, Provider
 
 log: logging.Logger = logging.getLogger("pymq")
-FAILURES = (RemoteInvocationError, NoSuchRemoteError)
-"""What stands in a result's place. A tuple: a union is made anew wherever it is written, 0.3 us."""
 _START = frames.START.size
 _MOST_SERVERS = 1000
 """Whose replies a stub knows how to decode: each has a prefix of its own."""
@@ -243,7 +241,7 @@ class StubMethod(Generic[P, R]):
         argument that cannot travel.
         """
         result = self._bus.caller.call(self, pack_call(args, kwargs))
-        if isinstance(result, FAILURES):
+        if isinstance(result, RpcException):
             raise result
         return result  # type: ignore[no-any-return]
 
@@ -253,7 +251,7 @@ class StubMethod(Generic[P, R]):
         return [self._response(each) for each in result] if self.multi else self._response(result)
 
     def _response(self, result: Any) -> RpcResponse:
-        failed = isinstance(result, FAILURES)
+        failed = isinstance(result, RpcException)
         return RpcResponse(self.name, result, qualified_name(type(result)), failed)
 
     def finish(self, message: bytes) -> Any:

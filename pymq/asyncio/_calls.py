@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 from pymq.asyncio._core import send_patiently
 from pymq.asyncio._port import Inflow, Port
 from pymq.calls import pack_call
-from pymq.exceptions import NoSuchRemoteError, NotInitialized, RpcTimeout
+from pymq.exceptions import NoSuchRemoteError, NotInitialized, RpcException, RpcTimeout
 from pymq.provider.base import Delivery, Provider
 from pymq.remotes import DEADLINE, NEVER, SEQUENCE
-from pymq.rpc import FAILURES, Caller, ReplyQueue, RpcResponse, StubMethod
+from pymq.rpc import Caller, ReplyQueue, RpcResponse, StubMethod
 
 if TYPE_CHECKING:
     from pymq.asyncio._core import Core
@@ -215,7 +215,7 @@ class Stub(Generic[P, R]):
         argument that cannot travel. A call that is cancelled may have been executed.
         """
         result = await self._result(args, kwargs)
-        if isinstance(result, FAILURES):
+        if isinstance(result, RpcException):
             raise result
         return result  # type: ignore[no-any-return]
 
