@@ -39,7 +39,7 @@ OPTIONS = {
     "home": "the directory of all namespaces; by default `$PYMQ_HOME`, or `/dev/shm/pymq-<uid>`",
     "max_pending": "bytes that wait for one receiver of events before its publishers wait",
     "publish_timeout": "seconds that a publish waits, at most, for all full receivers together",
-    "spin": "seconds that a receiver of events or replies yields the processor before it sleeps; by default only in a conversation",
+    "spin": "seconds (0.05 at most) that a receiver yields the processor before it sleeps; by default only in a conversation",
     "max_message_bytes": "the largest message",
     "session": "a `boto3.Session`; without one, what the environment says",
     "region": "the region; without one, what the environment says",

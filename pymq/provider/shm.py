@@ -61,8 +61,9 @@ class ShmConfig:
     """Queues below `<home>/<namespace>`: processes with the same of both meet. `shm://namespace?option=number` as a URL.
 
     `home` is, if None, $PYMQ_HOME or /dev/shm/pymq-<uid>; only this user can enter it. An inbox holds `max_pending` bytes and a
-    shared queue `max_queue_bytes` before senders wait: a publish for `publish_timeout` seconds. For `spin` seconds a receiver
-    yields the processor before it sleeps; if None, for 100 us, after it has itself sent a request or a reply, and while that pays.
+    shared queue `max_queue_bytes` before senders wait: a publish for `publish_timeout` seconds. For `spin` seconds, 0.05 at most, a
+    receiver yields the processor before it sleeps; if None, for 100 us, after it has itself sent a request or a reply, and while that
+    pays.
     `max_pending` and `max_message_bytes` are at most a quarter of the file system.
     """
 

@@ -872,6 +872,21 @@ def test_an_answer_that_is_there_after_one_yield_is_not_polled_for(config, opene
         assert provider.receive("in", GUARD) == [(b"m", None)]
 
 
+def test_a_spin_is_part_of_the_timeout_and_never_long(config, opened, monkeypatch):
+    provider = opened(ShmConfig(home=config.home, spin=GUARD))
+    subscribe(provider, "in")
+    provider.receive("in", 0)
+    spun, ends = [], []
+    inbox = provider._inboxes["in"]
+    monkeypatch.setattr(inbox, "_spin", spun.append)  # in vain
+    monkeypatch.setattr(inbox, "_sleep", lambda end, busy: ends.append(end) or True)
+    provider.receive("in", 0.02)
+    assert (spun, ends) == ([0.02], [])
+    assert provider.receive("in", GUARD) == []
+    assert spun == [0.02, 0.05]  # who is watched may be dead: only who sleeps learns of that
+    assert ends[0] <= time.monotonic() + GUARD - 0.05
+
+
 def test_who_gets_answers_after_one_yield_forgets_the_failures_before(opened, monkeypatch):
     provider = opened()
     subscribe(provider, "in")
@@ -895,7 +910,7 @@ def test_receivers_of_events_do_not_spin(opened, monkeypatch):
     receive = spins_of(provider, monkeypatch, pays=True)
     monkeypatch.setattr("pymq.patience.MOMENT", GUARD)
     assert [receive(1), receive(1)] == [False, True]
-    monkeypatch.setattr(provider._inboxes["in"], "_spin", lambda end: pytest.fail("it spun"))
+    monkeypatch.setattr(provider._inboxes["in"], "_spin", lambda seconds: pytest.fail("it spun"))
     provider.publish(("topic",), b"m")
     assert provider.receive("in", GUARD) == [(b"m", None)]
 

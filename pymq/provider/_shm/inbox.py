@@ -70,6 +70,8 @@ _LARGE_BATCH = 256 << 10
 """64 KiB copied into memory that was just freed: 3.5 us; into fresh pages, as when eight are held at once: 20."""
 _KEPT_LOG_BYTES = 1 << 20
 _HEADER_BYTES = HEADER.size
+_LONGEST_SPIN = 0.05
+"""Seconds: only who sleeps learns of the death of whom it watches, and a caller is to know within 0.1."""
 _UNSURE = [-1]
 """In the place of the descriptors that are watched, while they are being changed."""
 _LARGE_SPIN = 0.0001
@@ -103,7 +105,8 @@ class Inbox:
         self._batch = 0.0
         self._done = 0
         self._woken = False
-        self._was_large = self._came_many = self._in_vain = False
+        self._was_large = self._came_many = False
+        self._in_vain = 0.0
         self._patience = Patience()
         self._reported = 0
         self._arenas: dict[int, Arena] = {}
@@ -145,9 +148,11 @@ class Inbox:
         sched_yield()
         found = self.take()
         if not found:
-            self._in_vain = not self._spin(seconds if timeout is None else min(seconds, timeout))
-            if not self._in_vain:
+            seconds = min(seconds, _LONGEST_SPIN, math.inf if timeout is None else timeout)
+            if self._spin(seconds):
                 found = self.take()
+            else:
+                self._in_vain = seconds
         if found:
             self._patience.failures, self._woken = 0, False
         return found
@@ -160,7 +165,7 @@ class Inbox:
         if watch != self._watched:
             self._watch(watch)
         begin = time.monotonic()
-        end = math.inf if timeout is None else begin + timeout
+        end = math.inf if timeout is None else begin + timeout - self._in_vain
         if self._came_many:
             found = self._let_gather(begin + self._gather)
         dead = False
@@ -168,8 +173,8 @@ class Inbox:
             dead = self._sleep(end, busy)
             found = self.take()
         if spin is None:
-            self._patience.learn(False, self._in_vain, time.monotonic() - begin)
-        self._woken = self._in_vain = False
+            self._patience.learn(False, self._in_vain > 0, time.monotonic() - begin)
+        self._woken, self._in_vain = False, 0.0
         return found
 
     def take(self) -> list[Delivery]:

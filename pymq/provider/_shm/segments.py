@@ -97,7 +97,7 @@ class Log:
             raise MessageTooLarge(f"a message of {size} bytes: a shared queue takes less than {1 << SHIFT - 20} MiB")
         offset = tail & OFFSET
         if offset + size > SEGMENT_BYTES and offset > START:
-            # not cut off here: a sender that has it mapped, and comes before the tail is moved, would get a SIGBUS
+            # not cut off here: who has it mapped, and writes before the tail is moved, would get a SIGBUS
             pwrite(self._file(tail >> SHIFT), bytes(HEADER), offset)
             tail = next_segment(tail)
         return tail, self._file(tail >> SHIFT, os.O_CREAT)

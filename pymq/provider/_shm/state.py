@@ -24,7 +24,7 @@ import time
 from pymq.provider._shm.files import Directory, map_file, write_at
 
 LEVELS_COUNT = 10
-FORMAT = int.from_bytes(b"pymq-q\0\2", "little")
+FORMAT = int.from_bytes(b"pymq-q\0\3", "little")
 STATUS, NEXT, HEAPED, LEASED, HELD, FREE, USED, ALLOCATED, ARMED, EXPIRED, CORRUPT, MASK, SENDING, RECEIVING = range(1, 15)
 DIRTY, IS_DELETED = 1, 2
 LEVELS = 32
