@@ -371,7 +371,11 @@ class ShmProvider(Sending):
             if inbox is not None:
                 spin = self.spin if watch or self._has_sent else self.spin or 0.0
                 self._has_sent = False
-                found = inbox.look(timeout, spin, busy)
+                self._inside.append(None)
+                try:
+                    found = inbox.look(timeout, spin, busy)
+                finally:
+                    self._inside.pop()
                 if found:  # nothing else was looked at yet: 1 us less
                     return found
             elif timeout == 0 and not watch:

@@ -244,7 +244,7 @@ def die_in_step(home: str, operation: int, step: int) -> None:
     store = peer.queue._store
     for holder in (peer.queue, store, store.state, store.claims):
         holder._words = holder.words = failing  # type: ignore[union-attr,attr-defined]
-    _segments.map_file = failing.around(_segments.map_file)  # type: ignore[assignment]
+    _segments.map_open_file = failing.around(_segments.map_open_file)  # type: ignore[assignment]
     _segments.pwrite = failing.around(_segments.pwrite)  # type: ignore[assignment]
     _state.pack_end = _store.pack_end = failing.around(_state.pack_end)  # type: ignore[assignment,attr-defined]
     Directory.unlink = failing.around(Directory.unlink)  # type: ignore[method-assign,assignment]

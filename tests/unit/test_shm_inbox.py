@@ -887,6 +887,39 @@ def test_a_spin_is_part_of_the_timeout_and_never_long(config, opened, monkeypatc
     assert ends[0] <= time.monotonic() + GUARD - 0.05
 
 
+def test_a_spin_in_vain_shortens_only_the_wait_behind_it(config, opened, monkeypatch):
+    provider = opened(ShmConfig(home=config.home, spin=GUARD))
+    subscribe(provider, "in")
+    provider.receive("in", 0)
+    inbox = provider._inboxes["in"]
+    monkeypatch.setattr(inbox, "_spin", lambda seconds: False)
+    assert provider.receive("in", GUARD, watch=["nobody's"]) == []  # so it does not wait
+    for _ in range(2):
+        provider.publish(("topic",), b"m")
+    assert len(provider.receive("in", GUARD)) == 2
+    ends = []
+    monkeypatch.setattr(inbox, "_sleep", lambda end, busy: ends.append(end) or True)
+    begin = time.monotonic()
+    assert provider.receive("in", GUARD) == []
+    assert ends[0] >= begin + GUARD
+
+
+def test_a_receiver_that_spins_while_the_provider_is_closed_just_ends(config, opened, monkeypatch):
+    monkeypatch.setattr("pymq.provider._shm.inbox._LONGEST_SPIN", GUARD)
+    provider = opened(ShmConfig(home=config.home, spin=GUARD))
+    subscribe(provider, "in")
+    provider.receive("in", 0)
+    spinning = threading.Event()
+    monkeypatch.setattr("pymq.provider._shm.inbox.sched_yield", spinning.set)
+    results = []
+    thread = threading.Thread(target=lambda: results.append(provider.receive("in", GUARD)))
+    thread.start()
+    assert spinning.wait(GUARD)
+    provider.close()
+    thread.join(GUARD)
+    assert results == [[]]
+
+
 def test_who_gets_answers_after_one_yield_forgets_the_failures_before(opened, monkeypatch):
     provider = opened()
     subscribe(provider, "in")

@@ -505,11 +505,42 @@ def test_where_nothing_more_can_be_mapped_a_queue_works_as_before(peer: Peer, mo
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOSPC, "full")
 
-    monkeypatch.setattr(_segments, "map_file", refuse)
+    monkeypatch.setattr(_segments, "map_open_file", refuse)
     sent = [b"%d" % number * 20 for number in range(500)]
     for message in sent:
         peer.queue.send(message)
     assert (peer.messages(), peer.queue._store.tail_log._mapped) == (sent, -1)
+
+
+def test_a_sender_maps_the_file_it_has_open_and_no_successor_of_that_name(peer: Peer) -> None:
+    peer.queue.send(b"first")
+    name, directory = "log.00000000", peer.directory
+    os.unlink(name, dir_fd=directory.fd)
+    successor = directory.open(name, os.O_RDWR | os.O_CREAT)
+    for number in range(200):
+        peer.queue.send(b"%d" % number)
+    assert (peer.queue._store.tail_log._mapped, os.fstat(successor).st_size) == (0, 0)
+    close_file(successor)
+
+
+@pytest.mark.parametrize("count", [100, 4000])
+def test_zeros_over_a_header_cost_one_message_and_are_counted(peer: Peer, count: int) -> None:
+    """In the segment that is written to, and in one before it."""
+    sent = [b"%d" % number for number in range(count)]
+    for message in sent:
+        peer.queue.send(message)
+    damaged = 40
+    with open(os.path.join(peer.directory.path, "log.00000000"), "r+b") as file:
+        file.seek(_state.START + damaged * 40)
+        assert file.read(8)[4:] == _segments._MARKED
+        file.seek(-8, os.SEEK_CUR)
+        file.write(bytes(_segments.HEADER))
+    received: list[bytes] = []
+    while found := peer.messages():
+        received += found
+    assert received == sent[:damaged] + sent[damaged + 1 :]
+    counters = peer.queue.counters()
+    assert (counters["corrupt"], counters["waiting"], counters["bytes"]) == (1, 0, 0)
 
 
 def test_a_straggler_keeps_only_its_own_segment(home: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -265,11 +265,16 @@ def map_file(directory: Directory, name: str, flags: int, size: int = 0) -> memo
     """
     fd = directory.open(name, flags)
     try:
-        if size:
-            os.posix_fallocate(fd, 0, size)
-        return memoryview(mmap.mmap(fd, size))
+        return map_open_file(fd, size)
     finally:
         close_file(fd)
+
+
+def map_open_file(fd: int, size: int) -> memoryview:
+    """The same of one that is open and no lock."""
+    if size:
+        os.posix_fallocate(fd, 0, size)
+    return memoryview(mmap.mmap(fd, size))
 
 
 def write_at(fd: int, parts: list[bytes], position: int) -> int:

@@ -133,6 +133,7 @@ class Inbox:
         On a single processor the other side runs in the first turn, and its answer is here when this goes on.
         """
         self.head[STATE] = BUSY if busy else RUNNING
+        self._in_vain = 0.0
         if not self._is_drained or timeout == 0:
             found = self.take()
             if found or timeout == 0:
@@ -174,7 +175,7 @@ class Inbox:
             found = self.take()
         if spin is None:
             self._patience.learn(False, self._in_vain > 0, time.monotonic() - begin)
-        self._woken, self._in_vain = False, 0.0
+        self._woken = False
         return found
 
     def take(self) -> list[Delivery]:

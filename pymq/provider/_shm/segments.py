@@ -5,7 +5,7 @@ priority, each with segments of its own. A *position* is one word: `level << 60 
 the file. The offset begins behind one word, the number of claims that keep a segment which the head has left.
 
 A sender of small messages maps a segment of level 0, whole and allocated, once there is more than a page in it: a record takes 0.1 us
-then instead of 0.8. So a segment ends where its file does, or where a header has only zeros.
+then instead of 0.8. So a segment that is full ends with a header that says so, and not where its file does.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from time import monotonic_ns
 from typing import TypeAlias
 
 from pymq.exceptions import MessageTooLarge
-from pymq.provider._shm.files import Directory, adopt_file, close_file, map_file
+from pymq.provider._shm.files import Directory, adopt_file, close_file, map_open_file
 from pymq.provider._shm.frames import checksum
 from pymq.provider._shm.state import START
 
@@ -35,6 +35,8 @@ HEADER = _RECORD.size
 _unpack, _pack = _RECORD.unpack_from, _RECORD.pack
 _MARK = 0x71796D70
 _MARKED = _MARK.to_bytes(4, sys.byteorder)
+_END_MARK = ~_MARK & 0xFFFFFFFF
+_END = _pack(0, _END_MARK, 0, 0, 0)
 _CHUNK = 1 << 16
 _PARSED = 16  # records
 _LENGTHS = 0xFFFFFFFF  # what `checksum` takes as a start, whatever a damaged record says
@@ -98,7 +100,7 @@ class Log:
         offset = tail & OFFSET
         if offset + size > SEGMENT_BYTES and offset > START:
             # not cut off here: who has it mapped, and writes before the tail is moved, would get a SIGBUS
-            pwrite(self._file(tail >> SHIFT), bytes(HEADER), offset)
+            pwrite(self._file(tail >> SHIFT), _END, offset)
             tail = next_segment(tail)
         return tail, self._file(tail >> SHIFT, os.O_CREAT)
 
@@ -106,7 +108,7 @@ class Log:
         """Once: where there is no room for all of it, or no more descriptor, what still fits is written as before."""
         self._tried = segment
         with suppress(OSError):
-            self._map = map_file(self._directory, _segment_name(segment), os.O_RDWR, SEGMENT_BYTES)
+            self._map = map_open_file(self.files[segment], SEGMENT_BYTES)  # by its name it might be a successor's, made anew there
             self._mapped = segment
 
     def load(self, head: int, tail: int) -> None:
@@ -140,11 +142,13 @@ class Log:
         """The size, message, due and expiry of the record there; None at the end of a segment, ValueError for a bad one."""
         file = self._file(position >> SHIFT)
         data = pread(file, self._guess, position & OFFSET)
-        if not any(data[:HEADER]):
-            return None
         if len(data) < HEADER:
+            if not data:
+                return None
             raise ValueError(f"the record at {position:x} is cut short")
         summed, mark, length, due, expiry = _unpack(data)
+        if mark == _END_MARK:
+            return None
         end = HEADER + length
         if end > len(data):
             data += pread(file, min(end - len(data), os.fstat(file).st_size), (position & OFFSET) + len(data))
