@@ -4,6 +4,7 @@ Importing it loads the standard library only.
 """
 
 from queue import Empty, Full
+from typing import Any
 
 from pymq.bus import EventBus, Topic
 from pymq.core import (
@@ -89,3 +90,11 @@ __all__ = [
     "unsubscribe",
     "wait",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "__version__":
+        raise AttributeError(f"module 'pymq' has no attribute {name!r}")
+    from importlib.metadata import version  # 12 ms, which only who asks is to pay
+
+    return version("pymq")

@@ -30,7 +30,7 @@ from typing import Any, TypeVar, overload
 from pymq import message as frames
 from pymq.deliveries import Leases
 from pymq.dispatch import Dispatcher, Task
-from pymq.exceptions import CodecError, NotInitialized, ProviderError
+from pymq.exceptions import CodecError, NotInitialized, ProviderError, PymqError
 from pymq.groups import Group, Member, Options
 from pymq.handlers import Target, describe, targets_of
 from pymq.loop import Loop
@@ -142,7 +142,7 @@ class EventBus:
             member.stop()
         schedule.close()
         if dispatcher is not None:
-            abandoned += dispatcher.close(deadline)
+            abandoned += dispatcher.close(deadline) + self._unread(provider)
         for member in members:
             abandoned += member.join(deadline)
         abandoned += self.subscriptions.finish(deadline)
@@ -155,6 +155,14 @@ class EventBus:
             self._end(provider)
         if abandoned:
             log.warning("shutdown after %s s abandoned %s", timeout, ", ".join(abandoned))
+
+    def _unread(self, provider: Provider) -> list[str]:
+        """What had come and nobody has received, where asking takes no time: over a network, who asks may wait for a dead server."""
+        try:
+            count = 0 if provider.features.waits_on_io else provider.size(self.inbox)
+        except PymqError:
+            count = 0  # its files were removed, or it is damaged
+        return [f"{count} messages that had come"] if count else []
 
     def _end(self, provider: Provider) -> None:
         """Unless another shutdown has ended it meanwhile: then the bus may have been started again."""
@@ -304,12 +312,12 @@ class EventBus:
             raise ValueError(f"{describe(callback)} is not subscribed{f' to {channel!r}' if channel else ''}")
 
     @overload
-    def subscriber(self, callback: F, /) -> F: ...
+    def subscriber(self, callback: F, /, *given: Any, **options: Any) -> F: ...
     @overload
-    def subscriber(self, channel: str | None = None, /, **options: Any) -> Callable[[F], F]: ...
-    def subscriber(self, callback: Any = None, /, **options: Any) -> Any:
+    def subscriber(self, channel: str | None = None, /, *given: Any, **options: Any) -> Callable[[F], F]: ...
+    def subscriber(self, *given: Any, **options: Any) -> Any:
         """`subscribe` as a decorator, with or without arguments."""
-        return decorator(self.subscribe, callback, options)
+        return decorator(self.subscribe, given, options)
 
     def group(self, name: str) -> Group:
         """The consumer group of that name."""
@@ -337,12 +345,12 @@ class EventBus:
         self.remotes.remove(fn)
 
     @overload
-    def remote(self, fn: F, /) -> F: ...
+    def remote(self, fn: F, /, *given: Any, **options: Any) -> F: ...
     @overload
-    def remote(self, channel: str | None = None, /, **options: Any) -> Callable[[F], F]: ...
-    def remote(self, fn: Any = None, /, **options: Any) -> Any:
+    def remote(self, channel: str | None = None, /, *given: Any, **options: Any) -> Callable[[F], F]: ...
+    def remote(self, *given: Any, **options: Any) -> Any:
         """`expose` as a decorator, with or without a name."""
-        return decorator(self.expose, fn, options)
+        return decorator(self.expose, given, options)
 
     def stub(self, fn: Any, timeout: float | None = None, multi: bool = False) -> StubMethod[..., Any]:
         """A callable that calls the remote `fn`, given by its name or by the function itself.
@@ -455,16 +463,14 @@ class Topic:
         return f"Topic({self.name!r}{', pattern=True' if self.is_pattern else ''})"
 
 
-def decorator(apply: Callable[..., Any], target: Any, options: dict[str, Any]) -> Any:
-    """Make a decorator of `apply(function, …)` that works as `@d`, `@d("channel")` and `@d(channel="x", …)`."""
-    if target is not None and not isinstance(target, str):
-        apply(target, **options)
-        return target
-    if target is not None:
-        options = {"channel": target, **options}
+def decorator(apply: Callable[..., Any], given: Sequence[Any], options: dict[str, Any]) -> Any:
+    """Make a decorator of `apply(function, …)` that works as `@d`, `@d("channel", …)`, `@d(channel="x", …)` and `d(function, …)`."""
+    if given and given[0] is not None and not isinstance(given[0], str):
+        apply(*given, **options)
+        return given[0]
 
     def decorate(function: F) -> F:
-        apply(function, **options)
+        apply(function, *given, **options)
         return function
 
     return decorate

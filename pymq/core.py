@@ -7,11 +7,12 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, cast, overload
 
 from pymq.bus import SHUTDOWN_SECONDS, EventBus, Topic, decorator
 from pymq.exceptions import NotInitialized
-from pymq.handlers import Shape
+from pymq.handlers import Shape, channels_of
 from pymq.provider import Config, config_from
 from pymq.remotes import Remotes, remember_name
 from pymq.routes import Route
@@ -96,7 +97,6 @@ def shutdown(timeout: float = SHUTDOWN_SECONDS) -> None:
     with _lock:
         ending, bus = bus, None
         _inherited = False
-        _early.clear()
     if ending is not None:
         ending.shutdown(timeout)
 
@@ -139,18 +139,20 @@ def subscribe(
 
 def unsubscribe(callback: Callable[..., Any], channel: str | None = None, pattern: bool = False, *, group: str | None = None) -> None:
     """`EventBus.unsubscribe` on the process-wide bus; a declaration is removed for all that follow. Before `init`, likewise."""
+
+    def is_meant(its_group: str | None, subscribed: Any, its_channel: str | None, its_pattern: bool = False) -> bool:
+        is_there = channel is None or (its_channel, its_pattern) == (channel, pattern)
+        return bool(subscribed == callback) and is_there and group in (None, its_group)
+
     with _lock:
         keys = [
             key
             for key, (verb, declared, options) in _declared.items()
-            if verb == "subscribe"
-            and declared == callback
-            and (channel is None or (options.get("channel"), options.get("pattern", False)) == (channel, pattern))
-            and (group is None or options.get("group") == group)
+            if verb == "subscribe" and is_meant(options.get("group"), declared, *_given(options))
         ]
         for key in keys:
             del _declared[key]
-        early = [entry for entry in _early if entry[0] == "subscribe" and entry[1][0] == callback]
+        early = [entry for entry in _early if entry[0] == "subscribe" and is_meant(entry[2].get("group"), *entry[1])]
         for entry in early:
             _early.remove(entry)
     if bus is not None:
@@ -160,15 +162,15 @@ def unsubscribe(callback: Callable[..., Any], channel: str | None = None, patter
 
 
 @overload
-def subscriber(callback: F, /) -> F: ...
+def subscriber(callback: F, /, *given: Any, **options: Any) -> F: ...
 @overload
-def subscriber(channel: str | None = None, /, **options: Any) -> Callable[[F], F]: ...
-def subscriber(callback: Any = None, /, **options: Any) -> Any:
+def subscriber(channel: str | None = None, /, *given: Any, **options: Any) -> Callable[[F], F]: ...
+def subscriber(*given: Any, **options: Any) -> Any:
     """Declare a handler: `@subscriber`, `@subscriber("channel")`, `@subscriber(channel=, pattern=, group=, retries=, …)`.
 
     On a module-level function it is a declaration that every `init` applies; inside a function it belongs to the running bus.
     """
-    return decorator(lambda fn, **given: _declare("subscribe", fn, given), callback, options)
+    return decorator(partial(_declare, "subscribe"), given, options)
 
 
 def expose(fn: Callable[..., Any], channel: str | None = None) -> None:
@@ -188,12 +190,12 @@ def unexpose(fn: Callable[..., Any] | str) -> None:
 
 
 @overload
-def remote(fn: F, /) -> F: ...
+def remote(fn: F, /, *given: Any, **options: Any) -> F: ...
 @overload
-def remote(channel: str | None = None, /, **options: Any) -> Callable[[F], F]: ...
-def remote(fn: Any = None, /, **options: Any) -> Any:
+def remote(channel: str | None = None, /, *given: Any, **options: Any) -> Callable[[F], F]: ...
+def remote(*given: Any, **options: Any) -> Any:
     """Declare a function that others may call: `@remote`, `@remote("name")`, `@remote(channel="name")`."""
-    return decorator(lambda target, **given: _declare("expose", target, given), fn, options)
+    return decorator(partial(_declare, "expose"), given, options)
 
 
 @overload
@@ -276,16 +278,19 @@ def _bus() -> EventBus:
     return bus
 
 
-def _declare(verb: str, fn: Callable[..., Any], options: dict[str, Any]) -> None:
+def _declare(verb: str, fn: Callable[..., Any], *given: Any, **options: Any) -> None:
     """Keep a module-level function for every `init`, in the place of the one that had its name, and apply it to the running bus."""
+    options |= dict(zip(("channel", "pattern"), given))
+    says = options.get("channel")
     if verb == "subscribe":
-        Shape(fn)
+        hint = Shape(fn).hint
+        says = says or tuple(name for name, _ in channels_of(hint))  # one name for several classes: each has its own handler
     else:
-        remember_name(fn, Remotes.name_of(fn, options.get("channel")))
+        remember_name(fn, Remotes.name_of(fn, says))
     qualified = getattr(fn, "__qualname__", "<locals>")
     if "<locals>" in qualified:
         return _now_or_early(verb, (fn, *_given(options)), _extra(options))
-    key = (verb, fn.__module__, qualified, *(options.get(name) for name in ("channel", "pattern", "group")))
+    key = (verb, fn.__module__, qualified, id(getattr(fn, "__self__", None)), says, options.get("pattern"), options.get("group"))
     with _lock:
         replaced = _declared.get(key)
         _declared[key] = (verb, fn, options)

@@ -31,20 +31,21 @@ SEQUENCE = struct.Struct("<Q")
 NEVER = float("inf")
 FOREVER = DEADLINE.pack(NEVER)
 DEADLINE_BYTES = DEADLINE.size
-REMOTE_NAME = "__pymq_remote__"
-"""The attribute in which a function that is exposed under another name than its own remembers that, for `stub(function)`."""
+REMOTE_NAME, EXPOSED_NAME = "__pymq_remote__", "__pymq_exposed__"
+"""The attributes in which a function remembers under which name it was declared, and under which exposed, for `stub(function)`."""
 
 
-def remember_name(fn: Callable[..., Any], name: str) -> None:
-    """So that `stub(fn)` calls what was exposed as `name`."""
+def remember_name(fn: Callable[..., Any], name: str, attribute: str = REMOTE_NAME) -> None:
+    """So that `stub(fn)` calls what was declared, or exposed, as `name`."""
     with suppress(TypeError):  # a builtin, or an object with slots: it is called by its name
-        vars(getattr(fn, "__func__", fn)).setdefault(REMOTE_NAME, name)
+        vars(getattr(fn, "__func__", fn)).setdefault(attribute, name)
 
 
-def forget_name(fn: Callable[..., Any]) -> None:
+def forget_name(fn: Callable[..., Any], *attributes: str) -> None:
     """The opposite."""
     with suppress(TypeError):
-        vars(getattr(fn, "__func__", fn)).pop(REMOTE_NAME, None)
+        for attribute in attributes:
+            vars(getattr(fn, "__func__", fn)).pop(attribute, None)
 
 
 class Remote:
@@ -154,10 +155,17 @@ class Remotes:
             raise ValueError("a lambda has no name: give one, as in expose(lambda a: a + 1, channel='increment')")
         return qualified_name(fn)
 
+    def name_to_call(self, fn: Callable[..., Any] | str) -> str:
+        """The name under which this bus serves it, where it does, else the one that it remembers. Raises as `name_of`."""
+        with self._lock:
+            served = [name for name, remote in self._remotes.items() if remote.fn == fn]
+        exposed = served[0] if served else getattr(fn, REMOTE_NAME, None) or getattr(fn, EXPOSED_NAME, None)
+        return self.name_of(fn, exposed)
+
     def add(self, fn: Callable[..., Any], name: str, replace: bool = False) -> Remote | None:
         """Serve `fn`; callers find it on return. What began, unless it was served under that name before."""
         remote = Remote(self._bus, fn, name)
-        remember_name(fn, name)
+        remember_name(fn, name, EXPOSED_NAME)
         with self._lock:
             served = self._remotes.get(name)
             if served is not None and served.fn != fn and not replace:
@@ -172,12 +180,12 @@ class Remotes:
         if not self._drop(lambda remote: fn in (remote.name, remote.fn)):
             raise ValueError(f"{fn if isinstance(fn, str) else describe(fn)!r} is not exposed")
         if not isinstance(fn, str):
-            forget_name(fn)
+            forget_name(fn, REMOTE_NAME, EXPOSED_NAME)
 
     def drop(self, gone: Remote) -> None:
         """End this one, unless it was exposed again since."""
-        if self._drop(lambda remote: remote is gone) and getattr(gone.fn, REMOTE_NAME, None) == gone.name:
-            forget_name(gone.fn)
+        if self._drop(lambda remote: remote is gone) and getattr(gone.fn, EXPOSED_NAME, None) == gone.name:
+            forget_name(gone.fn, EXPOSED_NAME)
 
     def _drop(self, is_meant: Callable[[Remote], bool]) -> list[str]:
         with self._lock:

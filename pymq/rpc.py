@@ -13,16 +13,15 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from queue import Full
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 from pymq import message as frames
 from pymq.calls import pack_call
 from pymq.exceptions import CodecError, NoSuchRemoteError, QueueNotFound, RemoteInvocationError, RpcException, RpcTimeout, ServerDied
 from pymq.handlers import hints_of
 from pymq.message import SEQUENCE_BYTES, Prefix, pack_sequence
-from pymq.remotes import DEADLINE, FOREVER, NEVER, SEQUENCE, Remotes
+from pymq.remotes import DEADLINE, FOREVER, NEVER, SEQUENCE
 from pymq.topics import qualified_name
 
 if TYPE_CHECKING:
@@ -37,19 +36,20 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-@dataclass
-class RpcRequest:
+class RpcRequest(NamedTuple):
     """A call, as data."""
 
     fn: str
     response_channel: str
-    args: list[Any] = field(default_factory=list)
-    kwargs: dict[str, Any] = field(default_factory=dict)
+    args: Sequence[Any] = ()
+    kwargs: dict[str, Any] | None = None
 
 
-@dataclass
-class RpcResponse:
-    """What became of a call: its result, or, where `error`, the exception in the result's place."""
+class RpcResponse(NamedTuple):
+    """What became of a call: its result, or, where `error`, the exception in the result's place.
+
+    `result_type` is the name of the result's class, or of the one that the remote raised.
+    """
 
     fn: str
     result: Any = None
@@ -226,7 +226,7 @@ class StubMethod(Generic[P, R]):
 
     def __init__(self, bus: EventBus, fn: Callable[P, R] | str, timeout: float | None = None, multi: bool = False) -> None:
         self._bus = bus
-        self.name: str = Remotes.name_of(fn)
+        self.name: str = bus.remotes.name_to_call(fn)
         self.topic: str = "r/" + self.name
         self.timeout = timeout
         self.multi = multi
@@ -251,8 +251,9 @@ class StubMethod(Generic[P, R]):
         return [self._response(each) for each in result] if self.multi else self._response(result)
 
     def _response(self, result: Any) -> RpcResponse:
-        failed = isinstance(result, RpcException)
-        return RpcResponse(self.name, result, qualified_name(type(result)), failed)
+        raised = result.remote_type if isinstance(result, RemoteInvocationError) else ""
+        kind = raised or qualified_name(type(result)).removeprefix("builtins.")
+        return RpcResponse(self.name, result, kind, isinstance(result, RpcException))
 
     def finish(self, message: bytes) -> Any:
         """The result that a reply carries, or the exception that stands for it."""

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
+import pytest
 from harness import ROOT, run_program
 
 import pymq
+from pymq.provider.ipc import IpcConfig, IpcEventBus
+from pymq.provider.redis import RedisConfig, RedisEventBus
 from pymq.provider.simple import SimpleEventBus
 
 EXPORTS = [
@@ -77,6 +81,28 @@ def test_a_bus_by_its_old_name():
     with pymq.init(SimpleEventBus) as bus:
         assert isinstance(bus, SimpleEventBus)
         assert pymq.publish(1, "nobody") == 0
+
+
+def test_buses_of_pymq_take_a_namespace():
+    assert IpcEventBus("app").config == IpcEventBus(namespace="app").config == IpcEventBus(IpcConfig(namespace="app")).config
+    assert RedisEventBus(namespace="app").config == RedisConfig(namespace="app")
+
+
+def test_decorators_take_a_function_and_more():
+    heard: list[object] = []
+    with pymq.init(SimpleEventBus) as bus:
+        pymq.subscriber(heard.append, "direct")
+        pymq.subscriber("a/*", True)(heard.append)
+        bus.subscriber(heard.append, "b/*", True)
+        pymq.remote(lambda: 2, "two")
+        assert [pymq.publish(1, channel) for channel in ("direct", "a/x", "b/x", "*")] == [1, 1, 1, 0]
+        assert pymq.stub("two", timeout=10)() == 2
+
+
+def test_the_version_is_that_of_the_package():
+    assert pymq.__version__ == metadata.version("pymq")
+    with pytest.raises(AttributeError, match="'nothing'"):
+        print(pymq.nothing)
 
 
 TYPED = """

@@ -224,18 +224,20 @@ class EventBus:
         await self._opened().do(self._core.unsubscribe, callback, channel, pattern, group)
 
     @overload
-    def subscriber(self, callback: F, /) -> F: ...
+    def subscriber(self, callback: F, /, *given: Any, **options: Any) -> F: ...
     @overload
-    def subscriber(self, channel: str | None = None, /, **options: Any) -> Callable[[F], F]: ...
-    def subscriber(self, callback: Any = None, /, **options: Any) -> Any:
+    def subscriber(self, channel: str | None = None, /, *given: Any, **options: Any) -> Callable[[F], F]: ...
+    def subscriber(self, *given: Any, **options: Any) -> Any:
         """`subscribe` as a decorator, in force from `start` on. Raises TypeError once the bus is started: await `subscribe` then."""
-        return decorator(partial(self._at_start, self.subscribe, Shape), callback, options)
+        return decorator(partial(self._at_start, self.subscribe, Shape), given, options)
 
-    def _at_start(self, verb: Callable[..., Awaitable[None]], check: Callable[..., object], function: Any, **options: Any) -> None:
+    def _at_start(
+        self, verb: Callable[..., Awaitable[None]], check: Callable[..., object], function: Any, *given: Any, **options: Any
+    ) -> None:
         if self._port is not None:
             raise TypeError(f"the bus is started: `await bus.{verb.__name__}({getattr(function, '__name__', function)}, ...)` instead")
         check(function)
-        self._early.append(partial(verb, function, **options))
+        self._early.append(partial(verb, function, *given, **options))
 
     @overload
     def events(self, channel: type[T]) -> Events[T]: ...
@@ -291,12 +293,12 @@ class EventBus:
         await self._opened().do(self._core.unexpose, fn)
 
     @overload
-    def remote(self, fn: F, /) -> F: ...
+    def remote(self, fn: F, /, *given: Any, **options: Any) -> F: ...
     @overload
-    def remote(self, channel: str | None = None, /, **options: Any) -> Callable[[F], F]: ...
-    def remote(self, fn: Any = None, /, **options: Any) -> Any:
+    def remote(self, channel: str | None = None, /, *given: Any, **options: Any) -> Callable[[F], F]: ...
+    def remote(self, *given: Any, **options: Any) -> Any:
         """`expose` as a decorator, in force from `start` on. Raises TypeError once the bus is started: await `expose` then."""
-        return decorator(partial(self._at_start, self.expose, callable), fn, options)
+        return decorator(partial(self._at_start, self.expose, callable), given, options)
 
     @overload
     def stub(self, fn: Callable[P, Awaitable[R]], timeout: float | None = None, multi: Literal[False] = False) -> Stub[P, R]: ...

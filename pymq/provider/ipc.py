@@ -80,7 +80,7 @@ class IpcProvider(ShmProvider):
 
 
 class IpcEventBus(EventBus):
-    """PyMQ's name for a bus on POSIX message queues."""
+    """PyMQ's name for a bus on POSIX message queues; instead of a config, the namespace will do."""
 
-    def __init__(self, config: IpcConfig | None = None) -> None:
-        super().__init__(config or IpcConfig())
+    def __init__(self, config: IpcConfig | str | None = None, *, namespace: str = "default") -> None:
+        super().__init__(config if isinstance(config, IpcConfig) else IpcConfig(namespace=config or namespace))

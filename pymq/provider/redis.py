@@ -53,8 +53,8 @@ class RedisConfig:
     `RedisConfig()` is localhost:6379; `RedisConfig(client)` takes the address and the credentials of a client of redis-py, which itself
     is not touched; `RedisConfig(host=…, port=…, db=…, username=…, password=…, ssl=…, unix_socket_path=…)` and more of redis-py's names
     say them. A receiver buffers `max_pending` bytes, a shared queue holds `max_queue_bytes`; a publish waits at most `publish_timeout`
-    seconds for the full ones. Raises TypeError for an argument that redis-py does not have,
-    ValueError for an empty namespace.
+    seconds for the full ones. Raises TypeError for an argument that redis-py does not have, or that is pymq's to decide (timeouts,
+    retries, pools), ValueError for an empty namespace.
     """
 
     namespace: str
@@ -464,7 +464,7 @@ class RedisProvider(Provider):
 
 
 class RedisEventBus(EventBus):
-    """PyMQ's name for a bus on Redis."""
+    """PyMQ's name for a bus on Redis; instead of a config, its arguments will do."""
 
-    def __init__(self, config: Any = None) -> None:
-        super().__init__(config if isinstance(config, RedisConfig) else RedisConfig(config))
+    def __init__(self, config: Any = None, **arguments: Any) -> None:
+        super().__init__(config if isinstance(config, RedisConfig) else RedisConfig(config, **arguments))

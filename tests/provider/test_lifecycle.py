@@ -211,6 +211,18 @@ def test_what_was_subscribed_before_init_belongs_to_the_next_bus(config, heard):
         pymq.stub("works", timeout=5)()
 
 
+def test_unsubscribe_before_init_ends_what_it_names(config, heard):
+    for channel in ("a", "b", "c"):
+        pymq.subscribe(heard, channel)
+    pymq.subscribe(heard, "c", pattern=True)
+    pymq.unsubscribe(heard, "a")
+    pymq.unsubscribe(heard, "c", pattern=True)
+    pymq.shutdown()  # does nothing: there is no bus
+    pymq.init(config)
+    assert [pymq.publish(channel, channel) for channel in "abc"] == [0, 1, 1]
+    assert heard.take(2) == ["b", "c"]
+
+
 def test_everything_ends_with_shutdown(config, heard):
     pymq.init(config)
     pymq.subscribe(heard, "c")
@@ -239,6 +251,10 @@ def test_declarations_are_applied_by_every_init(place):
         "nobody doubles",
         "0",
     ]
+
+
+def test_handlers_of_one_name_for_several_classes_and_objects(place):
+    assert run_program("same_names.py") == ["1 1", "[('one', 3), ('two', 3), 'again', 'first', 'second']", "['again']"]
 
 
 def test_a_topic_made_before_init_is_that_of_the_bus_that_runs(config, heard):

@@ -132,6 +132,38 @@ def test_methods_and_lambdas(bus):
         count()
 
 
+def test_a_stub_of_a_method_calls_that_of_its_object(bus):
+    class Worker:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def who(self) -> str:
+            return self.name
+
+    one, two, third = Worker("one"), Worker("two"), Worker("third")
+    bus.expose(one.who, "1")
+    bus.expose(two.who, "2")
+    assert [bus.stub(worker.who, timeout=10)() for worker in (one, two)] == ["one", "two"]
+    bus.expose(third.who)  # under its own name, whatever others are called
+    assert bus.stub(third.who).name.endswith("Worker.who")
+    bus.unexpose(one.who)
+    assert bus.stub(two.who, timeout=10)() == "two"
+
+
+def test_a_name_given_by_expose_ends_with_the_bus(config):
+    def double(number: int) -> int:
+        return 2 * number
+
+    with pymq.EventBus(config) as first:
+        first.expose(double, "first")
+        assert first.stub(double).name == "first"
+    with pymq.EventBus(config) as second:
+        second.expose(double)
+        assert second.stub(double).name.endswith("double")
+        second.expose(double, "second")
+        assert second.stub("second", timeout=10)(4) == second.stub(double, timeout=10)(4) == 8
+
+
 def test_a_lambda_without_a_name_is_refused(bus):
     with pytest.raises(ValueError, match="lambda"):
         bus.expose(lambda: 1)
@@ -149,9 +181,9 @@ def test_rpc_returns_the_response(peers, bus):
     response = bus.stub("add", timeout=10).rpc(1, 2)
     assert isinstance(response, pymq.RpcResponse)
     assert (response.result, response.error) == (3, False)
-    assert response.result_type.endswith("int")
-    failed = bus.stub("refuse", timeout=10).rpc("why")
-    assert failed.error is True
+    assert response.result_type == "int"
+    name, result, kind, failed = bus.stub("refuse", timeout=10).rpc("why")  # a NamedTuple, as it was in PyMQ
+    assert (name, kind, failed) == ("refuse", result.remote_type, True)
     (listed,) = bus.stub("add", timeout=10, multi=True).rpc(1, 2)
     assert listed.result == 3
 
