@@ -18,6 +18,7 @@ from typing import Any, ForwardRef, NewType, TypeVar, cast, get_args, get_origin
 
 from pydantic import BaseModel
 
+from pymq.handlers import or_none
 from pymq.topics import topic_of
 
 Find: typing.TypeAlias = "Callable[[str], type | None]"
@@ -74,7 +75,16 @@ def _read_hints(cls: Any) -> dict[str, Any]:
     hints = {} if dataclasses.is_dataclass(cls) else _resolved(cls.__init__)
     hints.update((name, hint) for name, hint in _resolved(cls).items() if get_origin(hint) is not typing.ClassVar)
     hints.pop("return", None)
-    return hints
+    return or_none(hints, _defaults(cls))
+
+
+def _defaults(cls: Any) -> dict[str, Any]:
+    try:
+        parameters = inspect.signature(cls.__init__).parameters.values()
+    except (TypeError, ValueError):  # one of C
+        return {}
+    of_init = {it.name: it.default for it in parameters}
+    return {**vars(cls), **of_init, **getattr(cls, "_field_defaults", {})}
 
 
 def _resolved(target: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ checks run, and by then setting every attribute to what was sent, so that whatev
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import enum
 import inspect
@@ -35,6 +36,7 @@ JSON = 2
 Fitter: TypeAlias = Callable[[Any, int], Any]
 
 _JSON_TEXT = (Decimal, UUID, datetime, date, time, timedelta)
+_UNCHANGING = frozenset({type(None), bool, int, float, str, bytes, *_JSON_TEXT})
 _ITERABLES = (list, set, frozenset, tuple)
 
 
@@ -101,8 +103,7 @@ def _literal(allowed: tuple[Any, ...]) -> Fitter:
 
 def _typed_dict(cls: Any) -> Fitter:
     def fit_typed_dict(value: Any, freedom: int) -> Any:
-        hints = hints_of(cls)
-        if type(value) is not dict or not cls.__required_keys__ <= value.keys() <= hints.keys():
+        if type(value) is not dict or not cls.__required_keys__ <= value.keys() <= cls.__required_keys__ | cls.__optional_keys__:
             raise _refuse(value, cls)
         return {key: _fit_field(cls, key, item, freedom) for key, item in value.items()}
 
@@ -265,8 +266,13 @@ def rebuild(cls: Any, state: dict[str, Any]) -> Any:
     if is_named_tuple(cls):
         return tuple.__new__(cls, [state.pop(name) for name in cls._fields])
     if issubclass(cls, BaseModel):
-        return _set_state(cls.model_validate(_input(cls, state)), state, cls.model_fields)
-    return _set_state(_call(cls, state), state, hints_of(cls))
+        return _set_state(cls.model_validate(_input(cls, _copied(state))), state, cls.model_fields)
+    return _set_state(_call(cls, _copied(state)), state, hints_of(cls))
+
+
+def _copied(state: dict[str, Any]) -> dict[str, Any]:
+    """For an `__init__` or a validator, which may change what it is given: the instance then gets what was sent."""
+    return {name: value if type(value) in _UNCHANGING else copy.deepcopy(value) for name, value in state.items()}
 
 
 def _call(cls: type, state: Mapping[str, Any]) -> Any:

@@ -21,7 +21,7 @@ from zoneinfo import ZoneInfo, available_timezones
 from pydantic import BaseModel
 from pydantic_core import TzInfo, from_json, to_json
 
-from pymq._hints import Find, cached, name_class
+from pymq._hints import Find, cached, is_own_class, name_class
 from pymq._objects import is_named_tuple, is_plain, rebuild, state_of
 from pymq.exceptions import CodecError
 from pymq.topics import topic_of
@@ -29,7 +29,7 @@ from pymq.topics import topic_of
 MAX_DEPTH = 90
 """How deep values may nest: a marker takes two levels of JSON, and the parser refuses more than 200 of them."""
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
+SURROGATE = re.compile("[\ud800-\udfff]")
 _zones = cached(available_timezones)  # reads the zone files' first bytes, once: 20 ms
 
 Lower: TypeAlias = Callable[[Any, int], Any]
@@ -87,7 +87,7 @@ def _lower_int(value: int, depth: int) -> Any:
 
 def _lower_str(value: str, depth: int) -> Any:
     """UTF-8 has no lone surrogates, which file names on Linux may bring."""
-    if value.isascii() or not _SURROGATE.search(value):
+    if value.isascii() or not SURROGATE.search(value):
         return value
     return _mark("str", [ord(letter) for letter in value])
 
@@ -99,10 +99,9 @@ def _lower_items(value: Any, depth: int) -> list[Any]:
 
 
 def _lower_dict(value: dict[Any, Any], depth: int) -> dict[str, Any]:
-    items = _lower_items(value.values(), depth)
-    if all(type(key) is str and key != "~" and not _SURROGATE.search(key) for key in value):
-        return dict(zip(value, items, strict=True))
-    return _mark("dict", [_lower_items(value.keys(), depth), items])
+    if all(type(key) is str and key != "~" and not SURROGATE.search(key) for key in value):
+        return dict(zip(value, _lower_items(value.values(), depth), strict=True))
+    return _mark("dict", [_lower_items(each, depth + 1) for each in (value.keys(), value.values())])  # three levels of JSON
 
 
 def _items_in(tag: str) -> Lower:
@@ -145,7 +144,7 @@ def _lower_class(cls: type) -> Lower:
 
 
 def _is_sendable(cls: type) -> bool:
-    return issubclass(cls, (enum.Enum, BaseModel)) or is_named_tuple(cls) or is_plain(cls)
+    return is_own_class(cls) and (issubclass(cls, (enum.Enum, BaseModel)) or is_named_tuple(cls) or is_plain(cls))
 
 
 def _lower_enum(name: str) -> Lower:

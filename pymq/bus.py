@@ -23,6 +23,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from queue import Full
 from typing import Any, TypeVar, overload
@@ -158,11 +159,13 @@ class EventBus:
 
     def _unread(self, provider: Provider) -> list[str]:
         """What had come and nobody has received, where asking takes no time: over a network, who asks may wait for a dead server."""
-        try:
-            count = 0 if provider.features.waits_on_io else provider.size(self.inbox)
-        except PymqError:
-            count = 0  # its files were removed, or it is damaged
-        return [f"{count} messages that had come"] if count else []
+        events = 0
+        with suppress(PymqError):  # its files were removed, or it is damaged
+            left = 0 if provider.features.waits_on_io else provider.size(self.inbox)
+            while left > 0 and (batch := provider.receive(self.inbox, 0)):
+                left -= len(batch)
+                events += sum(1 for message, _ in batch if message)  # an empty one only asks whether this inbox still lives
+        return [f"{events} messages that had come"] if events else []
 
     def _end(self, provider: Provider) -> None:
         """Unless another shutdown has ended it meanwhile: then the bus may have been started again."""
@@ -412,6 +415,9 @@ class EventBus:
         self._lock = threading.RLock()
         self._ended = threading.Event()
         self._early = []
+        for part in (self._dispatcher, self._loop, *self._members):
+            if part is not None:
+                part.end_with_the_handler()
         self._reset()
         if was_open:
             self.provider = _Closed(self._open)  # type: ignore[assignment]

@@ -34,7 +34,7 @@ from pydantic_core import core_schema as cs
 from pymq._hints import Find, bare, cached, find_named, finder, hints_of, is_own_class, is_union, name_class, name_type
 from pymq._objects import JSON, VALUE, construct, fit, is_plain
 from pymq._packed import CODES, make_packer, make_reader, read_row
-from pymq._tagged import dump, lower, parse, raise_, write
+from pymq._tagged import SURROGATE, dump, lower, parse, raise_, write
 from pymq.exceptions import CodecError
 from pymq.message import PACKED, RAW, TAGGED, TYPED, names_in
 from pymq.topics import topic_of
@@ -245,7 +245,7 @@ def _make_plan(cls: type, outer: tuple[type, ...]) -> _Plan | None:
     """The TYPED form of a dataclass; None where its JSON does not tell everything, or where it has an `__init__` to be run."""
     if cls in outer or not _is_bare_dataclass(cls):
         return None
-    names: dict[str, Any] = {"Decimal": Decimal, "UUID": UUID, "date": date, "datetime": datetime}
+    names: dict[str, Any] = {"Decimal": Decimal, "UUID": UUID, "date": date, "datetime": datetime, "surrogate": SURROGATE.search}
     hints = hints_of(cls)
     parts = {it.name: _part(hints.get(it.name, Any), (*outer, cls), names) for it in dataclasses.fields(cls)}
     known = {name: part for name, part in parts.items() if part is not None}
@@ -353,12 +353,12 @@ def _part(hint: Any, outer: tuple[type, ...], names: dict[str, Any]) -> _Part | 
     if is_union(hint) and len(args) == 2 and type(None) in args:
         inner = _part(args[args[0] is type(None)], outer, names)
         return inner and _Part(cs.nullable_schema(inner.schema), f"({{0}} is None or {inner.test})")
-    if origin is list:
+    if origin is list and args:
         inner = _part(args[0], outer, names)
         return inner and _Part(cs.list_schema(inner.schema, strict=True), _all_of("list", "{0}", inner))
-    if origin is dict and args[0] is str:
+    if origin is dict and args and args[0] is str:
         inner = _part(args[1], outer, names)
-        keys = " and all([type(key) is str for key in {0}])"
+        keys = " and all([type(key) is str and (key.isascii() or not surrogate(key)) for key in {0}])"  # to_json would replace it
         return inner and _Part(
             cs.dict_schema(cs.str_schema(strict=True), inner.schema, strict=True), _all_of("dict", "{0}.values()", inner) + keys
         )
@@ -376,7 +376,7 @@ def _all_of(container: str, items: str, inner: _Part) -> str:
 def _enum(cls: type[enum.Enum], names: dict[str, Any]) -> _Part | None:
     """Members with different texts, or different ints, as values are told apart by them."""
     kinds = {type(member.value) for member in cls}
-    if issubclass(cls, enum.Flag) or kinds not in ({str}, {int}):
+    if issubclass(cls, enum.Flag) or kinds not in ({str}, {int}) or any(SURROGATE.search(str(member.value)) for member in cls):
         return None
     name = _bind(cls, names)
     return _Part(cs.enum_schema(cls, list(cls), strict=True), f"type({{0}}) is {name}")

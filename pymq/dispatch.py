@@ -274,6 +274,12 @@ class Dispatcher:
 
     # ------------------------------------------------------------------ the end
 
+    def end_with_the_handler(self) -> None:
+        """In a forked child: the thread that has forked ends when its handler returns, and touches nothing of the parent's."""
+        self._closing = self._abandoning = True
+        self._lock = threading.Lock()
+        self._wake = lambda: None
+
     def close(self, deadline: float) -> list[str]:
         """Stop receiving; handle what was received, until the deadline; say what was abandoned."""
         self._closing = True

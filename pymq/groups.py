@@ -110,7 +110,7 @@ class Member(Work):
         self._policy = Policy(retries, backoff, group.dead_queue)
         self._lease = lease
         self._queue = group.queue_of(target.channel, target.pattern)
-        self._stopping = False
+        self._stopping = self._is_inherited = False
         self._handling: set[threading.Thread] = set()
         self._plain: dict[bytes, Plain] = {}
         self._latest: Plain = b"none yet", 8, bytes, 8
@@ -134,6 +134,10 @@ class Member(Work):
     def stop(self) -> None:
         """Take nothing more; `Provider.wake` ends the waiting."""
         self._stopping = True
+
+    def end_with_the_handler(self) -> None:
+        """In a forked child: the thread that has forked ends when its handler returns, and leaves the event to the parent."""
+        self._stopping = self._is_inherited = True
 
     def leave(self) -> None:
         """Take nothing more: on return no event can come to it but those that it handles now."""
@@ -200,6 +204,8 @@ class Member(Work):
 
     def settle(self, message: bytes, receipt: Receipt, error: BaseException | None) -> None:
         """Ack the event, or do with it what follows from the handler's error."""
+        if self._is_inherited:
+            return
         try:
             if error is None:
                 self.bus.provider.ack(receipt)

@@ -6,7 +6,8 @@ import inspect
 import sys
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import InitVar
 from typing import Any, NamedTuple, Union
 
 from pymq.message import Message
@@ -93,9 +94,19 @@ def hints_of(function: Handler) -> dict[str, Any]:
     while hasattr(target, "func"):
         target = target.func
     try:
-        return typing.get_type_hints(target, include_extras=True)
+        hints = typing.get_type_hints(target, include_extras=True)
     except NameError:
-        return typing.get_type_hints(target, None, _names_in_callers(), include_extras=True)
+        hints = typing.get_type_hints(target, None, _names_in_callers(), include_extras=True)
+    return or_none(hints, {name: parameter.default for name, parameter in signature_of(target).parameters.items()})
+
+
+def or_none(hints: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """`note: str = None` says that None is one of its values, too. `get_type_hints` reads it so before Python 3.11, of functions."""
+    return {name: hint if defaults.get(name, ...) is not None else _or_none(hint) for name, hint in hints.items()}
+
+
+def _or_none(hint: Any) -> Any:
+    return hint if hint is Any or isinstance(hint, InitVar) else Union[hint, None]  # noqa: UP007 - a text has no |
 
 
 def _names_in_callers() -> dict[str, Any]:

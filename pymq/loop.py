@@ -21,6 +21,7 @@ class Loop:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._names: list[str] = []
+        self._is_inherited = False
 
     def is_run_by(self, thread: threading.Thread) -> bool:
         """Whether it is that thread."""
@@ -52,15 +53,15 @@ class Loop:
                 self._thread.start()
             return self._loop
 
-    @staticmethod
-    def _run(loop: asyncio.AbstractEventLoop) -> None:
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
         import asyncio
 
         asyncio.set_event_loop(loop)
         try:
             loop.run_forever()
         finally:
-            loop.close()
+            if not self._is_inherited:  # what it waits with is the parent's, too
+                loop.close()
 
     async def _outcome(self, name: str, coroutine: Coroutine[Any, Any, Any]) -> tuple[Any, BaseException | None]:
         """The result or what was raised: asyncio ends the whole loop for a SystemExit or KeyboardInterrupt in one task."""
@@ -71,6 +72,12 @@ class Loop:
             return None, error
         finally:
             self._names.remove(name)
+
+    def end_with_the_handler(self) -> None:
+        """In a forked child: the thread that has forked ends at the next `await`."""
+        self._is_inherited = True
+        if self._loop is not None:
+            self._loop.stop()
 
     def close(self, timeout: float) -> list[str]:
         """Give what runs up to `timeout` seconds to end, then cancel it; say what was abandoned."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pymq import message as frames
 from pymq.calls import CallReader
 from pymq.dispatch import Serial, Task
-from pymq.exceptions import NoSuchRemoteError, PymqError, QueueNotFound
+from pymq.exceptions import PymqError, QueueNotFound
 from pymq.handlers import describe, hints_of, signature_of
 from pymq.message import SEQUENCE_BYTES, Prefix
 from pymq.topics import qualified_name
@@ -31,6 +31,8 @@ SEQUENCE = struct.Struct("<Q")
 NEVER = float("inf")
 FOREVER = DEADLINE.pack(NEVER)
 DEADLINE_BYTES = DEADLINE.size
+_MOST_ARGS, _LONGEST_TEXT = 100, 1000
+"""Of an error that cannot travel as it is: so many arguments, and characters of each text."""
 REMOTE_NAME, EXPOSED_NAME = "__pymq_remote__", "__pymq_exposed__"
 """The attributes in which a function remembers under which name it was declared, and under which exposed, for `stub(function)`."""
 
@@ -51,10 +53,11 @@ def forget_name(fn: Callable[..., Any], *attributes: str) -> None:
 class Remote:
     """One exposed function: decodes a call, makes it, replies. Serial, as a subscription is."""
 
-    def __init__(self, bus: EventBus, fn: Callable[..., Any], name: str) -> None:
+    def __init__(self, bus: EventBus, remotes: Remotes, fn: Callable[..., Any], name: str) -> None:
         from pymq import codec
 
         self.bus = bus
+        self._remotes = remotes
         self.fn = fn
         self.name = name
         self.serial: Serial = Serial()
@@ -89,7 +92,7 @@ class Remote:
             try:
                 result = self._calls.call(self.fn, message, start)
             except BaseException as error:
-                self.bus.remotes.fail(reply_to, request, error)
+                self._remotes.fail(reply_to, request, error)
             else:
                 self._reply(reply_to, request, result)
         except Exception as error:  # cut short, or the bus was shut down by the call itself
@@ -99,12 +102,12 @@ class Remote:
         try:
             result = await self._calls.call(self.fn, message, start)
         except BaseException as error:
-            self.bus.remotes.fail(reply_to, request, error)
+            self._remotes.fail(reply_to, request, error)
         else:
             self._reply(reply_to, request, result)
 
     def _reply(self, reply_to: str, request: bytes, result: Any) -> None:
-        remotes = self.bus.remotes
+        remotes = self._remotes
         try:
             if type(result) is not self.returns:
                 result = self._convert(result, self.returns)
@@ -124,7 +127,7 @@ class _Requests:
         self.name = prefix.channel
 
         def refuse(message: bytes) -> None:
-            remotes.fail(reply_to, message[:SEQUENCE_BYTES], NoSuchRemoteError(f"nobody serves {prefix.channel!r}"))
+            remotes.refuse(reply_to, message[:SEQUENCE_BYTES], prefix.channel)
 
         self.serial: Serial = Serial() if remote is None else remote.serial
         self.run: Callable[[bytes], None] = refuse if remote is None else partial(remote.execute, start, reply_to)
@@ -164,7 +167,7 @@ class Remotes:
 
     def add(self, fn: Callable[..., Any], name: str, replace: bool = False) -> Remote | None:
         """Serve `fn`; callers find it on return. What began, unless it was served under that name before."""
-        remote = Remote(self._bus, fn, name)
+        remote = Remote(self._bus, self, fn, name)
         remember_name(fn, name, EXPOSED_NAME)
         with self._lock:
             served = self._remotes.get(name)
@@ -216,30 +219,62 @@ class Remotes:
         return found
 
     def fail(self, queue: str, request: bytes, error: BaseException) -> None:
-        """Send what the function raised: its type's name, text, arguments and traceback."""
-        from pymq import codec
+        """Send what the function raised: its type's name, text, arguments and traceback; what cannot travel as texts, or not at all."""
+        for details in (_whole, _as_texts, _name_alone):
+            try:
+                message = _failure(request, self._bus.token, details(error))
+                if len(message) <= self._bus.provider.max_message_bytes:
+                    return self._report(queue, message)
+            except Exception:
+                pass  # the error's own methods may raise, too
+        return None
 
-        trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    def refuse(self, queue: str, request: bytes, name: str) -> None:
+        """Say that the request was not executed: an error without a type, which no remote can raise."""
+        self._report(queue, _failure(request, self._bus.token, ("", f"nobody serves {name!r}", [], "")))
+
+    def _report(self, queue: str, message: bytes) -> None:
         try:
-            details = codec.encode_arguments((type(error).__name__, str(error), list(error.args), trace), {})
-        except Exception:
-            details = codec.encode_arguments((type(error).__name__, _text(error), [repr(a) for a in error.args], ascii(trace)), {})
-        prefix = Prefix(frames.FAILURE, codec.TAGGED, 0, self._bus.token, "", "", ())
-        try:
-            self.send(queue, request + frames.pack_prefix(prefix) + details)
+            self.send(queue, message)
         except (PymqError, Full) as failure:
             log.warning("a failure could not be reported to its caller: %s", failure)
 
     def send(self, queue: str, message: bytes) -> None:
         """To a caller, if it is still there."""
+        if self._bus.remotes is not self:
+            return  # a fork, or the end of the bus, came in the call: after the one, the answer is the parent's to give
         try:
             self._bus.provider.send(queue, message, timeout=1.0)
         except QueueNotFound:
             pass  # the caller is gone
 
 
-def _text(error: BaseException) -> str:
+def _failure(request: bytes, token: int, details: tuple[str, str, list[Any], str]) -> bytes:
+    from pymq import codec
+
+    prefix = Prefix(frames.FAILURE, codec.TAGGED, 0, token, "", "", ())
+    return request + frames.pack_prefix(prefix) + codec.encode_arguments(details, {})
+
+
+def _whole(error: BaseException) -> tuple[str, str, list[Any], str]:
+    return type(error).__name__, str(error), list(error.args), _trace(error)
+
+
+def _as_texts(error: BaseException) -> tuple[str, str, list[Any], str]:
+    args = [_text(arg, repr) for arg in error.args[:_MOST_ARGS]]
+    return type(error).__name__, _text(error, str), args, _trace(error)[-_LONGEST_TEXT:]
+
+
+def _name_alone(error: BaseException) -> tuple[str, str, list[Any], str]:
+    return type(error).__name__, "", [], ""
+
+
+def _trace(error: BaseException) -> str:
+    return "".join(traceback.format_exception(type(error), error, error.__traceback__))
+
+
+def _text(value: Any, make: Callable[[Any], str]) -> str:
     try:
-        return ascii(str(error))
+        return make(value)[:_LONGEST_TEXT]
     except Exception:
-        return f"<{type(error).__name__}>"
+        return f"<{type(value).__name__}>"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from queue import Full
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, ParamSpec, TypeVar
@@ -81,6 +82,9 @@ class Caller:
         """
         bus = self._bus
         provider = bus.provider
+        remote = bus.remotes.get(stub.name)
+        if remote is not None and remote.is_async and bus.loop.is_run_by(threading.current_thread()):
+            raise RpcException(f"{stub.name!r} runs on the loop that this call would hold up: `await asyncio.to_thread(stub, ...)`")
         if stub.timeout is None:
             deadline, data = NEVER, FOREVER + data
         else:
@@ -291,6 +295,6 @@ def _failure(data: bytes) -> Exception:
     from pymq import codec
 
     (remote_type, text, args, trace), _ = codec.decode_arguments(data)
-    if remote_type == "NoSuchRemoteError":
+    if not remote_type:  # nothing was called
         return NoSuchRemoteError(text)
     return RemoteInvocationError(f"{remote_type}: {text}", remote_type, args, trace)

@@ -137,6 +137,7 @@ class ShmProvider(Sending):
         except ProviderError as error:
             logger.warning("%s: what waits there in queues may be lost", error)
         self._closed = True
+        self._next_look = 0.0  # who receives again learns of it
         self._end_receives()
         registry = self._registry
         try:
@@ -364,6 +365,8 @@ class ShmProvider(Sending):
         busy: bool = False,
     ) -> list[Delivery]:
         if monotonic() >= self._next_look:
+            if self._closed:
+                raise ProviderError("the provider was closed while it was waited on")
             self._look()
         seen = self._words
         try:

@@ -108,5 +108,5 @@ def test_fork_while_threads_are_at_work(stage: Path, tmp_path: Path) -> None:
 
 def test_fork(separate, place):
     children = ["publishes", "inits", "shuts_down", "does_nothing", "ends_at_once", "execs"]
-    assert run_program("forking.py") == [f"child_{name} 0" for name in children] + ["put True"]
+    assert run_program("forking.py") == [f"child_{name} 0" for name in children] + [str([("parent", 0)] * 4), "put True"]
     assert place.leftovers() == []

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
@@ -271,6 +274,34 @@ def test_a_remote_that_raises_ends_nothing(bus, failure, kind):
     assert bus.stub("fail", timeout=10)(False) == "alive"
 
 
+def test_an_exception_that_cannot_be_told_is_told_by_its_name(bus):
+    class Mute:
+        def __repr__(self) -> str:
+            raise RuntimeError
+
+    class Broken(Exception):
+        @property
+        def args(self) -> Any:
+            raise RuntimeError
+
+    def fail(how: str) -> None:
+        raise {"mute": ValueError(Mute()), "broken": Broken(), "long": ValueError("x" * (bus.provider.max_message_bytes // 3))}[how]
+
+    bus.expose(fail, "fail")
+    for how, name in (("mute", "ValueError"), ("broken", "Broken"), ("long", "ValueError")):
+        with pytest.raises(pymq.RemoteInvocationError) as caught:
+            bus.stub("fail", timeout=GUARD)(how)
+        assert caught.value.remote_type == name
+        assert len(str(caught.value)) < 2000
+
+
+def test_a_remote_that_finds_nobody_was_executed(bus):
+    bus.expose(bus.stub("gone", timeout=10), "outer")
+    with pytest.raises(pymq.RemoteInvocationError, match="nobody serves 'gone'") as caught:
+        bus.stub("outer", timeout=GUARD)()
+    assert caught.value.remote_type == "NoSuchRemoteError"
+
+
 def test_a_result_that_cannot_travel_is_an_error_of_the_call(bus):
     bus.expose(lambda good: "fine" if good else object(), "give")
     with pytest.raises(pymq.RemoteInvocationError, match="object"):
@@ -478,6 +509,43 @@ def test_an_async_remote_may_call(bus):
 
     bus.expose(twice, "twice")
     assert bus.stub("twice", timeout=GUARD)(1) == 3
+
+
+def test_a_call_that_would_wait_for_its_own_loop_is_refused(bus):
+    async def inner() -> int:
+        return 1
+
+    async def outer(how: str) -> int:
+        stub = bus.stub("inner", timeout=10)
+        return stub() if how == "here" else await asyncio.to_thread(stub)
+
+    bus.expose(inner, "inner")
+    bus.expose(outer, "outer")
+    assert bus.stub("outer", timeout=GUARD)("in a thread") == 1
+    with pytest.raises(pymq.RemoteInvocationError, match="to_thread"):
+        bus.stub("outer", timeout=GUARD)("here")
+
+
+def test_a_shutdown_ends_the_calls_that_wait(peers, config):
+    (server,) = peers(1)
+    server.expose(shop.hang, "hang")
+    bus = pymq.EventBus(config)
+    bus.start()
+    with ThreadPoolExecutor(1) as pool:
+        result = pool.submit(bus.stub("hang"))
+        time.sleep(0.5)
+        begin = time.monotonic()
+        bus.shutdown()
+        with pytest.raises((pymq.ProviderError, pymq.NotInitialized)):
+            result.result(GUARD)
+        assert time.monotonic() - begin < 1.5
+
+
+def test_a_timeout_may_be_very_long(bus):
+    bus.expose(lambda: 1, "one")
+    assert bus.stub("one", timeout=1e10)() == 1
+    with contextlib.suppress(pymq.NoSuchRemoteError):
+        bus.stub("nobody", timeout=1e300)()
 
 
 def test_a_call_does_not_wait_for_a_slow_handler(bus, heard):

@@ -10,7 +10,7 @@ import struct
 import subprocess
 import sys
 import threading
-from collections import OrderedDict, namedtuple
+from collections import ChainMap, OrderedDict, UserDict, UserList, namedtuple
 from collections.abc import Iterator
 from dataclasses import InitVar, dataclass, field, replace
 from datetime import date, datetime, time, timedelta, timezone
@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, RootModel, field_validator
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
-from pymq import _hints, _tagged, codec
+from pymq import _hints, _tagged, codec, handlers
 from pymq.codec import (
     PACKED,
     RAW,
@@ -1055,3 +1055,93 @@ def test_threads_make_one_encoder_each_right() -> None:
     for thread in threads:
         thread.join()
     assert got == [Urgent(1, "", 0.0, "")] * 8
+
+
+class Odd(Enum):
+    A = "\ud800"
+
+
+@dataclass
+class OddHolder:
+    odd: Odd
+
+
+class TestWhatAReviewFound:
+    def test_keys_with_lone_surrogates_stay_apart(self) -> None:
+        @dataclass
+        class Snapshot:
+            files: dict[str, int]
+
+        there_and_back(Snapshot(dict(zip(["caf\udce9", "caf\udcea", "é"], range(3)))))
+
+    def test_an_init_that_changes_what_it_is_given(self) -> None:
+        @dataclass
+        class Trail:
+            steps: list[str]
+
+            def __post_init__(self) -> None:
+                self.steps.append("made")
+
+        sent = Trail([])
+        there_and_back(sent)
+        assert sent.steps == ["made"]
+
+    def test_bare_containers_of_typing(self) -> None:
+        @dataclass
+        class Batch:
+            items: list | None = None
+            names: dict | None = None
+
+        there_and_back(Batch())
+        there_and_back(Batch([1, "a"], {1: 2}))
+
+    def test_an_enum_of_what_json_cannot_say(self) -> None:
+        there_and_back(OddHolder(Odd.A))
+
+    def test_a_typed_dict_whose_hints_only_type_checkers_can_resolve(self) -> None:
+        hidden = TypedDict("hidden", {"a": "NobodyHasThis", "b": int})  # type: ignore[name-defined]  # noqa: F821, UP013
+        assert codec.convert({"a": 1, "b": 2}, hidden) == {"a": 1, "b": 2}
+        with pytest.raises(CodecError):
+            codec.convert({"a": 1, "c": 2}, hidden)
+
+    @pytest.mark.parametrize("value", [UserDict(a=1), UserList([1]), ChainMap({})])
+    def test_containers_of_the_library_that_nobody_could_name(self, value: Any) -> None:
+        with pytest.raises(CodecError, match="collections"):
+            encoder_for(type(value)).encode(value)
+
+    def test_dicts_with_other_keys_nest_half_as_deep(self) -> None:
+        nested = [value := 1, *(value := {1: value} for _ in range(60))]
+        there_and_back(nested[44])
+        with pytest.raises(CodecError, match="nested deeper"):
+            there_and_back(nested[60])
+
+    def test_none_where_it_is_the_default(self) -> None:
+        @dataclass
+        class Data:
+            note: str = None  # type: ignore[assignment]
+
+        @dataclass(slots=True)
+        class Slots:
+            note: int = None  # type: ignore[assignment]
+
+        @dataclass
+        class Plain:
+            note: str
+
+            def __init__(self, note: str = None) -> None:  # type: ignore[assignment]  # noqa: RUF013
+                self.note = note
+
+        class Row(NamedTuple):
+            note: str = None  # type: ignore[assignment]
+
+        for cls in (Data, Slots, Plain, Row):
+            there_and_back(cls())
+        with pytest.raises(CodecError):
+            encoder_for(Data).encode(Data(1))  # type: ignore[arg-type]
+        assert handlers.hints_of(lambda: None) == {}
+        assert handlers.hints_of(Plain.__init__)["note"] == Optional[str]
+
+
+def there_and_back(value: Any) -> None:
+    encoder = encoder_for(type(value))
+    assert decoder_for(encoder.form, encoder.type_name, type(value))(encoder.encode(value)) == value

@@ -244,6 +244,11 @@ class Lock(Mutex):
 EXCLUSIVE_NOW = fcntl.LOCK_EX | fcntl.LOCK_NB
 
 
+def milliseconds(seconds: float) -> float:
+    """For `poll`, which takes at most 24 days, and never fewer than none: who waits longer looks again in between."""
+    return min(max(0.0, seconds * 1000), (1 << 31) - 1)
+
+
 def encode_name(name: str) -> str:
     """A file name for any text, different for different texts: percent-encoded, with a hash in the place of what is too long."""
     encoded = quote(name, safe="", errors="surrogatepass").replace(".", "%2E").replace("~", "%7E")  # the tilde is of the hash's
@@ -337,7 +342,7 @@ class Bell:
         for writer in watch:
             self._poll.register(writer, 0)
         try:
-            ready = self._poll.poll(None if timeout is None else max(0, timeout * 1000))
+            ready = self._poll.poll(None if timeout is None else milliseconds(timeout))
         finally:
             for writer in watch:
                 self._poll.unregister(writer)

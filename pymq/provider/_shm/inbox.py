@@ -31,6 +31,7 @@ from pymq.provider._shm.files import (
     is_removed,
     make_fifo,
     map_file,
+    milliseconds,
 )
 from pymq.provider._shm.frames import (
     BEHIND,
@@ -282,7 +283,7 @@ class Inbox:
         head = self.head
         head[STATE] = BUSY if busy else IDLE
         try:
-            ready = self._poll.poll(None if end == math.inf else max(0, (end - time.monotonic()) * 1000))
+            ready = self._poll.poll(None if end == math.inf else milliseconds(end - time.monotonic()))
         finally:
             head[STATE] = BUSY if busy else RUNNING
         if len(ready) < 2 and (not ready or ready[0][0] in self.sources):

@@ -66,6 +66,37 @@ def fork(work: Callable[[], None]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+def fork_here() -> "tuple[str, int]":
+    """In a handler or a remote: the child returns as well, and then ends; who called hears of the parent alone."""
+    pid = os.fork()
+    if not pid:
+        return "child", 0
+    return "parent", os.waitpid(pid, 0)[1]
+
+
+async def fork_here_too() -> "tuple[str, int]":
+    return fork_here()
+
+
+def tell_of_fork(value: object) -> None:
+    heard.put(fork_here())
+
+
+def fork_in_handlers() -> list[object]:
+    """What children of handlers and remotes leave of them: nothing, and they end."""
+    pymq.expose(fork_here)
+    pymq.expose(fork_here_too)
+    pymq.subscribe(tell_of_fork, "plain")
+    pymq.subscribe(tell_of_fork, "grouped", group="g")
+    found: list[object] = [pymq.stub(remote, timeout=10)() for remote in (fork_here, fork_here_too)]
+    for channel in ("plain", "grouped"):
+        assert pymq.publish(1, channel) == 1
+        found.append(heard.get(timeout=10))
+    pymq.unsubscribe(tell_of_fork)
+    pymq.group("g").delete()
+    return found
+
+
 def publish_for_ever(stop: threading.Event) -> None:
     while not stop.is_set():
         pymq.publish("noise", "noise")
@@ -86,6 +117,7 @@ def main() -> None:
         while heard.get(timeout=10) != (os.getpid(), "parent"):
             pass
         assert pymq.stub(parent_pid, timeout=10)() == os.getpid()
+    print(fork_in_handlers(), flush=True)
     stop.set()
     noise.join()
     pymq.publish("silence", "noise")
