@@ -8,6 +8,7 @@ it. A crash between the two leaves both: at least once, and the attempt is above
 from __future__ import annotations
 
 import logging
+import math
 import random
 import threading
 import time
@@ -93,9 +94,12 @@ class Leased:
         self._move(self.receipt.queue, self.frame._replace(options=options), delay)
 
     def bury(self, error: BaseException) -> None:
-        """To the dead letters, with headers that say why. Raises LeaseLost."""
+        """To the dead letters, with headers that say why, as far as there is room for them. Raises LeaseLost."""
         self._provider.declare(self.policy.dead_queue)
-        self._move(self.policy.dead_queue, dead_letter(self.frame, error, self.attempt, self.receipt.queue), 0)
+        letter = dead_letter(self.frame, error, self.attempt, self.receipt.queue)
+        if len(letter.pack()) > self._provider.max_message_bytes:
+            letter = letter._replace(options={"origin": self.receipt.queue})
+        self._move(self.policy.dead_queue, letter, 0)
 
     def _move(self, queue: str, copy: Frame, delay: float) -> None:
         """First the copy, then the ack: a crash in between repeats the message, it never loses it."""
@@ -105,8 +109,8 @@ class Leased:
         try:
             how = {"delay": delay, "ttl": ttl, "priority": copy.options.get("priority", 0)}
             self._provider.send(queue, copy.pack(), timeout=0, **how)
-        except Full:  # to wait for room could be for ever: those who make it may all be waiting here
-            log.warning("%r is full: a failed message waits as it is, without what was noted of its failure", queue)
+        except (Full, ProviderError) as error:  # to wait for room could be for ever: those who make it may all be waiting here
+            log.warning("a failed message waits as it is, without what was noted of its failure: %s", error or f"{queue!r} is full")
             return self._provider.nack(self.receipt, max(delay, 1.0))
         return self._provider.ack(self.receipt)
 
@@ -133,17 +137,18 @@ class Leases:
 
     def __init__(self, provider: Callable[[], Provider]) -> None:
         self._provider = provider
-        self._held: dict[Receipt, float] = {}
+        self._held: dict[Receipt, tuple[float, float]] = {}  # for so many seconds at a time, and when it is to be extended
+        self._next = math.inf
         self._changed = threading.Event()
-        self._asleep = True
         self._thread: threading.Thread | None = None
         self._lock = threading.RLock()  # reentrant: a signal handler may take in the middle of a take
         self._closed = False
 
     def hold(self, receipt: Receipt, lease: float) -> None:
         """Keep it leased, `lease` seconds at a time, until `release`."""
-        self._held[receipt] = lease
-        if self._asleep or lease < self._shortest:
+        due = time.monotonic() + lease / 3
+        self._held[receipt] = lease, due
+        if due < self._next:
             self._wake()
 
     def release(self, receipt: Receipt) -> None:
@@ -158,8 +163,6 @@ class Leases:
         if self._thread is not None:
             self._thread.join(1)
 
-    _shortest = float("inf")
-
     def _wake(self) -> None:
         with self._lock:
             if self._thread is None:
@@ -169,15 +172,19 @@ class Leases:
 
     def _run(self) -> None:
         while not self._closed:
-            self._asleep = not self._held
-            self._shortest = min(list(self._held.values()), default=float("inf"))
-            if self._asleep and self._held:
-                continue
-            expired = not self._changed.wait(None if self._asleep else self._shortest / 3)
+            self._next = self._first_due()
+            if self._first_due() < self._next:
+                continue  # of one who came in between, and did not know when this would wake
+            self._changed.wait(None if self._next == math.inf else max(0.0, self._next - time.monotonic()))
             self._changed.clear()
-            if expired:
-                for receipt, lease in list(self._held.items()):
+            now = time.monotonic()
+            for receipt, (lease, due) in list(self._held.items()):
+                if due <= now:
+                    self._held[receipt] = lease, now + lease / 3
                     self._extend(receipt, lease)
+
+    def _first_due(self) -> float:
+        return min([due for _, due in list(self._held.values())], default=math.inf)
 
     def _extend(self, receipt: Receipt, lease: float) -> None:
         try:

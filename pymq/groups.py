@@ -15,6 +15,7 @@ from pymq.exceptions import CodecError, LeaseLost, PymqError, QueueNotFound, Rej
 from pymq.handlers import Target
 from pymq.provider.base import Delivery, Receipt
 from pymq.queues import DeadLetters
+from pymq.routes import check_lease
 from pymq.subscriptions import Work
 from pymq.topics import topic_of
 
@@ -41,8 +42,9 @@ class Options(NamedTuple):
     def check(self) -> None:
         """Raises ValueError for what cannot be."""
         retries, backoff, lease, workers = self
-        if workers < 1 or retries < 0 or backoff < 0 or lease <= 0:
-            raise ValueError(f"workers={workers}, retries={retries}, backoff={backoff}, lease={lease}: at least 1, 0, 0 and above 0")
+        check_lease(lease)
+        if not (workers >= 1 and retries >= 0 and backoff >= 0):
+            raise ValueError(f"workers={workers}, retries={retries}, backoff={backoff}: at least 1, 0 and 0")
 
 
 class Group:

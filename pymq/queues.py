@@ -15,6 +15,7 @@ from pymq.deliveries import DEAD_HEADERS, Leased, Policy, dead_letter, unpack_an
 from pymq.exceptions import CodecError, LeaseLost, PymqError, QueueNotFound, Reject, Retry
 from pymq.message import SEQUENCE_BYTES, Frame, Prefix
 from pymq.provider.base import Provider
+from pymq.routes import check_lease, check_seconds
 
 if TYPE_CHECKING:
     from pymq.bus import EventBus
@@ -82,11 +83,12 @@ class Queue(Generic[T]):
             _check_options(provider, delay, ttl, priority)
             message = _with_options(message, provider, delay, ttl, priority)
             lives = None if ttl is None else delay + ttl
-        try:
-            provider.send(self._queue, message, timeout=left, maxsize=self.maxsize, delay=delay, ttl=lives, priority=priority)
-        except QueueNotFound:  # freed meanwhile: the put makes it anew
-            provider.declare(self._queue)
-            provider.send(self._queue, message, timeout=left, maxsize=self.maxsize, delay=delay, ttl=lives, priority=priority)
+        while True:
+            try:
+                provider.send(self._queue, message, timeout=left, maxsize=self.maxsize, delay=delay, ttl=lives, priority=priority)
+                return
+            except QueueNotFound:  # freed meanwhile, perhaps again and again: the put makes it anew
+                provider.declare(self._queue)
 
     def _encoding(self, cls: Any) -> tuple[Callable[[Any], bytes], Iterator[bytes]]:
         from pymq import codec
@@ -125,8 +127,7 @@ class Queue(Generic[T]):
 
         Raises Empty after `timeout` seconds (None: waits without end), CodecError as `get` does.
         """
-        if not lease > 0:
-            raise ValueError(f"lease={lease!r}: must be more than 0 seconds")
+        check_lease(lease)
         deadline = None if timeout is None else time.monotonic() + _timeout(True, timeout)
         policy = Policy(RETRIES, 0.0, f"queue-dead/{self.name}")
         while True:
@@ -252,11 +253,13 @@ class Delivery(Generic[T]):
 
     def nack(self, delay: float = 0) -> None:
         """Somebody gets it again, after `delay` seconds. Raises LeaseLost."""
+        check_seconds(delay=delay)
         self._settled = True
         self._bus.provider.nack(self._leased.receipt, delay)
 
     def extend(self, seconds: float) -> None:
         """The lease ends `seconds` from now. Raises LeaseLost."""
+        check_lease(seconds)
         self._bus.provider.extend(self._leased.receipt, seconds)
 
     def __enter__(self) -> Delivery[T]:
@@ -355,10 +358,9 @@ _numbers = itertools.count(1).__next__
 
 
 def _check_options(provider: Provider, delay: float, ttl: float | None, priority: int) -> None:
-    if delay < 0 or (ttl is not None and ttl < 0):
-        raise ValueError(f"delay={delay!r}, ttl={ttl!r}: must be 0 or more seconds")
+    check_seconds(delay=delay, ttl=ttl)
     levels = provider.features.priorities
-    if not 0 <= priority < levels:
+    if type(priority) is not int or not 0 <= priority < levels:
         raise ValueError(f"priority={priority!r}: this provider has the levels 0 to {levels - 1}")
     if delay > provider.features.max_delay:
         raise ValueError(f"delay={delay!r}: this provider delays by at most {provider.features.max_delay} s")

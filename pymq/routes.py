@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,9 @@ class Route:
     def send_with(self, event: Any, headers: dict[str, Any] | None, delay: float, ttl: float | None) -> int | None:
         """Publish an event that has some."""
         check_seconds(delay=delay, ttl=ttl)
+        most = self._provider.features.max_delay
+        if delay > most:
+            raise ValueError(f"delay={delay!r}: this provider delays by at most {most} s")
         if not isinstance(headers, dict | None):
             raise TypeError(f"headers are a dict, not {headers!r}")
         now = self._provider.clock()
@@ -53,5 +57,11 @@ class Route:
 def check_seconds(**durations: float | None) -> None:
     """Raises ValueError for one that is no time to wait."""
     for name, seconds in durations.items():
-        if seconds is not None and not seconds >= 0:
+        if seconds is not None and not (isinstance(seconds, (int, float)) and seconds >= 0):
             raise ValueError(f"{name}={seconds!r}: must be 0 or more seconds")
+
+
+def check_lease(seconds: float) -> None:
+    """Raises ValueError for what is no time that ends."""
+    if not (isinstance(seconds, (int, float)) and 0 < seconds < math.inf):
+        raise ValueError(f"lease={seconds!r}: must be more than 0 seconds, and end")

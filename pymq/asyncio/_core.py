@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
@@ -217,7 +218,7 @@ class Extensions(Leases):
 
     def hold(self, receipt: Receipt, lease: float) -> None:
         if self._core.port.direct:
-            self._held[receipt] = lease
+            self._held[receipt] = lease, math.inf
             self._timers[receipt] = self._core.port.loop.call_later(lease / 3, self._again, receipt, lease)
         else:
             super().hold(receipt, lease)

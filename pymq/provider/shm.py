@@ -102,7 +102,7 @@ class ShmProvider(Sending):
         self.path: str = self._home
         self._inboxes: dict[str, Inbox] = {}
         self._outlets: dict[str, Outlet] = {}
-        self._most_outlets = _FEW_OUTLETS
+        self._most_outlets = self._most_queues = _FEW_OUTLETS
         self._queues: dict[str, tuple[SharedQueue, Owned]] = {}
         self._inside: list[None] = []
         self._wakes = 0
@@ -207,6 +207,9 @@ class ShmProvider(Sending):
 
     def _open_queue(self, name: str, directory: Directory, create: bool) -> tuple[SharedQueue, Owned]:
         registry = self._registry
+        if len(self._queues) >= self._most_queues:
+            self._forget_ended()
+            self._most_queues = 2 * len(self._queues) + _FEW_OUTLETS
         try:
             queue = SharedQueue(name, directory, registry.bells, registry.member, self._config.max_queue_bytes, create)
         except BaseException:
@@ -257,10 +260,13 @@ class ShmProvider(Sending):
             return make(own=self._inboxes.get(name))
 
     def _forget_ended(self) -> None:
-        """Let go of the ways to those that have ended: callers come and go, and each way is two descriptors and a mapping."""
+        """Let go of the ways to those that have ended: callers come and go, and each way is two descriptors and a mapping or more."""
         for name, outlet in list(self._outlets.items()):
             if outlet.is_gone():
                 self._outlets.pop(name, None)
+        for name, (queue, _) in list(self._queues.items()):
+            if queue.is_deleted():
+                self._queues.pop(name, None)
 
     def _outlet_class(self, name: str) -> type[Outlet]:
         return Outlet

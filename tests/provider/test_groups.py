@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -643,7 +644,33 @@ def test_a_taker_that_always_fails(jobs):
     assert (letter.value, "no antidote" in letter.headers["dead-text"]) == ("poison", True)
 
 
-@pytest.mark.parametrize("lease", [0, -1, float("nan")])
+@pytest.mark.parametrize("number", [-1, float("nan"), float("inf"), "1"])
+def test_numbers_that_cannot_be_meant_are_refused(bus, jobs, group, number):
+    jobs.put(1)
+    job = jobs.receive(timeout=GUARD)
+    calls = [
+        lambda: job.extend(number),
+        lambda: jobs.put(1, priority=number),
+        lambda: jobs.put(1, delay=number),
+        lambda: bus.publish(1, "c", delay=number),
+        lambda: bus.subscribe(print, "c", group="billing", lease=number),
+    ]
+    if number != float("inf"):
+        calls += [lambda: job.nack(number), lambda: jobs.put(1, ttl=number)]
+    for call in calls:
+        with pytest.raises(ValueError, match=re.escape(repr(number))):
+            call()
+    job.ack()
+    assert jobs.empty()
+
+
+def test_very_long_times(jobs):
+    jobs.put("for ever", ttl=float("inf"))
+    jobs.put("for a thousand years", ttl=3e10)
+    assert [jobs.get(timeout=1e9), jobs.get(timeout=float("inf"))] == ["for ever", "for a thousand years"]
+
+
+@pytest.mark.parametrize("lease", [0, -1, float("nan"), float("inf")])
 def test_a_lease_is_positive(jobs, lease):
     jobs.put(1)
     with pytest.raises(ValueError, match="lease"):

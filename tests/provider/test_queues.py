@@ -136,6 +136,23 @@ def test_a_negative_timeout_is_refused(jobs, timeout):
     assert jobs.empty()
 
 
+def test_a_put_is_not_stopped_by_who_frees_the_queue_again_and_again(bus):
+    jobs, stop = bus.queue("freed"), threading.Event()
+
+    def free() -> None:
+        while not stop.is_set():
+            bus.queue("freed").free()
+
+    freeing = in_thread(free)
+    try:
+        for number in range(200):
+            jobs.put(number)
+    finally:
+        stop.set()
+        freeing.result(GUARD)
+        jobs.free()
+
+
 def test_without_block_the_timeout_does_not_count(jobs):
     with pytest.raises(queue.Empty):
         jobs.get(block=False, timeout=-1)

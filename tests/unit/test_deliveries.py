@@ -1,8 +1,18 @@
-"""The back-off of failed events."""
+"""What happens to a leased message: the back-off after failures, the move to the dead letters, the lease while it is handled."""
 
 from __future__ import annotations
 
-from pymq.deliveries import MAX_BACKOFF, Policy
+import time
+from queue import Full
+from typing import Any
+
+import pytest
+
+from pymq import message as frames
+from pymq.deliveries import MAX_BACKOFF, Leased, Leases, Policy
+from pymq.exceptions import MessageTooLarge, ProviderError
+from pymq.message import Prefix
+from pymq.provider.base import Receipt
 
 
 def test_the_back_off_doubles_up_to_an_hour_and_spreads():
@@ -12,3 +22,70 @@ def test_the_back_off_doubles_up_to_an_hour_and_spreads():
         assert longest * 0.75 <= min(delays) < longest * 0.8, "a jitter of a quarter"
         assert longest * 0.95 < max(delays) <= longest
     assert Policy(5, 0.0, "").delay(3) == 0
+
+
+class Recording:
+    """A provider of which a `Leases`, or a `Leased`, wants nothing but to settle."""
+
+    max_message_bytes = 1000
+
+    def __init__(self, refusal: Exception | None = None) -> None:
+        self.done: list[str] = []
+        self.extended: list[object] = []
+        self.sent: list[bytes] = []
+        self._refusal = refusal
+
+    def extend(self, receipt: object, seconds: float) -> None:
+        self.extended.append(receipt)
+
+    def declare(self, queue: str) -> None:
+        pass
+
+    def clock(self) -> float:
+        return 0.0
+
+    def send(self, queue: str, message: bytes, **how: object) -> None:
+        if self._refusal:
+            raise self._refusal
+        self.sent.append(message)
+
+    def ack(self, receipt: object) -> None:
+        self.done.append("ack")
+
+    def nack(self, receipt: object, delay: float) -> None:
+        self.done.append("nack")
+
+
+def test_a_lease_is_extended_however_many_shorter_ones_come_and_go():
+    provider: Any = Recording()
+    leases = Leases(lambda: provider)
+    slow, quick = Receipt("slow", 1), Receipt("quick", 1)
+    leases.hold(slow, 0.6)
+    try:
+        for _ in range(20):
+            leases.hold(quick, 0.3)
+            leases.release(quick)
+            time.sleep(0.05)
+    finally:
+        leases.close()
+    assert provider.extended.count(slow) >= 3
+
+
+def leased(provider: Any, payload: bytes) -> Leased:
+    message = frames.pack_sequence(1) + frames.pack_prefix(Prefix(frames.ITEM, 0, 0, 1, "c", "", ())) + payload
+    return Leased(provider, message, Receipt("queue/jobs", 1), Policy(0, 1.0, "dead"))
+
+
+def test_a_dead_letter_that_is_too_large_goes_without_its_reasons():
+    provider = Recording()
+    leased(provider, bytes(900)).bury(ValueError("x" * 1000))
+    (letter,) = map(frames.unpack, provider.sent)
+    assert (letter.payload, letter.options) == (bytes(900), {"origin": "queue/jobs"})
+    assert provider.done == ["ack"]
+
+
+@pytest.mark.parametrize("refusal", [Full(), ProviderError("the file system is full"), MessageTooLarge("by a few bytes")])
+def test_what_cannot_be_moved_waits_as_it_is(refusal):
+    provider = Recording(refusal)
+    leased(provider, b"m").bury(ValueError())
+    assert provider.done == ["nack"]

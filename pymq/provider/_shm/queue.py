@@ -23,7 +23,7 @@ from pymq.exceptions import ProviderError, QueueNotFound
 from pymq.provider._shm.claims import NEVER, LeaseReceipt
 from pymq.provider._shm.files import Bell, Bells, Directory, Removed, close_file, is_dead, is_removed
 from pymq.provider._shm.guard import Guard, closed
-from pymq.provider._shm.segments import NS, pack_record
+from pymq.provider._shm.segments import NS, nanoseconds, pack_record
 from pymq.provider._shm.state import (
     FORMAT,
     IS_DELETED,
@@ -169,12 +169,12 @@ class SharedQueue:
     def nack(self, receipt: LeaseReceipt, delay: float = 0) -> None:
         """The message is to be delivered again after `delay`. Raises LeaseLost as `ack` does."""
         with self._lock:
-            self._store.nack(receipt, monotonic_ns() + int(delay * NS))
+            self._store.nack(receipt, monotonic_ns() + nanoseconds(delay))
 
     def extend(self, receipt: LeaseReceipt, seconds: float) -> None:
         """The lease ends `seconds` from now. Raises LeaseLost as `ack` does."""
         with self._lock:
-            self._store.extend(receipt, monotonic_ns() + int(seconds * NS))
+            self._store.extend(receipt, monotonic_ns() + nanoseconds(seconds))
 
     def size(self) -> int:
         """How many messages wait: those with a live lease do not count, the delayed do."""

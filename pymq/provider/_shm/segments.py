@@ -29,10 +29,19 @@ SHIFT = 28
 OFFSET = (1 << SHIFT) - 1
 LEVEL_SHIFT = 60 - SHIFT  # of the level, in the number of a segment
 NS = 1_000_000_000
+_LONGEST = 1e9
+"""Seconds, of which a word holds 292 years: what is to last longer than these 31 ends then."""
 
 _RECORD = struct.Struct("=IIQQQ")
 HEADER = _RECORD.size
 _unpack, _pack = _RECORD.unpack_from, _RECORD.pack
+
+
+def nanoseconds(seconds: float) -> int:
+    """Whole ones."""
+    return int(min(seconds, _LONGEST) * NS)
+
+
 _MARK = 0x71796D70
 _MARKED = _MARK.to_bytes(4, sys.byteorder)
 _END_MARK = ~_MARK & 0xFFFFFFFF
@@ -53,8 +62,8 @@ def pack_record(message: bytes, delay: float, ttl: float | None) -> bytes:
     if not delay and ttl is None:
         return _pack(checksum(message, length), _MARK, length, 0, 0) + message
     now = monotonic_ns()
-    due = now + int(delay * NS) if delay > 0 else 0
-    expiry = 0 if ttl is None else now + int(ttl * NS)
+    due = now + nanoseconds(delay) if delay > 0 else 0
+    expiry = 0 if ttl is None else now + nanoseconds(ttl)
     return _pack(_checksum_of(message, due, expiry), _MARK, length, due, expiry) + message
 
 

@@ -13,7 +13,7 @@ from time import monotonic_ns
 from pymq.exceptions import LeaseLost, ProviderError, QueueNotFound
 from pymq.provider._shm.claims import ATTEMPT, DUE, OWNER, POSITION, Claims, LeaseReceipt
 from pymq.provider._shm.files import Bells, Directory
-from pymq.provider._shm.segments import LEVEL_SHIFT, NS, SHIFT, Ahead, Log, next_segment
+from pymq.provider._shm.segments import LEVEL_SHIFT, SHIFT, Ahead, Log, nanoseconds, next_segment
 from pymq.provider._shm.state import (
     ARMED,
     CORRUPT,
@@ -132,7 +132,7 @@ class Store:
         if words[STATUS]:
             self.enter()
         if lease is not None:
-            due = monotonic_ns() + int(lease * NS)
+            due = monotonic_ns() + nanoseconds(lease)
             if not self.is_owner:
                 self._own()
         if limit > 1 or words[MASK] or (words[HEAPED] and self.claims.next_due() <= monotonic_ns()):
@@ -284,7 +284,7 @@ class Store:
         if not is_next or words[slot + POSITION] >> SHIFT != head >> SHIFT:  # nor is its segment done with
             self.ack(receipt)
             return []
-        due = now + int(lease * NS)
+        due = now + nanoseconds(lease)
         words[STATUS] = DIRTY
         number = self.claims.replace(slot, head, size, self._member, due)
         if words[RECEIVERS]:
