@@ -21,6 +21,7 @@ from rich.table import Table
 
 import pymq
 from pymq.exceptions import ProviderError
+from pymq.provider import without_password
 
 OK, HINT, BAD = "ok", "look", "fails"
 COLOURS = {OK: "green", HINT: "yellow", BAD: "red"}
@@ -168,7 +169,7 @@ def round_trip() -> Iterator[Finding]:
 def configured() -> Iterator[Finding]:
     """What PYMQ_URL names: can it be reached?"""
     url = os.environ.get("PYMQ_URL")
-    if url is None:
+    if not url:
         yield Finding("PYMQ_URL", "not set: init() uses shm")
         return
     outcome: list[str] = []
@@ -177,7 +178,7 @@ def configured() -> Iterator[Finding]:
     thread.join(REACH_SECONDS)
     failure = outcome[0] if outcome else f"no answer within {REACH_SECONDS} s"
     remedy = "start the service, or correct PYMQ_URL" if failure else ""
-    yield Finding("PYMQ_URL", f"{_without_password(url)}: {failure or 'reached'}", BAD if failure else OK, remedy)
+    yield Finding("PYMQ_URL", f"{without_password(url)}: {failure or 'reached'}", BAD if failure else OK, remedy)
 
 
 def _reach(url: str) -> str:
@@ -191,11 +192,6 @@ def _reach(url: str) -> str:
     except Exception as error:
         return str(error) if isinstance(error, ProviderError | ValueError) else f"{type(error).__name__}: {error}"
     return ""
-
-
-def _without_password(url: str) -> str:
-    scheme, separator, rest = url.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
 
 
 CHECKS: list[Callable[[], Iterator[Finding]]] = [

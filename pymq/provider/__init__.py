@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -47,8 +48,18 @@ def _config_class(name: str, target: str) -> Any:
         return EntryPoint(name, _BUILT_IN[name], "pymq.providers").load()
     found = {entry.name: entry for entry in entry_points(group="pymq.providers")}
     if name not in found:
-        raise ValueError(f"no provider is called {name!r} (in {target!r}); known: {', '.join(sorted(_BUILT_IN | found.keys()))}")
+        raise ValueError(
+            f"no provider is called {name!r} (in {without_password(target)!r}); known: {', '.join(sorted(_BUILT_IN | found.keys()))}"
+        )
     return found[name].load()
+
+
+def without_password(url: str) -> str:
+    """The URL as people may read it."""
+    url = re.sub(r"([?&]\w*password=)[^&]*", r"\1…", url)
+    login, at, rest = url.rpartition("@")
+    start, separator, user = login.partition("://")
+    return f"{start}{separator}{user.partition(':')[0]}{at}{rest}" if at else url
 
 
 def dataclass_from_url(config: type[ConfigClass], url: str) -> ConfigClass:

@@ -58,7 +58,7 @@ def test_few_open_files(stage: Path) -> None:
 
 @pytest.mark.parametrize(
     ("url", "told"),
-    [("redis://user:secret@localhost:1/0", "redis://localhost:1/0"), ("nosuch://x", "no provider is called 'nosuch'")],
+    [("redis://user:secret@localhost:1/0", "redis://user@localhost:1/0"), ("nosuch://x", "no provider is called 'nosuch'")],
 )
 def test_what_pymq_url_names_cannot_be_reached(url: str, told: str, stage: Path) -> None:
     if url.startswith("redis") and not find_spec("redis"):

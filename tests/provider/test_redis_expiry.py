@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import redis
 from harness import GUARD
 from redis_server import shared_url
 
@@ -24,6 +25,20 @@ def provider():
     yield provider
     provider.delete("jobs")
     provider.close()
+
+
+def test_numbers_begin_anew_behind_those_that_wait(provider):
+    """Nobody comes for ten minutes: what gives the numbers has expired then, what waits has not."""
+    sent = [b"%d" % number for number in range(4000)]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda message: provider.send("jobs", message), sent))
+    with redis.Redis.from_url(shared_url()) as client:
+        assert client.delete(f"{provider._config.prefix}n") == 1
+    provider.send("jobs", b"afterwards")
+    assert provider.size("jobs") == len(sent) + 1
+    found = [message for _ in range(5) for message, _ in provider.receive("jobs", limit=1000, lease=None)]
+    assert sorted(found[:-1]) == sorted(sent)
+    assert found[-1] == b"afterwards"
 
 
 def test_those_behind_very_many_that_have_expired_are_there(provider):

@@ -225,6 +225,30 @@ def test_a_full_server_refuses_and_says_so(start, heard):
         assert jobs.get(timeout=5) == "room again"
 
 
+def test_a_full_server_lets_go_on_what_needs_no_room(start, heard):
+    """Also where it stays full, since others connect: a script's first write may not need memory then."""
+    server = start("--maxmemory-policy", "noeviction")
+    config = RedisConfig.from_url(server.url)
+    with pymq.EventBus(config) as bus, pymq.EventBus(config) as other, server.client() as client:
+        jobs = bus.queue("jobs")
+        for number in range(20):
+            jobs.put(number)
+        other.subscribe(heard, "c")
+        leased = jobs.receive(timeout=5)
+        client.config_set("maxmemory", 1)
+        with pytest.raises(pymq.ProviderError, match="OOM"):
+            jobs.put(20)
+        time.sleep(6)  # longer than a registration lasts
+        assert jobs.qsize() == 19
+        assert [jobs.get(timeout=5) for _ in range(19)] == list(range(1, 20))
+        leased.extend(30)
+        leased.ack()
+        client.config_set("maxmemory", 0)
+        assert bus.publish("still there", "c") == 1
+        assert heard.next() == "still there"
+        assert other.health().gaps == 0
+
+
 def test_a_wrong_password_is_an_error_that_names_the_host_and_not_the_password(start):
     server = start("--requirepass", "s3cret")
     for password in ("wr0ng", None):

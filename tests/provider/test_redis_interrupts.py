@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import secrets
+import signal
+import time
 
 import pytest
 from harness import GUARD, eventually, in_thread
-from redis_server import shared_url
+from redis_server import RedisServer, shared_url
 
+import pymq
+from pymq.exceptions import ConnectionLost
 from pymq.provider._redis import pipe
 from pymq.provider._redis.pipe import Pipe
 from pymq.provider.redis import RedisConfig
@@ -81,3 +85,69 @@ def test_who_came_while_an_interrupted_leader_led_is_served_at_once(provider, in
         provider.send("jobs", b"the leader's")
     assert sending[0].result(GUARD) is None
     assert provider.size("jobs") == 2
+
+
+def test_a_handler_that_raises_right_behind_the_lock_leaves_it_free(provider, monkeypatch):
+    lead = provider._pipe._lead
+
+    class Interrupted:
+        release = lead.release
+
+        def acquire(self, blocking: bool) -> bool:
+            assert lead.acquire(blocking=blocking)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(provider._pipe, "_lead", Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        provider.send("jobs", b"m")
+    monkeypatch.setattr(provider._pipe, "_lead", lead)
+    in_thread(provider.send, "jobs", b"another's").result(GUARD)
+
+
+def test_a_result_too_large_to_be_remembered_is_the_only_one_that_is_lost(provider, monkeypatch):
+    """The connection is cut behind a batch of a large `get` and a `put`, which is sent again with its number."""
+    provider.send("jobs", bytes(100_000))
+    real, batches, sending = Pipe._evaluate, [], []
+
+    def cut(own, wire, operations, number=b""):
+        batches.append(len(operations))
+        if batches == [1]:
+            sending.append(in_thread(provider.receive, "jobs", lease=None))
+            eventually(lambda: len(own._waiting) == 1)
+            sending.append(in_thread(provider.send, "jobs", b"put"))
+            eventually(lambda: len(own._waiting) == 2)
+        reply = real(own, wire, operations, number)
+        if batches == [1, 2]:
+            raise ConnectionLost("cut before the reply came")
+        return reply
+
+    monkeypatch.setattr(Pipe, "_evaluate", cut)
+    assert provider.size("jobs") == 1
+    got, put = sending
+    with pytest.raises(ConnectionLost, match="lost with the connection"):
+        got.result(GUARD)
+    put.result(GUARD)
+    assert [message for message, _ in provider.receive("jobs", lease=None)] == [b"put"]
+
+
+def test_a_silent_server_is_noticed_whatever_signals_come():
+    """Each of them ends a system call, which Python then begins again."""
+    server = RedisServer().start()
+    handled: list[int] = []
+    before = signal.signal(signal.SIGALRM, lambda number, _: handled.append(number))
+    try:
+        with pymq.EventBus(RedisConfig.from_url(server.url)) as bus:
+            bus.publish(1, "c")
+            server.pause()
+            signal.setitimer(signal.ITIMER_REAL, 0.3, 0.3)
+            began = time.monotonic()
+            with pytest.raises(ConnectionLost):
+                bus.publish(1, "c")
+            assert time.monotonic() - began < 8
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            assert handled
+            server.resume()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        server.end()

@@ -214,7 +214,7 @@ def test_the_namespace_and_what_is_tuned_in_a_url():
         ("redis://h?max_pending=many", "max_pending='many'"),
         ("redis://h/zero", "db='zero'"),
         ("rediss://h?ssl_check_hostname=no", "ssl_check_hostname='no'.*neither true nor false"),
-        ("redis://h:port", "'h:port'"),
+        ("redis://h:port", "'redis://h:port'"),
         ("redis://h/0/a/b", "%2F"),
         ("redis://u:s3cret@h/0/a#b", "%23"),
         ("redis+sentinel://h", "/service"),

@@ -167,16 +167,22 @@ class Pipe:
         task = _Task(operation)
         self._waiting.append(task)
         while not task.done:
-            if not self._lead.acquire(blocking=False):
-                task.wait()
-                continue
+            leads = True
             try:
-                if self._leading:  # a signal handler has interrupted this very thread in the middle of a batch
+                leads = self._lead.acquire(blocking=False)  # a handler may raise right behind it: then it is held, and `leads` is True
+                if leads and self._leading:  # a signal handler has interrupted this very thread in the middle of a batch
                     return self._apart(task)
-                self._serve(task)
+                if leads:
+                    self._serve(task)
             finally:
-                self._lead.release()
-                self._promote()
+                if leads:
+                    try:
+                        self._lead.release()
+                    except RuntimeError:
+                        pass  # it was somebody else's
+                    self._promote()
+            if not leads:
+                task.wait()
         if task.error is not None:
             raise task.error
         return task.result
@@ -376,6 +382,8 @@ def _refused(result: Any) -> Exception | None:
     """The error that stands in the place of a result."""
     if isinstance(result, ProviderError):
         return result
+    if isinstance(result, list) and result and result[0] == b"forgotten":
+        return Unsure("it was executed, and what came of it was lost with the connection")
     if isinstance(result, list) and result and result[0] == b"error":
         return ProviderError(f"the Redis server refused: {result[1].decode(errors='replace')}")
     return None

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from pymq.provider import without_password
+
 NAMES = {
     "host", "port", "db", "username", "password", "ssl", "credential_provider", "client_name", "path",
     "socket_connect_timeout", "socket_keepalive", "socket_keepalive_options", "socket_type",
@@ -60,7 +62,9 @@ def parse(url: str) -> dict[str, Any]:
     """The arguments of RedisConfig that a URL stands for. Raises ValueError."""
     parts = urlsplit(url)
     if parts.scheme not in SCHEMES or parts.fragment:
-        raise ValueError(f"{_hidden(url)!r} is no URL of a Redis server; write a # in it as %23. Schemes: {', '.join(SCHEMES)}")
+        raise ValueError(
+            f"{without_password(url)!r} is no URL of a Redis server; write a # in it as %23. Schemes: {', '.join(SCHEMES)}"
+        )
     mode = SCHEMES[parts.scheme]
     login, _, hosts = parts.netloc.rpartition("@")
     username, _, password = login.partition(":")
@@ -79,7 +83,7 @@ def parse(url: str) -> dict[str, Any]:
 def _path(segments: list[str], mode: str, url: str) -> dict[str, Any]:
     names = (["service"] if mode == "sentinel" else []) + ["db", "namespace"]
     if len(segments) > len(names) or (mode == "sentinel" and not segments):
-        raise ValueError(f"the path of {_hidden(url)!r} is not /{'/'.join(names)}; write a / of a name as %2F")
+        raise ValueError(f"the path of {without_password(url)!r} is not /{'/'.join(names)}; write a / of a name as %2F")
     found: dict[str, Any] = dict(zip(names, segments))
     if "db" in found:
         found["db"] = _number("db", found["db"], int, url)
@@ -90,8 +94,8 @@ def _node(text: str, port: int, url: str) -> tuple[str, int]:
     try:
         parts = urlsplit(f"//{text}")
         return parts.hostname or "localhost", parts.port or port
-    except ValueError as error:
-        raise ValueError(f"{text!r} in {_hidden(url)!r} is no host and port: {error}") from error
+    except ValueError:  # its own text may hold a part of the password
+        raise ValueError(f"{without_password(url)!r} names no host and port; in a password write @ : / ? # % as %xx") from None
 
 
 def _options(query: str, url: str) -> dict[str, Any]:
@@ -107,13 +111,13 @@ def _options(query: str, url: str) -> dict[str, Any]:
             found[name] = text
         else:
             known = sorted({*TUNING, "namespace", "db", "client_name", "username", "password", "socket_connect_timeout", "ssl_…"})
-            raise ValueError(f"unknown option {name!r} in {_hidden(url)!r}; known: {', '.join(known)}")
+            raise ValueError(f"unknown option {name!r} in {without_password(url)!r}; known: {', '.join(known)}")
     return found
 
 
 def _flag(name: str, text: str, url: str) -> bool:
     if text.lower() not in ("true", "false"):
-        raise ValueError(f"{name}={text!r} in {_hidden(url)!r} is neither true nor false")
+        raise ValueError(f"{name}={text!r} in {without_password(url)!r} is neither true nor false")
     return text.lower() == "true"
 
 
@@ -123,12 +127,5 @@ def _number(name: str, text: str, kind: type, url: str) -> Any:
     except ValueError:
         value = -1
     if not 0 <= value < float("inf"):
-        raise ValueError(f"{name}={text!r} in {_hidden(url)!r} is not a number of type {kind.__name__}, 0 or more")
+        raise ValueError(f"{name}={text!r} in {without_password(url)!r} is not a number of type {kind.__name__}, 0 or more")
     return value
-
-
-def _hidden(url: str) -> str:
-    """The URL without its password."""
-    login, at, rest = url.rpartition("@")
-    start, separator, user = login.partition("://")
-    return f"{start}{separator}{user.partition(':')[0]}{at}{rest}" if at else url

@@ -12,6 +12,7 @@ import select
 import socket
 import ssl
 import struct
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -45,9 +46,7 @@ class Wire:
         self._where = where
         self._socket = connection._sock
         self._is_tls = isinstance(self._socket, ssl.SSLSocket)
-        if not self._is_tls:
-            self._socket.setblocking(True)  # with the kernel's own timeouts: Python's cost a system call more each time
-        self._patience = 0.0
+        self._patience = 0.0, True
         self._data = b""
         self._start = 0
         self._poll = select.poll()
@@ -77,16 +76,20 @@ class Wire:
         return reply
 
     def _wait_at_most(self, seconds: float) -> None:
-        """For each read and each write that follows."""
-        if seconds == self._patience:
+        """For each read and each write that follows.
+
+        By the kernel's own timeouts: Python's cost a system call more each time, and eight threads that publish a quarter of their
+        rate. But these begin anew after every signal, which is the main thread's to get.
+        """
+        patience = seconds, self._is_tls or threading.get_ident() == threading.main_thread().ident
+        if patience == self._patience:
             return
-        self._patience = seconds
-        if self._is_tls:
-            self._socket.settimeout(seconds)
-            return
-        time = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))
-        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-            self._socket.setsockopt(socket.SOL_SOCKET, option, time)
+        self._patience = patience
+        self._socket.settimeout(seconds if patience[1] else None)
+        if not self._is_tls:
+            time = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6)) if not patience[1] else bytes(16)
+            for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+                self._socket.setsockopt(socket.SOL_SOCKET, option, time)
 
     def wait(self, seconds: float, other: int) -> bool | None:
         """True when a reply comes, False when `other` (a descriptor) is readable, None after so many seconds."""
@@ -228,7 +231,10 @@ class Finder:
         arguments.setdefault("socket_connect_timeout", SILENCE)
         if kind is redis.UnixDomainSocketConnection:
             arguments = {name: value for name, value in arguments.items() if name not in ("host", "port", "socket_connect_timeout")}
-        connection = kind(**arguments, **_anonymous(), socket_timeout=SILENCE, retry=Retry(NoBackoff(), 0), protocol=2)
+        try:
+            connection = kind(**arguments, **_anonymous(), socket_timeout=SILENCE, retry=Retry(NoBackoff(), 0), protocol=2)
+        except (RedisError, TypeError, ValueError) as error:
+            raise ProviderError(f"redis-py refuses the arguments of the connection to {where}: {error}") from error
         try:
             connection.connect()
             return Wire(connection, where)

@@ -9,12 +9,12 @@ if ARGV[at] ~= 'register' then
     NUMBER = string.sub(NUMBER, 2)
     local remembered = call('HMGET', memory, 'last', 'result')
     if remembered[1] == NUMBER then
-      return remembered[2] == '' and 'unregistered' or cmsgpack.unpack(remembered[2])
+      return cmsgpack.unpack(remembered[2])
     end
   end
 end
 
-local results, has_changed = {}, false
+local results, to_remember, has_changed = {}, {}, false
 while at <= #ARGV do
   local name, length = ARGV[at], ARGV[at + 1]
   at = at + 2
@@ -22,15 +22,17 @@ while at <= #ARGV do
   if name ~= 'publish' then
     bound = nil
   end
+  is_bulky = false
   local ok, result, changes_nothing = pcall(operations[name])
   if not ok then
     result = {'error', type(result) == 'table' and result.err or tostring(result)}
   end
   results[#results + 1] = result
+  to_remember[#results] = is_bulky and {'forgotten'} or result
   has_changed = has_changed or not (ok and changes_nothing)
   at = after
 end
 if has_changed and NUMBER ~= '' then
-  redis.pcall('HSET', memory, 'last', NUMBER, 'result', is_bulky and '' or cmsgpack.pack(results))
+  redis.pcall('HSET', memory, 'last', NUMBER, 'result', cmsgpack.pack(to_remember))
 end
 return results

@@ -2,7 +2,7 @@
 
 local function inbox_owner(name)
   local owner = call('HGET', P .. 'im:' .. name, 'owner')
-  if owner and not lives(owner) then
+  if owner and owner ~= ME and not lives(owner) then
     bury(owner)
     owner = nil
   end

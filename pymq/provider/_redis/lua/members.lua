@@ -12,6 +12,7 @@ end
 
 function operations.beat()
   local ends, thoroughly = now + number(), argument()
+  go_without_memory()
   call('ZADD', P .. 'members', ends, ME)
   for _, key in ipairs({'members', 'n', 'pg', 'pi', 'epoch', 'm:' .. ME, 'mi:' .. ME}) do
     call('PEXPIRE', P .. key, LONG)

@@ -41,6 +41,7 @@ local function show_due(queue)
         give_back(queue, owner)
       end
     end
+    go_without_memory()
     call('HSET', P .. 'q:' .. queue, 'checked', now)
   end
 end
@@ -50,6 +51,7 @@ local function waiting(queue)
 end
 
 local function hide(queue, id, milliseconds)  -- rare
+  go_without_memory()
   call('ZADD', P .. 'h:' .. queue, numeral(now + milliseconds), id)
   if milliseconds < SOON then
     ring(queue)

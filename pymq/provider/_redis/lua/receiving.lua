@@ -61,6 +61,7 @@ function operations.fetch()
   for n = handed + 1, #found do
     bytes = bytes - #found[n]
   end
+  go_without_memory()
   call('HSET', P .. 'im:' .. name, 'bytes', bytes, 'handed', math.max(handed, #found), 'idle', '0', 'busy', busy)
   tell_room(name)
   return {'ok', numeral(base), found}
@@ -73,7 +74,7 @@ function operations.take()
   end
   show_due(queue)
   local ids, attempts, messages, bytes = pop(queue, limit)
-  is_bulky = is_bulky or bytes > 65536
+  is_bulky = bytes > 65536
   if #ids > 0 then
     if milliseconds >= 0 then
       lease(queue, ids, attempts, messages, milliseconds)

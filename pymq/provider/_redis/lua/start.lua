@@ -24,10 +24,10 @@ local time = call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local LONG = 600000          -- what members keep alive is gone ten minutes after the last of them
 local SOON = 1000            -- who waits looks again after a second at the latest
-local LEVEL = 8796093022208  -- 2^43: an id is its place, the level of its priority times this, plus a counter that starts as a time in ms
+local LEVEL = 562949953421312  -- 2^49: an id is its place, the level of its priority times this, plus a counter (`next_id`)
 local bound, generation      -- what a publish has looked up, for the next ones of the batch
 local alive = {}             -- the owners that live
-local is_bulky = false       -- whether the result is too large to be remembered
+local is_bulky = false       -- whether the operation's result is too large to be remembered
 local BATCH_BYTES = 8388608  -- what one reply carries, but for a single larger message
 local DIRECT = 16384         -- a message up to this size travels in the token that wakes its receiver
 
@@ -52,13 +52,20 @@ local function list()
   return items
 end
 
+-- A counter that starts as a time, and again when nobody was there for as long as it lasts. The time is in 10 us, which no counter of
+-- messages keeps up with: of milliseconds it did, and then an id was given to a second message while the first one waited.
 local function next_id()
   local id = call('INCR', P .. 'n')
-  if id < 1000000000000 then
-    id = now
-    call('SET', P .. 'n', numeral(now), 'PX', LONG)
+  if id < 100000000000000 then
+    id = time[1] * 100000 + math.floor(time[2] / 10)
+    call('SET', P .. 'n', numeral(id), 'PX', LONG)
   end
   return id
+end
+
+-- A server without memory refuses a script's first write where that may need some, and none behind another write.
+local function go_without_memory()
+  call('DEL', P .. '-')
 end
 
 local function lives(token)
