@@ -37,7 +37,7 @@ Raise: TypeAlias = Callable[[Any, Find], Any]
 
 
 def write(value: Any) -> bytes:
-    """The value as tagged JSON. Raises CodecError naming what cannot travel and where it is."""
+    """The value as tagged JSON. Raises CodecError naming what cannot travel."""
     return dump(lambda: lower(value, 0), type(value))
 
 

@@ -43,7 +43,7 @@ from pymq.routes import Route, check_seconds
 from pymq.rpc import Caller, StubMethod
 from pymq.schedule import Schedule
 from pymq.subscriptions import Subscriptions, Work
-from pymq.topics import check_channel, topic_of
+from pymq.topics import check_channel
 
 log: logging.Logger = logging.getLogger("pymq")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -241,9 +241,10 @@ class EventBus:
     ) -> int | None:
         """Send the event to everyone who subscribed to its class, to a base of it or to the channel; how many receivers have it.
 
-        Each receiving bus counts once, the own one included, and each group once; None where the provider cannot know. `delay` and
-        `ttl` are in seconds: invisible for so long, dropped after that. Raises CodecError for a value that cannot travel unchanged,
-        MessageTooLarge, Full (with `.accepted` and `.groups`) when a group's queue stays full, ProviderError.
+        Each receiving bus counts once, the own one included, and each group once for every channel or pattern that it is bound to;
+        None where the provider cannot know. `delay` and `ttl` are in seconds: invisible for so long, dropped after that. Raises
+        CodecError for a value that cannot travel unchanged, MessageTooLarge, Full (with `.accepted` and `.groups`) when a group's
+        queue stays full, ProviderError.
         """
         # no argument is keyword-only: CPython 3.11 takes 0.06 us more for the call of such a function
         route = self.routes.get(type(event) if channel is None else (channel, type(event)))
@@ -281,8 +282,8 @@ class EventBus:
         With `group`, each event goes to one member, and is acked after the callback returned; one that raises is called again up to
         `retries` times, after `backoff` seconds doubling each time, then the event is in `bus.group(group).dead`. `lease` is in
         seconds, extended while the callback runs; `workers` callbacks run at once (and order is given up). Without a group,
-        `workers` above 1 lets that many run at once as well. Raises TypeError for a callback that cannot take an event, ValueError
-        where neither a hint nor `channel` says what to subscribe to.
+        `workers` above 1 lets that many run at once as well, of a callback that is no `async def`. Raises TypeError for a callback
+        that cannot take an event, ValueError where neither a hint nor `channel` says what to subscribe to.
         """
         targets, options = targets_of(callback, channel, pattern), Options(retries, backoff, lease, workers)
         options.check()
@@ -483,7 +484,6 @@ def decorator(apply: Callable[..., Any], given: Sequence[Any], options: dict[str
 
 
 _buses: weakref.WeakSet[EventBus] = weakref.WeakSet()
-_owner = os.getpid()
 
 
 def _after_fork_in_child() -> None:
@@ -499,4 +499,4 @@ def _at_exit() -> None:
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
-__all__ = ["EventBus", "Topic", "topic_of"]
+__all__ = ["EventBus", "Topic"]

@@ -72,6 +72,8 @@ def targets_of(callback: Handler, channel: str | None, pattern: bool) -> list[Ta
     shape = Shape(callback)
     if pattern and channel is None:
         raise ValueError("pattern=True wants the pattern as the channel, as in subscribe(callback, 'sensors/*', pattern=True)")
+    if channel is None and typing.is_typeddict(shape.hint):
+        raise ValueError(f"{describe(callback)}: {shape.hint.__name__} is a plain dict when it is published; give channel=")
     named = [(channel, shape.hint)] if channel is not None else channels_of(shape.hint)
     if not named:
         raise ValueError(f"{describe(callback)} says no event class: annotate its first parameter with one, or give channel=")

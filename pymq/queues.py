@@ -222,7 +222,10 @@ class Queue(Generic[T]):
         self._closed = True
 
     def free(self) -> None:
-        """The queue and its items are gone; whoever waits in `get` gets QueueNotFound; a later `put` makes it anew."""
+        """The queue and its items are gone; whoever waits in `get` gets QueueNotFound; a later `put` makes it anew.
+
+        Its dead letters stay: `dead.purge()` removes them.
+        """
         self._provider().delete(self._queue)
 
     def _provider(self) -> Provider:

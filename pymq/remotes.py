@@ -51,7 +51,7 @@ def forget_name(fn: Callable[..., Any], *attributes: str) -> None:
 
 
 class Remote:
-    """One exposed function: decodes a call, makes it, replies. Serial, as a subscription is."""
+    """One exposed function: decodes a call, makes it, replies. Serial, as a subscription is, unless it is `async def`."""
 
     def __init__(self, bus: EventBus, remotes: Remotes, fn: Callable[..., Any], name: str) -> None:
         from pymq import codec

@@ -38,7 +38,7 @@ R = TypeVar("R")
 
 
 class RpcRequest(NamedTuple):
-    """A call, as data."""
+    """A call, as data; nothing here makes one: for programs that come from PyMQ."""
 
     fn: str
     response_channel: str
@@ -250,7 +250,10 @@ class StubMethod(Generic[P, R]):
         return result  # type: ignore[no-any-return]
 
     def rpc(self, *args: P.args, **kwargs: P.kwargs) -> Any:
-        """The raw `RpcResponse` (multi: a list of them): a failure is in its result instead of being raised."""
+        """The raw `RpcResponse` (multi: a list of them): a failure is in its result instead of being raised.
+
+        Raises NoSuchRemoteError, and CodecError for an argument that cannot travel.
+        """
         result = self._bus.caller.call(self, pack_call(args, kwargs))
         return [self._response(each) for each in result] if self.multi else self._response(result)
 

@@ -358,7 +358,9 @@ class RedisProvider(Provider):
     @staticmethod
     def _expect_settled(receipt: Receipt, outcome: int) -> None:
         if not outcome:
-            raise LeaseLost(f"the lease of delivery {receipt.attempt} from {receipt.queue!r} had ended; nothing was settled")
+            raise LeaseLost(
+                f"delivery {receipt.attempt} from {receipt.queue!r} was settled before, or its lease had ended: nothing was done"
+            )
 
     # ------------------------------------------------------------------ numbers and names
 

@@ -87,7 +87,9 @@ class _Broker:
         assert isinstance(receipt, LeaseReceipt)
         receipt.home.show_due()
         if receipt.item.receipt is not receipt or receipt.item not in receipt.home.hidden:
-            raise LeaseLost(f"the lease of delivery {receipt.attempt} from {receipt.queue!r} had ended; nothing was settled")
+            raise LeaseLost(
+                f"delivery {receipt.attempt} from {receipt.queue!r} was settled before, or its lease had ended: nothing was done"
+            )
         return receipt
 
     def is_needed(self) -> bool:

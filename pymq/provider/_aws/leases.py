@@ -71,4 +71,4 @@ class Leases:
 
 def lost(receipt: SqsReceipt) -> LeaseLost:
     """The error for one that came too late."""
-    return LeaseLost(f"the lease of delivery {receipt.attempt} from {receipt.queue!r} had ended; nothing was settled")
+    return LeaseLost(f"delivery {receipt.attempt} from {receipt.queue!r} was settled before, or its lease had ended: nothing was done")

@@ -318,7 +318,7 @@ class Store:
         if words[STATUS]:
             self.enter()
         if words[slot] != receipt.number or words[slot + OWNER] != self._member or words[slot + DUE] <= now:
-            raise LeaseLost(f"the lease on a message of queue {self.name!r} had ended: it is delivered again")
+            raise LeaseLost(f"a delivery from queue {self.name!r} was settled before, or its lease had ended: nothing was done")
         return now
 
     def _drop(self, slot: int) -> None:

@@ -13,13 +13,19 @@ class Greeting:
     text: str
 
 
+def say(line: str) -> None:
+    """In one write: two processes print to one pipe."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 def child() -> None:
     if sys.argv[-1] == "fork":
         assert pymq.publish(Greeting("from the inherited bus")) == 1
     pymq.init()
-    print("child called:", pymq.stub(shout, timeout=10)("hello"), flush=True)
+    say(f"child called: {pymq.stub(shout, timeout=10)('hello')}")
     pymq.publish(Greeting("from the child"))
-    print("child got:", pymq.queue("jobs", type=Greeting).get(timeout=10), flush=True)
+    say(f"child got: {pymq.queue('jobs', type=Greeting).get(timeout=10)}")
     pymq.shutdown()
 
 
@@ -39,12 +45,12 @@ def main() -> None:
     process = multiprocessing.get_context(sys.argv[1]).Process(target=child)
     process.start()
     for _ in range(2 if sys.argv[1] == "fork" else 1):
-        print("parent got:", heard.get(timeout=20), flush=True)
+        say(f"parent got: {heard.get(timeout=20)}")
     pymq.queue("jobs").put(Greeting("from the parent"))
     process.join(20)
-    print("child's exit:", process.exitcode)
+    say(f"child's exit: {process.exitcode}")
     pymq.publish(Greeting("parent lives"))
-    print("parent got:", heard.get(timeout=20))
+    say(f"parent got: {heard.get(timeout=20)}")
     pymq.shutdown()
 
 
