@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from rich.console import Console
 
 from pymq.cli.leftovers import Namespace, namespaces
@@ -47,5 +49,8 @@ def _clean_one(console: Console, namespace: Namespace, remove: bool) -> bool:
     except ProviderError as error:
         console.print(f"{what}; {error}", style="red", markup=False)
         return True
-    console.print(f"{what}: removed", markup=False)
+    is_left = not namespace.alive and os.path.isdir(namespace.path)
+    outcome = "removed" if namespace.dead or not is_left else "nothing to remove"
+    rest = "; what stays goes with Queue.free() and Group.delete()" if is_left else ""
+    console.print(f"{what}: {outcome}{rest}", markup=False)
     return False

@@ -176,7 +176,8 @@ def test_what_the_dead_have_left(actors: Nursery, stage: Path) -> None:
     assert lines_with(looked, "nothing was removed", "--yes")
     assert sorted(map(str, stage.rglob("*"))) == before
     cleaned = pymq_command("clean", "--yes", home=home)
-    assert lines_with(cleaned, "removed")
+    assert lines_with(cleaned, "removed", "Queue.free()")
+    assert lines_with(pymq_command("clean", "--yes", home=home), "nothing to remove", "Queue.free()")
     assert [path for path in stage.rglob("*") if path.parent.name in {"bells", "inboxes"}] == []
     assert lines_with(pymq_command("doctor", home=home), "ok", "0 of dead ones")
     found = [line[1] for line in finish(actors, home) if line[0] == "found"]

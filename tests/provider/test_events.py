@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from decimal import Decimal
 from functools import partial
-from typing import Any
+from typing import Any, TypedDict
 
 import pytest
 from harness import GUARD, Heard, eventually, in_thread
@@ -24,6 +24,18 @@ def heard() -> Heard:
 
 
 # --- by class ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_typed_dict_wants_a_channel(bus):
+    class Level(TypedDict):
+        value: float
+
+    def handler(event: Level) -> None: ...
+
+    with pytest.raises(ValueError, match=r"Level is a plain dict.*channel="):
+        bus.subscribe(handler)
+    bus.subscribe(handler, "readings")
+    assert bus.publish(Level(value=1.0), "readings") == 1
 
 
 def test_an_event_reaches_every_subscriber_of_its_class(peers):

@@ -320,6 +320,29 @@ def test_shutdown_lets_running_handlers_end(config, heard):
     assert heard.take(1) == ["ended"]
 
 
+def test_shutdown_says_what_nobody_has_received(config, caplog):
+    """Where asking takes no time: who asks a server may wait for a dead one."""
+    held, gate = threading.Event(), threading.Event()
+
+    def slow(value: int) -> None:
+        held.set()
+        gate.wait(GUARD)
+
+    bus = pymq.EventBus(config)
+    bus.start()
+    bus.subscribe(slow, "c")
+    bus.publish(0, "c")
+    assert held.wait(GUARD)
+    bus._dispatcher._closing = True  # as where it ends in the very moment in which they come
+    for number in range(1, 4):
+        bus.publish(number, "c")
+    is_local = not bus.provider.features.waits_on_io
+    with caplog.at_level(logging.WARNING, "pymq"):
+        bus.shutdown(0.2)
+    gate.set()
+    assert ("3 messages that had come" in caplog.text) == is_local
+
+
 def test_shutdown_inside_a_handler(config, heard):
     def handler(value: int) -> None:
         bus.shutdown(timeout=1)

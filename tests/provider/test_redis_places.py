@@ -244,3 +244,25 @@ def test_namespaces_cannot_be_mistaken_for_each_other():
     prefixes = {RedisConfig(namespace=name).prefix for name in ("a", "a}:x", "a}", "{a", "a%7D", "ä", "a:b")}
     assert len(prefixes) == 7
     assert all(prefix.count("{") == prefix.count("}") == 1 for prefix in prefixes)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://h:6379?password=s3cret&nonsense=1",
+        "redis://h?username=u&password=s3cret@1&db=x",
+        "redisx://u:s3cret@h",
+        "redis://u:sec?s3cret@127.0.0.1",
+        "redis://u:s3cret@h:port",
+    ],
+)
+def test_no_error_about_a_url_shows_its_password(url):
+    with pytest.raises(ValueError) as caught:
+        config_from(url)
+    assert "s3cret" not in str(caught.value)
+    assert "s3cret" not in str(caught.value.__cause__)
+
+
+def test_arguments_that_redis_py_refuses_are_a_provider_error():
+    with pytest.raises(pymq.ProviderError, match=r"127\.0\.0\.1:1"):
+        config_from("redis://127.0.0.1:1?ssl_ca_certs=/x").create().open()

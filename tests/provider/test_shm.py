@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -76,6 +77,19 @@ def test_a_lost_lease_is_told_and_loses_nothing(bus, caplog, monkeypatch):
     assert "took longer than its lease" in caplog.text
     assert group.qsize() == 0
     group.delete()
+
+
+def test_queues_that_others_have_freed_cost_no_descriptors(place):
+    """A server that replies into a queue of each client's own."""
+    with pymq.EventBus(place.config) as server, pymq.EventBus(place.config) as client:
+        held = []
+        for number in range(120):
+            mine = client.queue(f"reply/{number}")
+            server.queue(f"reply/{number}").put(number)
+            assert mine.get(timeout=GUARD) == number
+            mine.free()
+            held.append(len(os.listdir("/proc/self/fd")))
+        assert max(held[60:]) <= max(held[:60])
 
 
 def test_a_death_may_be_watched_for_twice(place):
