@@ -95,6 +95,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name != "__version__":
         raise AttributeError(f"module 'pymq' has no attribute {name!r}")
-    from importlib.metadata import version  # 12 ms, which only who asks is to pay
+    from importlib.metadata import PackageNotFoundError, version  # 12 ms, which only who asks is to pay
 
-    return version("pymq")
+    try:
+        return version("pymq")
+    except PackageNotFoundError as error:
+        raise AttributeError("this pymq is not installed, so it has no version") from error

@@ -6,7 +6,6 @@ checks run, and by then setting every attribute to what was sent, so that whatev
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import enum
 import inspect
@@ -36,7 +35,6 @@ JSON = 2
 Fitter: TypeAlias = Callable[[Any, int], Any]
 
 _JSON_TEXT = (Decimal, UUID, datetime, date, time, timedelta)
-_UNCHANGING = frozenset({type(None), bool, int, float, str, bytes, *_JSON_TEXT})
 _ITERABLES = (list, set, frozenset, tuple)
 
 
@@ -270,9 +268,14 @@ def rebuild(cls: Any, state: dict[str, Any]) -> Any:
     return _set_state(_call(cls, _copied(state)), state, hints_of(cls))
 
 
-def _copied(state: dict[str, Any]) -> dict[str, Any]:
-    """For an `__init__` or a validator, which may change what it is given: the instance then gets what was sent."""
-    return {name: value if type(value) in _UNCHANGING else copy.deepcopy(value) for name, value in state.items()}
+def _copied(value: Any) -> Any:
+    """For an `__init__` or a validator, which may change the containers it is given: the instance then gets what was sent."""
+    cls = type(value)
+    if cls is dict:
+        return {key: _copied(item) for key, item in value.items()}
+    if cls is list or cls is tuple:
+        return cls(map(_copied, value))
+    return cls(value) if cls is set or cls is bytearray else value
 
 
 def _call(cls: type, state: Mapping[str, Any]) -> Any:

@@ -143,7 +143,8 @@ class EventBus:
             member.stop()
         schedule.close()
         if dispatcher is not None:
-            abandoned += dispatcher.close(deadline) + self._unread(provider)
+            abandoned += dispatcher.close(deadline)
+            abandoned += [] if dispatcher.may_receive else self._unread(provider)
         for member in members:
             abandoned += member.join(deadline)
         abandoned += self.subscriptions.finish(deadline)

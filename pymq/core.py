@@ -35,6 +35,10 @@ bus: EventBus | None = None
 
 _lock = threading.RLock()
 _declared: dict[tuple[Any, ...], tuple[str, Callable[..., Any], dict[str, Any]]] = {}
+_BY_POSITION = {
+    "subscribe": ("channel", "pattern", "group", "retries", "backoff", "lease", "workers"),
+    "expose": ("channel",),
+}
 _early: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
 _inherited = False
 _routes: dict[Any, Route] = {}
@@ -280,7 +284,10 @@ def _bus() -> EventBus:
 
 def _declare(verb: str, fn: Callable[..., Any], *given: Any, **options: Any) -> None:
     """Keep a module-level function for every `init`, in the place of the one that had its name, and apply it to the running bus."""
-    options |= dict(zip(("channel", "pattern"), given))
+    names = _BY_POSITION[verb]
+    if len(given) > len(names) or options.keys() & names[: len(given)]:
+        raise TypeError(f"{verb}: beside the function, each of {', '.join(names)} at most once, not {given!r} and {options!r}")
+    options |= dict(zip(names, given))
     says = options.get("channel")
     if verb == "subscribe":
         hint = Shape(fn).hint

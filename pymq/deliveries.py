@@ -137,7 +137,7 @@ class Leases:
 
     def __init__(self, provider: Callable[[], Provider]) -> None:
         self._provider = provider
-        self._held: dict[Receipt, tuple[float, float]] = {}  # for so many seconds at a time, and when it is to be extended
+        self._held: dict[Receipt, list[float]] = {}  # for so many seconds at a time, and when it is to be extended
         self._next = math.inf
         self._changed = threading.Event()
         self._thread: threading.Thread | None = None
@@ -147,7 +147,7 @@ class Leases:
     def hold(self, receipt: Receipt, lease: float) -> None:
         """Keep it leased, `lease` seconds at a time, until `release`."""
         due = time.monotonic() + lease / 3
-        self._held[receipt] = lease, due
+        self._held[receipt] = [lease, due]
         if due < self._next:
             self._wake()
 
@@ -178,9 +178,10 @@ class Leases:
             self._changed.wait(None if self._next == math.inf else max(0.0, self._next - time.monotonic()))
             self._changed.clear()
             now = time.monotonic()
-            for receipt, (lease, due) in list(self._held.items()):
-                if due <= now:
-                    self._held[receipt] = lease, now + lease / 3
+            for receipt, entry in list(self._held.items()):
+                lease, due = entry
+                if due <= now and receipt in self._held:
+                    entry[1] = now + lease / 3  # in place: one that is released at this moment must not come back
                     self._extend(receipt, lease)
 
     def _first_due(self) -> float:

@@ -89,6 +89,8 @@ class Dispatcher:
         self._calm = True
         self._asleep = True
         self._closing = self._abandoning = False
+        self.may_receive: bool = True
+        """Whether a thread may be in `receive`, also after `close`."""
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
@@ -288,6 +290,8 @@ class Dispatcher:
         self._abandoning = True
         readers = {*self._replaced, self._reader} - {None}
         stuck = [r.task.name for r in readers if r and r.running is not None and r.task and r.thread != threading.get_ident()]
+        living = [thread for thread in self._threads if thread.is_alive() and thread is not threading.current_thread()]
+        self.may_receive = len(living) > len(stuck)
         waiting = len(self._work)
         return [f"the handler {name}, which still runs" for name in stuck] + ([f"{waiting} unhandled messages"] if waiting else [])
 

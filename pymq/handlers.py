@@ -108,7 +108,10 @@ def or_none(hints: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, 
 
 
 def _or_none(hint: Any) -> Any:
-    return hint if hint is Any or isinstance(hint, InitVar) else Union[hint, None]  # noqa: UP007 - a text has no |
+    try:
+        return hint if hint is Any or isinstance(hint, InitVar) else Union[hint, None]  # noqa: UP007 - a text has no |
+    except TypeError:  # `Final`, and notes that are no types, such as [int]
+        return hint
 
 
 def _names_in_callers() -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 from pymq import message as frames
@@ -57,11 +58,11 @@ class Route:
 def check_seconds(**durations: float | None) -> None:
     """Raises ValueError for one that is no time to wait."""
     for name, seconds in durations.items():
-        if seconds is not None and not (isinstance(seconds, (int, float)) and seconds >= 0):
-            raise ValueError(f"{name}={seconds!r}: must be 0 or more seconds")
+        if seconds is not None and not (isinstance(seconds, Real) and seconds >= 0):
+            raise ValueError(f"{name}={seconds!r}: must be a number of seconds, 0 or more")
 
 
 def check_lease(seconds: float) -> None:
     """Raises ValueError for what is no time that ends."""
-    if not (isinstance(seconds, (int, float)) and 0 < seconds < math.inf):
+    if not (isinstance(seconds, Real) and 0 < seconds < math.inf):
         raise ValueError(f"lease={seconds!r}: must be more than 0 seconds, and end")

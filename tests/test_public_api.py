@@ -99,6 +99,17 @@ def test_decorators_take_a_function_and_more():
         assert pymq.stub("two", timeout=10)() == 2
 
 
+def test_decorators_drop_nothing_that_they_are_given():
+    with pytest.raises(TypeError, match="channel, pattern, group"):
+        pymq.subscriber("a", channel="b")(lambda event: None)
+    with pytest.raises(TypeError, match="at most once"):
+        pymq.remote(lambda: 1, "a", True)
+    with pymq.init(SimpleEventBus) as bus:
+        pymq.subscriber("jobs", False, "workers")(lambda event: None)
+        assert [member.group.name for member in bus._members] == ["workers"]
+        bus.group("workers").delete()
+
+
 def test_the_version_is_that_of_the_package():
     assert pymq.__version__ == metadata.version("pymq")
     with pytest.raises(AttributeError, match="'nothing'"):

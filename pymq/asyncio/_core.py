@@ -218,7 +218,7 @@ class Extensions(Leases):
 
     def hold(self, receipt: Receipt, lease: float) -> None:
         if self._core.port.direct:
-            self._held[receipt] = lease, math.inf
+            self._held[receipt] = [lease, math.inf]
             self._timers[receipt] = self._core.port.loop.call_later(lease / 3, self._again, receipt, lease)
         else:
             super().hold(receipt, lease)

@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 
@@ -666,7 +667,7 @@ def test_numbers_that_cannot_be_meant_are_refused(bus, jobs, group, number):
 
 def test_very_long_times(jobs):
     jobs.put("for ever", ttl=float("inf"))
-    jobs.put("for a thousand years", ttl=3e10)
+    jobs.put("for a thousand years", ttl=3e10, delay=Fraction(1, 1000))
     assert [jobs.get(timeout=1e9), jobs.get(timeout=float("inf"))] == ["for ever", "for a thousand years"]
 
 

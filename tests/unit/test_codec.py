@@ -17,7 +17,7 @@ from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum, Flag, IntEnum
 from functools import cached_property
-from typing import Annotated, Any, Generic, Literal, NamedTuple, Optional, TypedDict, TypeVar, Union
+from typing import Annotated, Any, Dict, Final, Generic, List, Literal, NamedTuple, Optional, TypedDict, TypeVar, Union  # noqa: UP035
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -1066,6 +1066,22 @@ class OddHolder:
     odd: Odd
 
 
+@dataclass(frozen=True)
+class FrozenSlots:
+    __slots__ = ("x",)
+    x: int
+
+
+class FrozenHolder:
+    def __init__(self, items: list[FrozenSlots]) -> None:
+        self.items = items
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, FrozenHolder) and self.items == other.items
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 class TestWhatAReviewFound:
     def test_keys_with_lone_surrogates_stay_apart(self) -> None:
         @dataclass
@@ -1086,12 +1102,30 @@ class TestWhatAReviewFound:
         there_and_back(sent)
         assert sent.steps == ["made"]
 
+    def test_what_an_init_is_given_may_be_frozen(self) -> None:
+        received = there_and_back(FrozenHolder([FrozenSlots(1)]))
+        assert received.items[0].x == 1
+
+    def test_hints_that_take_no_none(self) -> None:
+        @dataclass
+        class Ended:
+            x: Final[Optional[int]] = None
+
+        there_and_back(Ended(3))
+
+        def noted(items=None):  # type: ignore[no-untyped-def]
+            pass
+
+        noted.__annotations__ = {"items": [int]}
+        assert handlers.hints_of(noted) == {"items": [int]}
+
     def test_bare_containers_of_typing(self) -> None:
         @dataclass
         class Batch:
-            items: list | None = None
-            names: dict | None = None
+            items: Optional[List] = None  # noqa: UP006
+            names: Optional[Dict] = None  # noqa: UP006
 
+        assert len(_hints.hints_of(Batch)) == 2
         there_and_back(Batch())
         there_and_back(Batch([1, "a"], {1: 2}))
 
@@ -1142,6 +1176,8 @@ class TestWhatAReviewFound:
         assert handlers.hints_of(Plain.__init__)["note"] == Optional[str]
 
 
-def there_and_back(value: Any) -> None:
+def there_and_back(value: Any) -> Any:
     encoder = encoder_for(type(value))
-    assert decoder_for(encoder.form, encoder.type_name, type(value))(encoder.encode(value)) == value
+    received = decoder_for(encoder.form, encoder.type_name, type(value))(encoder.encode(value))
+    assert received == value
+    return received

@@ -71,6 +71,24 @@ def test_a_lease_is_extended_however_many_shorter_ones_come_and_go():
     assert provider.extended.count(slow) >= 3
 
 
+def test_a_lease_that_is_released_while_another_is_extended_is_not_extended_any_more():
+    provider: Any = Recording()
+    leases = Leases(lambda: provider)
+    first, second = Receipt("first", 1), Receipt("second", 1)
+
+    def extend(receipt: object, seconds: float) -> None:
+        provider.extended.append(receipt)
+        leases.release(second)
+
+    provider.extend = extend
+    leases.hold(first, 0.3)
+    leases.hold(second, 0.3)
+    time.sleep(0.5)
+    leases.close()
+    assert provider.extended.count(first) >= 3
+    assert second not in provider.extended
+
+
 def leased(provider: Any, payload: bytes) -> Leased:
     message = frames.pack_sequence(1) + frames.pack_prefix(Prefix(frames.ITEM, 0, 0, 1, "c", "", ())) + payload
     return Leased(provider, message, Receipt("queue/jobs", 1), Policy(0, 1.0, "dead"))

@@ -39,6 +39,7 @@ end
 -- empty; "2", he waits already, and needs one if it is not.
 function operations.fetch()
   local name, done, then_blocks, busy, watch = argument(), number(), argument(), argument(), list()
+  go_without_memory()
   local base, bytes, handed, count = trimmed(name, done)
   if not base then
     return {'gone'}
@@ -61,7 +62,6 @@ function operations.fetch()
   for n = handed + 1, #found do
     bytes = bytes - #found[n]
   end
-  go_without_memory()
   call('HSET', P .. 'im:' .. name, 'bytes', bytes, 'handed', math.max(handed, #found), 'idle', '0', 'busy', busy)
   tell_room(name)
   return {'ok', numeral(base), found}
