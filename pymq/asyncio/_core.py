@@ -134,6 +134,9 @@ class LoopDispatcher:
 
     inflow: Inflow
 
+    may_receive = True
+    """As `Dispatcher` says: also after `close`."""
+
     def __init__(self, tasks: Mapping[bytes, Sequence[Task]], look_up: Callable[[bytes], Sequence[Task]]) -> None:
         self._tasks = tasks
         self._look_up = look_up
