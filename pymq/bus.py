@@ -144,7 +144,8 @@ class EventBus:
         schedule.close()
         if dispatcher is not None:
             abandoned += dispatcher.close(deadline)
-            abandoned += [] if dispatcher.may_receive else self._unread(provider)
+            if not dispatcher.may_receive:
+                self._tell_unread(provider)
         for member in members:
             abandoned += member.join(deadline)
         abandoned += self.subscriptions.finish(deadline)
@@ -158,7 +159,7 @@ class EventBus:
         if abandoned:
             log.warning("shutdown after %s s abandoned %s", timeout, ", ".join(abandoned))
 
-    def _unread(self, provider: Provider) -> list[str]:
+    def _tell_unread(self, provider: Provider) -> None:
         """What had come and nobody has received, where asking takes no time: over a network, who asks may wait for a dead server."""
         events = 0
         with suppress(PymqError):  # its files were removed, or it is damaged
@@ -166,7 +167,8 @@ class EventBus:
             while left > 0 and (batch := provider.receive(self.inbox, 0)):
                 left -= len(batch)
                 events += sum(1 for message, _ in batch if message)  # an empty one only asks whether this inbox still lives
-        return [f"{events} messages that had come"] if events else []
+        if events:
+            log.info("shutdown left %d messages that had come and that nobody has received", events)
 
     def _end(self, provider: Provider) -> None:
         """Unless another shutdown has ended it meanwhile: then the bus may have been started again."""

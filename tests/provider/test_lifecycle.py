@@ -337,7 +337,7 @@ def test_shutdown_says_what_nobody_has_received(config, caplog):
     for number in range(1, 4):
         bus.publish(number, "c")
     is_local = not bus.provider.features.waits_on_io
-    with caplog.at_level(logging.WARNING, "pymq"):
+    with caplog.at_level(logging.INFO, "pymq"):
         bus.shutdown(0.2)
     gate.set()
     assert ("3 messages that had come" in caplog.text) == is_local
