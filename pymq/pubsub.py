@@ -42,7 +42,6 @@ _Reader: TypeAlias = "Callable[[bytes], Message | None]"
 log: logging.Logger = logging.getLogger("pymq")
 
 _MOST_REMEMBERED = 10_000
-_LONGEST_SLEEP = 86400.0  # poll counts milliseconds in 32 bits
 
 
 class Channel:
@@ -180,7 +179,7 @@ class Channel:
         for due, *_ in self._later[:1]:
             seconds = min(seconds, max(0, due - monotonic()))
         try:
-            found = self._provider.receive(self._queue, None if seconds == math.inf else min(seconds, _LONGEST_SLEEP))
+            found = self._provider.receive(self._queue, None if seconds == math.inf else seconds)
         except ProviderError:
             if self.is_open:
                 raise

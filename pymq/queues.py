@@ -15,7 +15,7 @@ from pymq.deliveries import DEAD_HEADERS, Leased, Policy, dead_letter, unpack_an
 from pymq.exceptions import CodecError, LeaseLost, PymqError, QueueNotFound, Reject, Retry
 from pymq.message import SEQUENCE_BYTES, Frame, Prefix
 from pymq.provider.base import Provider
-from pymq.routes import check_lease, check_seconds
+from pymq.routes import check_lease, check_seconds, check_times
 
 if TYPE_CHECKING:
     from pymq.bus import EventBus
@@ -361,12 +361,10 @@ _numbers = itertools.count(1).__next__
 
 
 def _check_options(provider: Provider, delay: float, ttl: float | None, priority: int) -> None:
-    check_seconds(delay=delay, ttl=ttl)
+    check_times(provider, delay, ttl)
     levels = provider.features.priorities
     if type(priority) is not int or not 0 <= priority < levels:
         raise ValueError(f"priority={priority!r}: this provider has the levels 0 to {levels - 1}")
-    if delay > provider.features.max_delay:
-        raise ValueError(f"delay={delay!r}: this provider delays by at most {provider.features.max_delay} s")
 
 
 def _with_options(message: bytes, provider: Provider, delay: float, ttl: float | None, priority: int) -> bytes:

@@ -36,10 +36,7 @@ class Route:
 
     def send_with(self, event: Any, headers: dict[str, Any] | None, delay: float, ttl: float | None) -> int | None:
         """Publish an event that has some."""
-        check_seconds(delay=delay, ttl=ttl)
-        most = self._provider.features.max_delay
-        if delay > most:
-            raise ValueError(f"delay={delay!r}: this provider delays by at most {most} s")
+        check_times(self._provider, delay, ttl)
         if not isinstance(headers, dict | None):
             raise TypeError(f"headers are a dict, not {headers!r}")
         now = self._provider.clock()
@@ -60,6 +57,13 @@ def check_seconds(**durations: float | None) -> None:
     for name, seconds in durations.items():
         if seconds is not None and not (isinstance(seconds, Real) and seconds >= 0):
             raise ValueError(f"{name}={seconds!r}: must be a number of seconds, 0 or more")
+
+
+def check_times(provider: Provider, delay: float, ttl: float | None) -> None:
+    """Raises ValueError for what is no time to wait, or a longer delay than the provider can keep."""
+    check_seconds(delay=delay, ttl=ttl)
+    if delay > provider.features.max_delay:
+        raise ValueError(f"delay={delay!r}: this provider delays by at most {provider.features.max_delay} s")
 
 
 def check_lease(seconds: float) -> None:

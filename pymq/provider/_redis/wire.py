@@ -81,13 +81,14 @@ class Wire:
         By the kernel's own timeouts: Python's cost a system call more each time, and eight threads that publish a quarter of their
         rate. But these begin anew after every signal, which is the main thread's to get.
         """
-        patience = seconds, self._is_tls or threading.get_ident() == threading.main_thread().ident
-        if patience == self._patience:
+        by_python = self._is_tls or threading.get_ident() == threading.main_thread().ident
+        if (seconds, by_python) == self._patience:
             return
-        self._patience = patience
-        self._socket.settimeout(seconds if patience[1] else None)
+        self._patience = seconds, by_python
+        self._socket.settimeout(seconds if by_python else None)
         if not self._is_tls:
-            time = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6)) if not patience[1] else bytes(16)
+            kernels = 0.0 if by_python else seconds  # 0 is none
+            time = struct.pack("@ll", int(kernels), int(kernels % 1 * 1e6))
             for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
                 self._socket.setsockopt(socket.SOL_SOCKET, option, time)
 
