@@ -16,6 +16,7 @@ from harness import GUARD, Heard, eventually, in_thread
 import pymq
 from pymq.exceptions import ConnectionLost, LeaseLost, ProviderError, QueueNotFound
 from pymq.provider._aws.envelope import unpack
+from pymq.provider._aws.mailbox import Mailbox
 from pymq.provider.aws import AwsConfig, AwsProvider
 
 
@@ -509,6 +510,24 @@ def test_a_mailbox_that_cannot_be_made_anew_at_once_is_tried_again(wire, provide
         for topic in topics:
             other.publish((topic,), topic.encode())
             assert some(provider, "inbox/7f") == [(topic.encode(), None)]
+
+
+def test_a_mailbox_is_read_again_however_often_that_has_failed(wire, provider, monkeypatch):
+    """For hours, say: 0.1 * 2**1024 is no float any more."""
+    monkeypatch.setattr("pymq.provider._aws.mailbox.LONGEST_PAUSE", 0.0)
+    failures = itertools.count()
+    receive = Mailbox._receive
+
+    def fail(mailbox):
+        if next(failures) < 1100:
+            raise ProviderError("no")
+        receive(mailbox)
+
+    monkeypatch.setattr(Mailbox, "_receive", fail)
+    provider.declare("inbox/7f", temporary=True)
+    with AwsOther(wire, provider) as other:
+        other.send("inbox/7f", b"x")
+        assert some(provider, "inbox/7f") == [(b"x", None)]
 
 
 def after(count: int, answer: Answer) -> Answer:
