@@ -16,7 +16,9 @@ from harness import GUARD, Heard, eventually, in_thread
 import pymq
 from pymq.exceptions import ConnectionLost, LeaseLost, ProviderError, QueueNotFound
 from pymq.provider._aws.envelope import unpack
+from pymq.provider._aws.keeper import Keeper
 from pymq.provider._aws.mailbox import Mailbox
+from pymq.provider._aws.queue import Waiter
 from pymq.provider.aws import AwsConfig, AwsProvider
 
 
@@ -667,6 +669,54 @@ def test_a_queue_that_was_deleted_elsewhere_is_not_found(wire, provider):
         other.delete("jobs")
     with pytest.raises(QueueNotFound, match="jobs"):
         provider.send("jobs", b"y")
+
+
+def test_a_poll_that_could_not_be_begun_is_begun_by_the_next_receive(provider, monkeypatch):
+    """The machine has no thread left, for a moment."""
+    provider.declare("jobs")
+    refuse_once(monkeypatch, "pymq-aws-poll")
+    with pytest.raises(RuntimeError):
+        provider.receive("jobs", GUARD)
+    provider.send("jobs", b"x")
+    assert some(provider, "jobs", lease=None) == [(b"x", None)]
+
+
+def test_a_keeper_that_could_not_be_started_is_started_by_the_next_job(monkeypatch):
+    keeper, called = Keeper(0.01), threading.Event()
+    refuse_once(monkeypatch, "pymq-aws-keeper")
+    with pytest.raises(RuntimeError):
+        keeper.add(called.set, "one")
+    keeper.add(called.set, "another")
+    assert called.wait(GUARD)
+    keeper.close()
+
+
+def refuse_once(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The first thread of that name does not start."""
+    start, refusals = threading.Thread.start, [RuntimeError("can't start new thread")]
+
+    def refuse(thread):
+        if thread.name == name and refusals:
+            raise refusals.pop()
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+
+
+def test_what_cannot_be_given_back_does_not_end_the_polling(wire, provider, monkeypatch):
+    """A poll has brought it, and AWS fails before the one who begins to wait has looked."""
+    monkeypatch.setattr("pymq.provider._aws.queue.KEPT_FOR_THE_NEXT", 0.0)
+    provider.declare("jobs")
+    provider.send("jobs", b"in vain")
+    wire.answers |= dict.fromkeys(["ChangeMessageVisibility", "SendMessageBatch"], refused("AccessDenied", 403))
+    shared = provider._shared.of("jobs")
+    with provider._lock:
+        shared.wait_with(Waiter(1, 30.0, time.monotonic() + GUARD))
+    eventually(lambda: wire.named("ChangeMessageVisibility") or wire.named("SendMessageBatch")[1:])
+    monkeypatch.undo()
+    wire.answers.clear()
+    provider.send("jobs", b"x")
+    assert some(provider, "jobs", lease=None) == [(b"x", None)]
 
 
 # --- what SQS cannot do by itself --------------------------------------------------------------------------------------

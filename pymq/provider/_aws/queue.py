@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+from functools import partial
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from pymq.provider._aws.config import AwsConfig
 from pymq.provider._aws.directory import Directory, Place
 from pymq.provider._aws.envelope import Envelope, Window, unpack
 from pymq.provider._aws.names import all_of_many
+from pymq.provider._aws.sweep import quietly
 from pymq.provider.base import Receipt
 from pymq.topics import matcher
 
@@ -163,11 +165,11 @@ class SharedQueue:
 
     def wait_with(self, waiter: Waiter) -> None:
         """Somebody waits: let there be a poll. Under the lock."""
-        self.waiters.append(waiter)
         if not self._polling:
+            threading.Thread(target=self._serve, name="pymq-aws-poll", daemon=True).start()
             self._polling = True
             self.error = None
-            threading.Thread(target=self._serve, name="pymq-aws-poll", daemon=True).start()
+        self.waiters.append(waiter)
 
     def _serve(self) -> None:
         while (waiters := self._next()) is not None:
@@ -191,7 +193,7 @@ class SharedQueue:
             waiters = None if self.closed or not self.waiters else list(self.waiters)
             self._polling = waiters is not None
         for receipt in vain:
-            self.hide(receipt, 0)
+            quietly(partial(self.hide, receipt, 0), "giving a message back")
         return waiters
 
     def _fail(self, error: Exception) -> None:
