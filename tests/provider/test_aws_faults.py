@@ -719,6 +719,19 @@ def test_what_cannot_be_given_back_does_not_end_the_polling(wire, provider, monk
     assert some(provider, "jobs", lease=None) == [(b"x", None)]
 
 
+def test_a_queue_that_was_deleted_elsewhere_is_made_anew_by_who_declares_it_again(wire, provider):
+    """Who has used it already believes in it no longer."""
+    provider.declare("jobs")
+    provider.send("jobs", b"old")
+    assert some(provider, "jobs", lease=None) == [(b"old", None)]
+    with AwsOther(wire, provider) as other:
+        other.delete("jobs")
+        provider.declare("jobs")
+        provider.bind("jobs", "e/c", exact=True)
+        other.publish(["e/c"], b"new")
+        assert some(provider, "jobs", lease=None) == [(b"new", None)]
+
+
 # --- what SQS cannot do by itself --------------------------------------------------------------------------------------
 
 

@@ -38,14 +38,15 @@ class SharedQueues:
 
     def of(self, queue: str) -> SharedQueue:
         """The one with that name. Raises QueueNotFound."""
-        if (known := self._queues.get(queue)) is not None:
-            return known
         place = self._directory.find_shared(queue)
         if place is None:
             raise gone(queue)
         with self._lock:
-            made = SharedQueue(self._account, self._directory, self._deletes, self._lock, queue, place, self._config)
-            return self._queues.setdefault(queue, made)
+            shared = self._queues.get(queue)
+            if shared is None or shared.place != place:  # deleted and made anew, perhaps by others
+                shared = SharedQueue(self._account, self._directory, self._deletes, self._lock, queue, place, self._config)
+                self._queues[queue] = shared
+            return shared
 
     def all(self) -> list[SharedQueue]:
         """Those that were received from so far. Under the lock."""
