@@ -703,6 +703,44 @@ def refuse_once(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(threading.Thread, "start", refuse)
 
 
+def test_what_a_poll_brings_in_vain_comes_again_as_if_for_the_first_time(wire):
+    """Else an event of a group that allows no retries goes to the dead letters, and nobody has handled it."""
+    config = wire.config(poll=20.0)
+    one, other = config.create(), config.create()
+    for provider in (one, other):
+        provider.open()
+    one.declare("jobs")
+    waiting = in_thread(one.receive, "jobs", None)
+    eventually(lambda: long_polls(wire))
+    eventually(lambda: one.wake() or waiting.done())
+    received = []
+    wire.changes["ReceiveMessage"] = lambda parsed: received.extend(parsed.get("Messages", []))
+    other.send("jobs", b"x")
+    eventually(lambda: received)
+    ((message, receipt),) = some(other, "jobs")
+    assert (message, receipt.attempt) == (b"x", 1)
+    for provider in (one, other):
+        provider.close()
+
+
+def test_who_had_less_than_a_second_gets_what_the_poll_brings_all_the_same(wire, provider, monkeypatch):
+    """SQS knows whole seconds: each poll for less would bring what it brings in vain."""
+    monkeypatch.setattr("pymq.provider._aws.queue.LONGEST_REST", GUARD)
+    provider.declare("jobs")
+    sent = threading.Event()
+
+    def wait(call):
+        assert sent.wait(GUARD)
+
+    wire.answers["ReceiveMessage"] = wait
+    begun = time.monotonic()
+    receiving = in_thread(provider.receive, "jobs", 0.1, lease=None)
+    eventually(lambda: wire.named("ReceiveMessage") and time.monotonic() > begun + 0.2)
+    provider.send("jobs", b"x")
+    sent.set()
+    assert receiving.result(GUARD) == [(b"x", None)]
+
+
 def test_what_cannot_be_given_back_does_not_end_the_polling(wire, provider, monkeypatch):
     """A poll has brought it, and AWS fails before the one who begins to wait has looked."""
     monkeypatch.setattr("pymq.provider._aws.queue.KEPT_FOR_THE_NEXT", 0.0)

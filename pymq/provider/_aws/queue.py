@@ -2,7 +2,7 @@
 
 A long poll cannot be interrupted, so it is made by a thread of its own, and whoever receives waits for that thread, for a `wake`
 or for the end of its time. What a poll brings when nobody waits any more is kept for a second for whoever comes next, then
-given back.
+given back: as a copy, since SQS would count it as delivered, and who had less than a second to wait waits until the poll has ended.
 
 SQS's visibility timeout is the lease, in whole seconds and at most as long as the provider's own lease: longer ones are extended
 by the keeper while this process lives, so that what a dead process had comes again.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+from collections.abc import Callable
 from functools import partial
 from time import monotonic
 from typing import Any, NamedTuple
@@ -33,6 +34,8 @@ log = logging.getLogger("pymq")
 GET_SECONDS = 30
 """How long what is received without a lease is hidden, should removing it fail."""
 KEPT_FOR_THE_NEXT = 1.0
+LONGEST_REST = 2.0
+"""Seconds: a poll that was begun in the last second of somebody's time has ended then, unless AWS is slow."""
 LONGEST_HIDDEN = 43200
 """Seconds; SQS's maximum for a message from the moment it was received."""
 
@@ -75,8 +78,10 @@ class SharedQueue:
         name: str,
         place: Place,
         config: AwsConfig,
+        give_back: Callable[[SqsReceipt], None],
     ) -> None:
         self._account = account
+        self._give_back = give_back
         self._directory = directory
         self._deletes = deletes
         self.changed = threading.Condition(lock)
@@ -88,6 +93,7 @@ class SharedQueue:
         self.expired = 0
         self._stash: list[SqsReceipt] = []
         self._polling = False
+        self._polls = 0
         self._own_patterns: set[str] = set()
         self._patterns: set[str] = set()
         self._refresh = config.refresh
@@ -163,6 +169,12 @@ class SharedQueue:
             self.changed.notify_all()
         return taken
 
+    def take_late(self, limit: int) -> list[SqsReceipt]:
+        """What a poll brings that ends just after the time of the only one for whom it was begun. Under the lock."""
+        polls = self._polls
+        self.changed.wait_for(lambda: self.waiters or not self._polling or self._polls != polls or self.closed, LONGEST_REST)
+        return self.take(limit)
+
     def wait_with(self, waiter: Waiter) -> None:
         """Somebody waits: let there be a poll. Under the lock."""
         if not self._polling:
@@ -181,6 +193,7 @@ class SharedQueue:
                 return self._fail(error)
             with self.changed:
                 self._stash += found
+                self._polls += 1
                 self.changed.notify_all()
         return None
 
@@ -193,7 +206,7 @@ class SharedQueue:
             waiters = None if self.closed or not self.waiters else list(self.waiters)
             self._polling = waiters is not None
         for receipt in vain:
-            quietly(partial(self.hide, receipt, 0), "giving a message back")
+            quietly(partial(self._give_back, receipt), "giving a message back")
         return waiters
 
     def _fail(self, error: Exception) -> None:
