@@ -263,6 +263,54 @@ def test_a_new_pattern_of_a_queue_waits_until_its_receivers_have_looked_again(wi
         provider.close()
 
 
+def test_a_new_pattern_of_a_queue_waits_for_receivers_that_have_looked_until_its_tag_was_set(wire):
+    """Which takes long where AWS is throttling: it sets five tags a second."""
+    config = wire.config(refresh=1.5)
+    one, other = config.create(), config.create()
+    for provider in (one, other):
+        provider.open()
+    one.declare("jobs")
+    one.bind("jobs", "e/a*", exact=False)
+    may_tag = threading.Event()
+
+    def throttle(call):
+        assert may_tag.wait(GUARD)
+
+    wire.answers["TagQueue"] = throttle
+    begun = time.monotonic()
+    binding = in_thread(one.bind, "jobs", "e/b*", exact=False)
+    eventually(lambda: time.monotonic() > begun + 1.5)
+    one.publish(["e/c"], b"nobody's")
+    assert other.receive("jobs", 1.0, lease=None) == []
+    may_tag.set()
+    binding.result(GUARD)
+    one.publish(["e/b"], b"b")
+    assert some(other, "jobs", lease=None) == [(b"b", None)]
+    for provider in (one, other):
+        provider.close()
+
+
+def test_no_event_is_forgotten_while_the_patterns_cannot_be_looked_up(wire):
+    """What could not be judged stays; and so does what comes after it."""
+    other = wire.config(refresh=60.0).create()
+    other.open()
+    with AwsOther(wire, other) as binder:
+        binder.declare("jobs")
+        binder.bind("jobs", "e/*", exact=False)
+    wire.answers["ListQueueTags"] = refused("AccessDenied", 403)
+    for message in (b"1", b"2"):
+        other.publish(["e/c"], message)
+    received = []
+    while len(received) < 2:
+        found = some(other, "jobs", limit=10, lease=1.0)
+        assert found
+        for message, receipt in found:
+            other.ack(receipt)
+            received.append(message)
+    assert sorted(received) == [b"1", b"2"]
+    other.close()
+
+
 # --- what AWS may do --------------------------------------------------------------------------------------------------
 
 

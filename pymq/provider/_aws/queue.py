@@ -154,10 +154,11 @@ class SharedQueue:
         """Whether a pattern matches: one that this process has bound, or one in the queue's tags, read anew after `refresh` seconds."""
         if _any_matches(self._own_patterns | self._patterns, topics):
             return True
-        if monotonic() < self._patterns_until:
+        now = monotonic()
+        if now < self._patterns_until:
             return False
-        self._patterns_until = monotonic() + self._refresh
         self._patterns = set(all_of_many("pattern", self._directory.tags(self.place.url)))
+        self._patterns_until = now + self._refresh  # only now: while nobody knows, nothing is superfluous
         return _any_matches(self._patterns, topics)
 
     # ------------------------------------------------------------------ waiting
