@@ -187,6 +187,21 @@ def test_the_first_pattern_waits_until_every_publisher_has_looked_again(wire, he
         assert len(wire.named("ListSubscriptionsByTopic")) == before, "the topic was subscribed to already"
 
 
+def test_so_does_another_pattern_while_the_first_one_still_waits(wire, heard):
+    config = wire.config(refresh=1.5)
+    with pymq.EventBus(config) as publisher, pymq.EventBus(config) as first, pymq.EventBus(config) as second:
+        for bus in (first, second):
+            bus.subscribe(lambda event: None, "c")
+        publisher.publish("nobody listens", "sensors/7")
+        before = len(wire.named("Subscribe"))
+        subscribing = in_thread(first.subscribe, lambda event: None, "sensors/*", pattern=True)
+        eventually(lambda: len(wire.named("Subscribe")) > before)
+        second.subscribe(heard, "sensors/*", pattern=True)
+        publisher.publish("heard", "sensors/7")
+        assert heard.next() == "heard"
+        subscribing.result(GUARD)
+
+
 def test_who_serves_is_looked_up_once_in_a_while(wire):
     config = wire.config(refresh=60.0)
     with pymq.EventBus(config) as server, pymq.EventBus(config) as bus:
