@@ -413,6 +413,25 @@ def test_a_message_that_comes_twice_is_handled_once(wire, heard):
         assert heard.waiting() == 0
 
 
+def test_two_copies_of_an_event_do_not_take_each_other_away(wire):
+    """Two processes hold one each, as after a publish whose answer was lost, and handle neither."""
+    config = wire.config()
+    one, other = config.create(), config.create()
+    for provider in (one, other):
+        provider.open()
+    one.declare("jobs")
+    for topic in ("e/a", "e/b"):
+        one.bind("jobs", topic, exact=True)
+    one.publish(["e/a", "e/b"], b"event")
+    ((_, first),), ((_, second),) = some(one, "jobs"), some(other, "jobs")
+    one.nack(first)
+    assert other.receive("jobs", lease=1.0) == [], "it holds the other copy"
+    other.nack(second)
+    assert [message for message, _ in some(one, "jobs")] == [b"event"]
+    for provider in (one, other):
+        provider.close()
+
+
 def test_a_message_that_comes_again_after_its_ack_is_forgotten(wire, provider):
     provider.declare("jobs")
     provider.send("jobs", b"once")

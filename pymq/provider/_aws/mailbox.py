@@ -182,7 +182,7 @@ class Mailbox:
             in_one_call(lambda entries: self._account.sqs("delete_message_batch", QueueUrl=self._place.url, Entries=entries), handles)
 
     def _sort(self, envelope: Envelope) -> None:
-        if envelope.id and self._seen.note(envelope.id) is not None:
+        if envelope.id and not self._seen.note(envelope.id):
             return  # it came through another topic as well, or twice, as SQS's messages may
         names = self._bindings.matching(envelope.topics) if envelope.topics else [envelope.queue]
         for name in names:

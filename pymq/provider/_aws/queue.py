@@ -17,6 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from time import monotonic
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 from pymq.exceptions import LeaseLost, ProviderError, QueueNotFound
 from pymq.provider._aws.account import Account
@@ -43,7 +44,7 @@ LONGEST_HIDDEN = 43200
 class SqsReceipt(Receipt):
     """A delivery: `until` is the lease's end and `hidden_until` the visibility timeout's, by the monotonic clock."""
 
-    __slots__ = ("envelope", "handle", "hidden_until", "home", "lease", "message_id", "until", "url")
+    __slots__ = ("__weakref__", "envelope", "handle", "hidden_until", "home", "lease", "message_id", "until", "url")
 
     def __init__(self, home: SharedQueue, message: dict[str, Any], lease: float | None, hidden_until: float) -> None:
         envelope = unpack(message["Body"])
@@ -100,7 +101,8 @@ class SharedQueue:
         self._longest_lease = config.lease
         self._longest_poll = math.ceil(config.poll)
         self._patterns_until = 0.0
-        self._copies = Window()
+        self._held: WeakValueDictionary[str, SqsReceipt] = WeakValueDictionary()
+        self._settled = Window()
         self._done = Window()
 
     # ------------------------------------------------------------------ polling
@@ -135,9 +137,18 @@ class SharedQueue:
             self.hide(receipt, receipt.envelope.due - now)
             return None
         if self._is_superfluous(receipt, now):
-            self.forget(receipt)
+            self._remove(receipt)
             return None
+        if (left := self._left_of_copy(receipt)) > 0:
+            self.hide(receipt, left)
+            return None
+        self._held[receipt.envelope.id] = receipt
         return receipt
+
+    def _left_of_copy(self, receipt: SqsReceipt) -> float:
+        """For how many seconds this process holds another copy of an event, and may handle it."""
+        held = self._held.get(receipt.envelope.id) if receipt.envelope.topics else None
+        return 0.0 if held is None or held.message_id == receipt.message_id else held.until - monotonic()
 
     def _is_superfluous(self, receipt: SqsReceipt, now: float) -> bool:
         envelope = receipt.envelope
@@ -148,7 +159,7 @@ class SharedQueue:
             return True
         if envelope.to_everything and not self._is_bound(envelope.topics):
             return True
-        return bool(envelope.topics) and self._copies.note(envelope.id, receipt.message_id) not in (None, receipt.message_id)
+        return bool(envelope.topics) and envelope.id in self._settled
 
     def _is_bound(self, topics: tuple[str, ...]) -> bool:
         """Whether a pattern matches: one that this process has bound, or one in the queue's tags, read anew after `refresh` seconds."""
@@ -230,7 +241,13 @@ class SharedQueue:
         return True
 
     def forget(self, receipt: SqsReceipt) -> bool:
-        """Remove it; False where it was somebody else's by now."""
+        """Remove it, and its copies when they come; False where it was somebody else's by now."""
+        if not self._remove(receipt):
+            return False
+        self._settled.note(receipt.envelope.id)
+        return True
+
+    def _remove(self, receipt: SqsReceipt) -> bool:
         try:
             self._deletes.add(receipt.url, {"ReceiptHandle": receipt.handle})
         except (LeaseLost, QueueNotFound):
