@@ -916,6 +916,19 @@ def test_a_fifo_queue_delays_as_well(wire):
     provider.close()
 
 
+def test_all_dead_letters_of_a_fifo_queue_are_seen_at_once(wire):
+    """SQS gives ten messages of a sender at most, and nobody the next while these are leased."""
+    provider = wire.config(ordered=True).create()
+    provider.open()
+    provider.declare("queue-dead/jobs")
+    letters = {b"%d" % number for number in range(12)}
+    for letter in letters:
+        provider.send("queue-dead/jobs", letter)
+    received = [message for _ in range(2) for message, _ in some(provider, "queue-dead/jobs", limit=10)]
+    assert set(received) == letters
+    provider.close()
+
+
 def test_a_fifo_queue_leaves_out_what_was_sent_twice(wire):
     """As botocore does where the answer to the first was lost."""
     provider = wire.config(ordered=True).create()
