@@ -916,6 +916,17 @@ def test_a_fifo_queue_delays_as_well(wire):
     provider.close()
 
 
+def test_a_delayed_event_does_not_hold_up_its_publishers_others(wire):
+    provider = wire.config(ordered=True).create()
+    provider.open()
+    provider.declare("jobs")
+    provider.bind("jobs", "e/c", exact=True)
+    provider.publish(["e/c"], b"later", delay=5000)
+    provider.publish(["e/c"], b"now")
+    assert some(provider, "jobs", lease=None) == [(b"now", None)]
+    provider.close()
+
+
 def test_all_dead_letters_of_a_fifo_queue_are_seen_at_once(wire):
     """SQS gives ten messages of a sender at most, and nobody the next while these are leased."""
     provider = wire.config(ordered=True).create()

@@ -46,14 +46,14 @@ class Topics:
         """One copy to each queue that is subscribed to any of the envelope's topics, or to everything."""
         body = envelope.pack()
         for topic in dict.fromkeys(envelope.topics):
-            self._publish(topic, envelope.id, body)
+            self._publish(topic, envelope, body)
         if self._anybody_binds_a_pattern():
-            self._publish(EVERYTHING, envelope.id, envelope._replace(to_everything=True).pack())
+            self._publish(EVERYTHING, envelope, envelope._replace(to_everything=True).pack())
 
-    def _publish(self, topic: str, number: str, body: str) -> None:
+    def _publish(self, topic: str, envelope: Envelope, body: str) -> None:
         entry = {"Message": body}
-        if self._ordered:
-            entry |= {"MessageGroupId": self._sender, "MessageDeduplicationId": number}
+        if self._ordered:  # what is delayed must not hold up this sender's other events
+            entry |= {"MessageGroupId": envelope.id if envelope.due else self._sender, "MessageDeduplicationId": envelope.id}
         try:
             self._batches.add(self._arn(topic), entry, len(body))
         except QueueNotFound:
