@@ -852,6 +852,30 @@ def test_a_queue_that_was_deleted_elsewhere_is_made_anew_by_who_declares_it_agai
         assert some(provider, "jobs", lease=None) == [(b"new", None)]
 
 
+def test_a_queue_that_sqs_does_not_know_yet_is_asked_again(wire, provider):
+    """For a second after it was made: a group's member must not take it for deleted, and stop."""
+    provider.declare("jobs")
+    provider.send("jobs", b"x")
+    wire.answers["ReceiveMessage"] = refused("QueueDoesNotExist", times=2)
+    assert some(provider, "jobs", lease=None) == [(b"x", None)]
+
+
+def test_a_mailbox_that_sqs_does_not_know_yet_is_asked_once_a_second(wire, provider):
+    asked: list[float] = []
+    refusal = refused("QueueDoesNotExist", times=3)
+
+    def refuse(call):
+        asked.append(time.monotonic())
+        return refusal(call)
+
+    wire.answers["ReceiveMessage"] = refuse
+    provider.declare("inbox/7f", temporary=True)
+    with AwsOther(wire, provider) as other:
+        other.send("inbox/7f", b"x")
+        assert some(provider, "inbox/7f") == [(b"x", None)]
+    assert asked[3] - asked[0] >= 3.0
+
+
 # --- what SQS cannot do by itself --------------------------------------------------------------------------------------
 
 
