@@ -350,8 +350,11 @@ def test_throttled_calls_are_made_again(wire, provider, call, code):
     assert len(wire.named(call)) >= 3
 
 
-def test_a_publisher_that_is_not_told_about_patterns_assumes_there_are_some(wire, provider):
-    wire.answers["ListSubscriptionsByTopic"] = refused("Throttling", times=100)
+@pytest.mark.parametrize(
+    ("code", "status"), [("Throttling", 400), ("InternalError", 500), ("ServiceUnavailable", 503), ("ExpiredToken", 403)]
+)
+def test_a_publisher_that_is_not_told_about_patterns_assumes_there_are_some(wire, provider, code, status):
+    wire.answers["ListSubscriptionsByTopic"] = refused(code, status, times=100)
     provider.publish(["e/c"], b"x")
     assert len(wire.named("PublishBatch")) == 2
     assert len(wire.named("ListSubscriptionsByTopic")) == 1, "it does not wait for AWS to have time"
