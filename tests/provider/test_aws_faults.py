@@ -248,6 +248,27 @@ def test_that_a_server_lives_is_believed_until_its_lease_ends(wire):
         assert len(wire.named("ListQueueTags")) == before
 
 
+def test_a_look_at_the_server_that_fails_does_not_end_the_call(wire):
+    may_end = threading.Event()
+    config = wire.config(lease=3.0)
+    with pymq.EventBus(config) as server, pymq.EventBus(config) as bus:
+        server.expose(lambda: may_end.wait(GUARD), "slow")
+        slow = bus.stub("slow", timeout=GUARD)
+        looks: list[object] = []
+
+        def fail(call):
+            looks.append(call)
+            return refused("ExpiredToken", 403)(call)
+
+        calling = in_thread(slow)
+        eventually(lambda: wire.named("SendMessageBatch"))
+        wire.answers["GetQueueUrl"] = fail
+        eventually(lambda: looks)
+        wire.answers.clear()
+        may_end.set()
+        assert calling.result(GUARD) is True
+
+
 def test_what_no_pattern_matches_is_looked_up_once_in_a_while(wire, heard):
     with pymq.EventBus(wire.config(refresh=1.0)) as bus:
         bus.subscribe(heard, "sensors/*", pattern=True, group="workers")
