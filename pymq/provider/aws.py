@@ -134,8 +134,7 @@ class AwsProvider(Provider):
                 owner = f"{socket.gethostname()}/{os.getpid()}"
                 mailbox = Mailbox(self._account, self._directory, self._topics, self._lock, name, owner)
                 mailbox.open(self._config.lease, math.ceil(self._config.poll))
-                with self._lock:
-                    self._mailboxes[name] = mailbox
+                self._add(name, mailbox)
                 self._keeper.add(mailbox.renew, "renewing the lease of this process")
                 self._sweep_once()
             mailbox = self._mailboxes[name]
@@ -143,6 +142,15 @@ class AwsProvider(Provider):
                 self._owners[queue] = mailbox
                 if queue not in mailbox.inboxes:
                     mailbox.inboxes[queue] = Inbox(self._lock)
+
+    def _add(self, name: str, mailbox: Mailbox) -> None:
+        """Unless `close`, which removes those that it knows, has come meanwhile."""
+        with self._lock:
+            if not self._closed:
+                self._mailboxes[name] = mailbox
+                return
+        quietly(mailbox.close, "removing this process's mailbox")
+        raise ProviderError("the bus was shut down while its mailbox was made")
 
     def _sweep_once(self) -> None:
         """The first mailbox of a bus looks after those of the dead, without making anybody wait."""

@@ -103,6 +103,26 @@ def test_shutdown_does_not_wait_for_a_poll(wire):
     assert time.monotonic() - begun < GUARD
 
 
+def test_a_mailbox_that_is_being_made_at_a_shutdown_is_removed(wire):
+    """Nobody else would: it renews its own lease."""
+    provider = wire.config().create()
+    provider.open()
+    may_be_made = threading.Event()
+
+    def wait(call):
+        assert may_be_made.wait(GUARD)
+
+    wire.answers["CreateQueue"] = wait
+    declaring = in_thread(provider.declare, "reply/7f/1", temporary=True)
+    eventually(lambda: wire.named("CreateQueue"))
+    provider.close()
+    may_be_made.set()
+    with pytest.raises(ProviderError, match="shut down"):
+        declaring.result(GUARD)
+    with AwsOther(wire, provider) as other:
+        assert other.sweeper.mailboxes() == []
+
+
 def test_what_an_abandoned_poll_receives_comes_back(wire):
     """It cannot be interrupted, so what is sent after the shutdown comes to it."""
     bus = pymq.EventBus(wire.config(poll=20.0))
