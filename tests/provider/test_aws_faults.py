@@ -123,6 +123,22 @@ def test_a_mailbox_that_is_being_made_at_a_shutdown_is_removed(wire):
         assert other.sweeper.mailboxes() == []
 
 
+def test_what_cannot_be_removed_at_a_shutdown_is_left_to_the_sweep(wire, caplog):
+    """The mailbox, too: by it the sweep finds the subscriptions that are left."""
+    provider = wire.config().create()
+    provider.open()
+    provider.declare("inbox/7f", temporary=True)
+    for number in range(12):
+        provider.bind("inbox/7f", f"e/{number}", exact=True)
+    wire.answers["Unsubscribe"] = refused("AuthorizationError", 403, times=3)
+    provider.close()
+    assert "removing this process's mailbox failed" in caplog.text
+    with AwsOther(wire, provider) as other:
+        assert len(list(other._topics.all_subscriptions())) == 3
+        other.sweeper._remove_mailboxes(other.sweeper.mailboxes())
+        assert {found.kind for found in other.sweeper.inventory()} == {"topic"}
+
+
 def test_what_an_abandoned_poll_receives_comes_back(wire):
     """It cannot be interrupted, so what is sent after the shutdown comes to it."""
     bus = pymq.EventBus(wire.config(poll=20.0))

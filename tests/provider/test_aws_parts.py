@@ -18,6 +18,7 @@ from pymq.exceptions import ConnectionLost, LeaseLost, MessageTooLarge, Provider
 from pymq.provider import config_from
 from pymq.provider._aws.batches import Batches, in_one_call
 from pymq.provider._aws.envelope import LARGEST_BODY, LARGEST_MESSAGE, Envelope, Window, unpack
+from pymq.provider._aws.mailbox import concurrently
 from pymq.provider._aws.names import (
     Names,
     access_policy,
@@ -412,6 +413,21 @@ def test_an_error_of_the_second_call_is_not_one_of_what_the_first_has_sent():
     errors = in_one_call(call, [{}] * 3)
     assert calls == [["0", "1", "2"], ["1"]]
     assert [type(error) for error in errors] == [type(None), ConnectionLost, type(None)]
+
+
+@pytest.mark.parametrize("wrong", [ProviderError("no"), IndexError("none")])
+def test_what_fails_keeps_none_of_the_others_from_being_called(wrong):
+    called = []
+
+    def call(number):
+        called.append(number)
+        if number % 10 == 0:
+            raise wrong
+
+    with pytest.raises(type(wrong)) as raised:
+        concurrently(call, range(30))
+    assert raised.value is wrong
+    assert sorted(called) == list(range(30))
 
 
 def test_what_fails_again_and_again_is_an_error(monkeypatch):

@@ -220,11 +220,13 @@ class Mailbox:
     # ------------------------------------------------------------------ the end
 
     def close(self) -> None:
-        """Unsubscribe, and remove it: in this order, so that no topic sends to a queue that is gone."""
+        """Unsubscribe, and remove it: in this order, so that a sweep finds what is left where AWS fails."""
         self._closed = True
         with self._changing:
-            self._end_subscriptions(list(self._subscriptions))
-            self._wake_reader()
+            try:
+                self._end_subscriptions(list(self._subscriptions))
+            finally:
+                self._wake_reader()
             self._directory.delete_mailbox(self._place.url)
             self._directory.forget(f"inbox/{self._name}")
 
@@ -240,19 +242,30 @@ class Mailbox:
 
 
 def concurrently(function: Callable[[Any], Any], items: Iterable[Any]) -> None:
-    """Call it for each, eight at a time: a call takes AWS some 20 ms. One after the other where the interpreter is ending."""
+    """Call it for each, eight at a time: a call takes AWS some 20 ms. One after the other where the interpreter is ending.
+
+    One that fails keeps none of the others from being called; then the first error is raised.
+    """
     left = deque(items)
-    threads = [threading.Thread(target=_call_for_each, args=(function, left), daemon=True) for _ in range(min(8, len(left)) - 1)]
+    errors: list[Exception] = []
+    arguments = function, left, errors
+    threads = [threading.Thread(target=_call_for_each, args=arguments, daemon=True) for _ in range(min(8, len(left)) - 1)]
     with suppress(RuntimeError):  # no thread can be started any more
         for thread in threads:
             thread.start()
-    _call_for_each(function, left)
+    _call_for_each(*arguments)
     for thread in threads:
         if thread.is_alive():
             thread.join()
+    if errors:
+        raise errors[0]
 
 
-def _call_for_each(function: Callable[[Any], Any], left: deque[Any]) -> None:
+def _call_for_each(function: Callable[[Any], Any], left: deque[Any], errors: list[Exception]) -> None:
     with suppress(IndexError):
         while True:
-            function(left.popleft())
+            item = left.popleft()
+            try:
+                function(item)
+            except Exception as error:
+                errors.append(error)
