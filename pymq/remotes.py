@@ -244,7 +244,7 @@ class Remotes:
         if self._bus.remotes is not self:
             return  # a fork, or the end of the bus, came in the call: after the one, the answer is the parent's to give
         try:
-            self._bus.provider.send(queue, message, timeout=1.0)
+            self._bus.provider.reply(queue, message)
         except QueueNotFound:
             pass  # the caller is gone
 

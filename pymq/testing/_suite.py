@@ -141,6 +141,12 @@ class Suite:
     def _messages(self, provider: Provider, queue: str, count: int) -> list[bytes]:
         return [message for message, _ in self._collect(provider, queue, count)]
 
+    def _poll(self, provider: Provider, queue: str) -> list[bytes]:
+        """What has come to an inbox once something has, without a blocked receive."""
+        while not (received := provider.receive(queue)):
+            time.sleep(self.tick / 100)
+        return [message for message, _ in received]
+
     def _rest(self, provider: Provider, queue: str) -> list[bytes]:
         """What is left; nothing where the queue is in order."""
         left: list[Delivery] = []
