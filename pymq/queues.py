@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import logging
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pymq import message as frames
@@ -27,6 +29,8 @@ Full = queue.Full
 
 LEASE = 30.0
 RETRIES = 5
+AT_ONCE = 10
+"""How many dead letters are leased at once: over a network each takes some round trips."""
 MOST_PREFIXES = 10_000
 """How many senders and types a queue's decoders are held for: 3 us an item instead of 100."""
 
@@ -319,42 +323,50 @@ class DeadLetters:
     __len__ = qsize
 
     def __iter__(self) -> Iterator[DeadLetter]:
-        provider = self._bus.provider
-        held = self._all(LEASE)
+        held = list(self._each(LEASE, self.qsize()))
         try:
             return iter([DeadLetter(frames.unpack(message)) for message, _ in held])
         finally:
-            for _, receipt in held:
-                provider.nack(receipt)
+            self._put_back([receipt for _, receipt in held])
 
     def requeue(self) -> int:
         """Give all back to the queues they came from, to be tried again from the start; how many: fewer where one of those is full."""
         provider, done = self._bus.provider, 0
-        for message, receipt in self._all(LEASE):
-            frame = frames.unpack(message)
-            headers = {name: value for name, value in frame.options["headers"].items() if name not in DEAD_HEADERS}
-            again = frame._replace(options={"headers": headers} if headers else {}).pack()
-            provider.declare(frame.options["origin"])
-            try:
-                provider.send(frame.options["origin"], again, timeout=0)
-                provider.ack(receipt)
+        full: list[Any] = []
+        declared: set[str] = set()
+        try:
+            for message, receipt in self._each(LEASE, self.qsize()):
+                origin, again = _tried_never(frames.unpack(message))
+                if origin not in declared:
+                    provider.declare(origin)
+                    declared.add(origin)
+                try:
+                    provider.send(origin, again, timeout=0)
+                except Full:
+                    full.append(receipt)
+                    continue
                 done += 1
-            except Full:
-                provider.nack(receipt)
+                with suppress(LeaseLost):
+                    provider.ack(receipt)
+        finally:
+            self._put_back(full)
         return done
 
     def purge(self) -> int:
         """Forget all; how many."""
-        return len(self._all(None))
+        return sum(1 for _ in self._each(None, sys.maxsize))
 
-    def _all(self, lease: float | None) -> list[Any]:
-        found: list[Any] = []
-        try:
-            while batch := self._bus.provider.receive(self._queue, 0, limit=100, lease=lease):
-                found += batch
-        except QueueNotFound:
-            pass
-        return found
+    def _each(self, lease: float | None, most: int) -> Iterator[Any]:
+        """A few at a time, so that each few have the whole lease; at most so many, since those given back may die again at once."""
+        with suppress(QueueNotFound):
+            while most > 0 and (batch := self._bus.provider.receive(self._queue, 0, limit=min(most, AT_ONCE), lease=lease)):
+                yield from batch
+                most -= len(batch)
+
+    def _put_back(self, receipts: list[Any]) -> None:
+        for receipt in receipts:
+            with suppress(LeaseLost):  # then it is back already
+                self._bus.provider.nack(receipt)
 
 
 _numbers = itertools.count(1).__next__
@@ -373,6 +385,12 @@ def _with_options(message: bytes, provider: Provider, delay: float, ttl: float |
         return message
     options = {"priority": priority} | ({} if ttl is None else {"expires": provider.clock() + delay + ttl})
     return frames.unpack(message)._replace(options=options).pack()
+
+
+def _tried_never(letter: Frame) -> tuple[str, bytes]:
+    """The queue that a dead letter came from, and what was in it."""
+    headers = {name: value for name, value in letter.options["headers"].items() if name not in DEAD_HEADERS}
+    return letter.options["origin"], letter._replace(options={"headers": headers} if headers else {}).pack()
 
 
 def _readable(frame: Frame) -> Any:

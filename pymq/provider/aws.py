@@ -325,11 +325,11 @@ class AwsProvider(Provider):
 
     def _bind_pattern(self, queue: str, place: Place, pattern: str) -> None:
         """Where that is new, wait until all receivers of the queue have looked again."""
-        begun = time.monotonic()
         self._shared.of(queue).bound(pattern, True)
         known = pattern in all_of_many("pattern", self._directory.tags(place.url))
         if not known:
             self._directory.tag(place.url, tags_of_many("pattern", pattern))
+        begun = time.monotonic()  # until now a receiver may have looked in vain
         self._topics.subscribe(EVERYTHING, self._directory.arn(place))
         if not known:
             time.sleep(max(0.0, begun + self._config.refresh - time.monotonic()))

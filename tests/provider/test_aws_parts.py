@@ -219,8 +219,7 @@ def test_the_largest_message_fits_and_more_does_not():
 
 def test_a_window_knows_the_latest():
     window = Window(2)
-    assert window.note("a", "1") is None
-    assert window.note("a", "2") == "1"
+    assert [window.note("a"), window.note("a")] == [True, False]
     window.note("b")
     window.note("c")
     assert "a" not in window
@@ -352,6 +351,34 @@ def test_a_call_that_is_interrupted_leaves_nobody_waiting():
         first.result(10)
     assert [each.result(10) for each in others] == [None, None]
     assert batches._lanes == {}
+
+
+def test_one_that_is_interrupted_before_its_call_leaves_nobody_waiting(monkeypatch):
+    """Ctrl-C in the 5 ms in which it waits for company."""
+    sent = Sent()
+    batches = Batches(sent, in_order=False, patience=3600)
+    first, second, third = begin(batches, sent, list("abc"), 0)
+    (lane,) = batches._lanes.values()
+    monkeypatch.setattr(lane, "filled", Interrupted())
+    sent.may_end.release(2)
+    assert first.result(10) is None
+    with pytest.raises(KeyboardInterrupt):
+        second.result(10)
+    assert third.result(10) is None
+    assert sent.calls == [["a"], ["c"]]
+    assert batches._lanes == {}
+
+
+class Interrupted(threading.Event):
+    """The first who waits for it is interrupted."""
+
+    interrupts = True
+
+    def wait(self, timeout=None):
+        if self.interrupts:
+            self.interrupts = False
+            raise KeyboardInterrupt
+        return super().wait(timeout)
 
 
 def test_a_part_that_failed_is_sent_again_where_that_helps():

@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from fractions import Fraction
 from itertools import pairwise
 from typing import Any
@@ -438,6 +439,42 @@ def test_requeue_brings_the_dead_back(bus, group, heard):
     assert [(value, attempt) for value, attempt, _ in back] == [(1, 1), (2, 1)]
     assert [headers["trace"] for *_, headers in back] == ["1", "2"]
     assert len(group.dead) == 0
+
+
+def test_requeue_takes_longer_than_a_lease(bus, jobs, monkeypatch):
+    """As over a network, where there are many. Each comes back once, also when it dies again at once."""
+    monkeypatch.setattr("pymq.queues.LEASE", 3.0)
+    for number in range(30):
+        jobs.put(number)
+        reject_one(jobs)
+    send = bus.provider.send
+
+    def slowly(queue, message, **options):
+        time.sleep(0.11)
+        send(queue, message, **options)
+
+    monkeypatch.setattr(bus.provider, "send", slowly)
+    assert (jobs.dead.requeue(), len(jobs.dead), jobs.qsize()) == (30, 0, 30)
+
+
+def test_what_dies_again_during_a_requeue_stays_dead(bus, jobs, monkeypatch):
+    for number in range(3):
+        jobs.put(number)
+        reject_one(jobs)
+    send = bus.provider.send
+
+    def die_again(queue, message, **options):
+        send(queue, message, **options)
+        if queue == "queue/jobs":
+            reject_one(jobs)
+
+    monkeypatch.setattr(bus.provider, "send", die_again)
+    assert (jobs.dead.requeue(), len(jobs.dead), jobs.qsize()) == (3, 3, 0)
+
+
+def reject_one(jobs: pymq.Queue) -> None:
+    with suppress(pymq.Reject), jobs.take(GUARD):
+        raise pymq.Reject
 
 
 def test_purge_forgets_the_dead(bus, group):

@@ -137,8 +137,11 @@ class Directory:
     # ------------------------------------------------------------------ making and removing
 
     def make_shared(self, queue: str) -> Place:
-        """The shared queue, which exists from now on and keeps its messages."""
-        if (place := self.find_shared(queue)) is not None:
+        """The shared queue, which exists from now on and keeps its messages. Another process may have deleted the one that we know."""
+        known = self._places.get((SHARED, queue))
+        if known is not None and self.exists(known.url):
+            return known
+        if (place := self._look(SHARED, queue)) is not None:
             return place
         buried = self._places.get((BURIED, "")) or self._look(BURIED, "") or self._make(BURIED, "", {})
         redrive = f'{{"deadLetterTargetArn":"{self.arn(buried)}","maxReceiveCount":"{MANY_DELIVERIES}"}}'

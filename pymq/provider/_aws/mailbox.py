@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
+from pymq.dispatch import persist
 from pymq.exceptions import ProviderError, QueueNotFound
 from pymq.provider._aws.account import Account
 from pymq.provider._aws.batches import in_one_call
@@ -31,6 +32,8 @@ MAX_PENDING = 32 << 20
 """Bytes that may wait for the receiver of one temporary queue in memory; what comes then for it is dropped and counted."""
 HIDDEN_SECONDS = 30
 """How long SQS hides what was received before it comes again, where removing it failed."""
+LONGEST_PAUSE = 5.0
+"""Seconds between two polls that fail."""
 
 
 class Inbox:
@@ -84,7 +87,7 @@ class Mailbox:
         self._lease = lease
         self._poll = poll
         self._place = self._make()
-        threading.Thread(target=self._read, name="pymq-aws-mailbox", daemon=True).start()
+        threading.Thread(target=persist, args=[self._read], name="pymq-aws-mailbox", daemon=True).start()
 
     def _make(self, instead_of: Place | None = None) -> Place:
         bound = [tags_of_many("inbox", name) for name in self._bound()]
@@ -156,7 +159,7 @@ class Mailbox:
                 if not self._closed:
                     failures += 1
                     log.warning("receiving from SQS failed; trying again: %s", error, exc_info=not isinstance(error, ProviderError))
-                    time.sleep(min(0.1 * 2**failures, 5.0))
+                    time.sleep(min(0.1 * 2 ** min(failures, 6), LONGEST_PAUSE))
 
     def _receive(self) -> None:
         try:
@@ -179,7 +182,7 @@ class Mailbox:
             in_one_call(lambda entries: self._account.sqs("delete_message_batch", QueueUrl=self._place.url, Entries=entries), handles)
 
     def _sort(self, envelope: Envelope) -> None:
-        if envelope.id and self._seen.note(envelope.id) is not None:
+        if envelope.id and not self._seen.note(envelope.id):
             return  # it came through another topic as well, or twice, as SQS's messages may
         names = self._bindings.matching(envelope.topics) if envelope.topics else [envelope.queue]
         for name in names:

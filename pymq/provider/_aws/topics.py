@@ -40,19 +40,20 @@ class Topics:
         self._looking = threading.Lock()
         self._watched_until = 0.0
         self._patterns = False
+        self._held: dict[str, float] = {}
 
     def publish(self, envelope: Envelope) -> None:
         """One copy to each queue that is subscribed to any of the envelope's topics, or to everything."""
         body = envelope.pack()
         for topic in dict.fromkeys(envelope.topics):
-            self._publish(topic, envelope.id, body)
+            self._publish(topic, envelope, body)
         if self._anybody_binds_a_pattern():
-            self._publish(EVERYTHING, envelope.id, envelope._replace(to_everything=True).pack())
+            self._publish(EVERYTHING, envelope, envelope._replace(to_everything=True).pack())
 
-    def _publish(self, topic: str, number: str, body: str) -> None:
+    def _publish(self, topic: str, envelope: Envelope, body: str) -> None:
         entry = {"Message": body}
-        if self._ordered:
-            entry |= {"MessageGroupId": self._sender, "MessageDeduplicationId": number}
+        if self._ordered:  # what is delayed must not hold up this sender's other events
+            entry |= {"MessageGroupId": envelope.id if envelope.due else self._sender, "MessageDeduplicationId": envelope.id}
         try:
             self._batches.add(self._arn(topic), entry, len(body))
         except QueueNotFound:
@@ -87,18 +88,24 @@ class Topics:
     def subscribe(self, topic: str, queue_arn: str) -> str:
         """The queue gets what is published to the topic from now on; the subscription's ARN. Idempotent.
 
-        The first pattern of a namespace waits until every publisher has looked again.
+        That to everything waits until every publisher has looked again.
         """
-        known = topic != EVERYTHING or next(self.subscriptions(topic), None) is not None
         arn = self._create(topic)
         answer = self._account.sns(
             "subscribe", TopicArn=arn, Protocol="sqs", Endpoint=queue_arn, Attributes={"RawMessageDelivery": "true"}
         )
         subscription = self._confirmed(answer["SubscriptionArn"], topic, queue_arn)
-        if not known:
+        if topic == EVERYTHING:
+            self._held.setdefault(subscription, time.monotonic())
+            self._wait_for_publishers()
+        return subscription
+
+    def _wait_for_publishers(self) -> None:
+        """Unless one that this process made so long ago is there still: others' may be just as new as this one."""
+        old = {arn for arn, since in self._held.items() if since + self._refresh <= time.monotonic()}
+        if not any(found.arn in old for found in self.subscriptions(EVERYTHING)):
             self._watched_until = 0.0
             time.sleep(self._refresh)
-        return subscription
 
     def _create(self, topic: str) -> str:
         attributes = {"FifoTopic": "true", "ContentBasedDeduplication": "false"} if self._ordered else {}
