@@ -12,7 +12,7 @@ from pymq import message as frames
 from pymq.deliveries import Leased, Policy
 from pymq.dispatch import join, persist
 from pymq.exceptions import CodecError, LeaseLost, PymqError, QueueNotFound, Reject, Retry
-from pymq.handlers import Target
+from pymq.handlers import Target, unrun
 from pymq.provider.base import Delivery, Receipt
 from pymq.queues import DeadLetters
 from pymq.routes import check_lease
@@ -228,7 +228,9 @@ class Member(Work):
                 return self._call_with_care(message, receipt)
             self._latest = plain
             _, _, decode, start = plain
-        self.callback(decode(message[start:]))
+        result = self.callback(decode(message[start:]))
+        if result is not None and (error := unrun(self.callback, result)):
+            raise error
         return None
 
     def _call_with_care(self, message: bytes, receipt: Receipt) -> None:
@@ -245,6 +247,8 @@ class Member(Work):
         result = self.callback(*args, **kwargs)
         if self.shape.is_async:
             self.bus.loop.wait_for(self.name, result)
+        elif error := unrun(self.callback, result):
+            raise error
 
     def _fail(self, leased: Leased, error: BaseException) -> None:
         if isinstance(error, Retry):

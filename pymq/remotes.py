@@ -17,7 +17,7 @@ from pymq import message as frames
 from pymq.calls import CallReader
 from pymq.dispatch import Serial, Task
 from pymq.exceptions import PymqError, QueueNotFound
-from pymq.handlers import describe, hints_of, signature_of
+from pymq.handlers import describe, hints_of, is_async, signature_of, unrun
 from pymq.message import SEQUENCE_BYTES, Prefix
 from pymq.topics import qualified_name
 
@@ -61,7 +61,7 @@ class Remote:
         self.fn = fn
         self.name = name
         self.serial: Serial = Serial()
-        self.is_async: bool = inspect.iscoroutinefunction(fn)
+        self.is_async: bool = is_async(fn)
         hints = hints_of(fn)
         for hint in hints.values():
             codec.name_type(hint)
@@ -114,7 +114,7 @@ class Remote:
             prefix, encode = remotes.encodings.get(type(result)) or remotes.encoding(type(result))
             remotes.send(reply_to, request + prefix + encode(result))
         except Exception as error:  # the result cannot travel, or is not what the function promises
-            remotes.fail(reply_to, request, error)
+            remotes.fail(reply_to, request, unrun(self.fn, result) or error)
 
 
 class _Requests:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pymq import message as frames
 from pymq.dispatch import MAX_BACKLOG, Serial, Task, join, persist
 from pymq.exceptions import CodecError, NotInitialized
-from pymq.handlers import Handler, Shape, Target, describe
+from pymq.handlers import Handler, Shape, Target, describe, unrun
 from pymq.message import Message, Prefix, beside, size_of
 from pymq.topics import matcher
 
@@ -74,7 +74,9 @@ class Subscription(Work):
         try:
             event, about = self.unpack(message)
             args, kwargs = self.shape.arguments(event, about)
-            self.callback(*args, **kwargs)
+            result = self.callback(*args, **kwargs)
+            if result is not None and (error := unrun(self.callback, result)):
+                raise error
             self.delivered += 1
         except _Expired:
             self.expired += 1
@@ -122,7 +124,9 @@ class _Plain:
         def run(message: bytes) -> None:
             try:
                 if subscription.active:
-                    callback(decode(message[start:] or beside(message)))
+                    result = callback(decode(message[start:] or beside(message)))
+                    if result is not None and (failure := unrun(callback, result)):
+                        raise failure
                     subscription.delivered += 1
             except BaseException as error:
                 subscription.fail(error)

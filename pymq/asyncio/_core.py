@@ -17,7 +17,7 @@ from pymq.deliveries import Leased, Leases
 from pymq.dispatch import Task
 from pymq.exceptions import ProviderError, PymqError, QueueNotFound, Retry
 from pymq.groups import Group, Member, Options
-from pymq.handlers import Target, targets_of
+from pymq.handlers import Target, targets_of, unrun
 from pymq.loop import Loop
 from pymq.provider.base import LATER, Delivery, Provider, Receipt
 from pymq.remotes import Remotes
@@ -325,3 +325,5 @@ class LoopMember(Member):
         result = self.callback(*args, **kwargs)
         if self.shape.is_async:
             await result
+        elif error := unrun(self.callback, result):
+            raise error

@@ -7,6 +7,7 @@ import gc
 import threading
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -112,6 +113,32 @@ def test_a_failing_handler_ends_nothing(run, aconfig, caplog):
 
     run(main())
     assert "a handler's own" in caplog.text
+
+
+def test_what_only_returns_a_coroutine_has_failed(run, aconfig, caplog):
+    async def main() -> None:
+        async def inner(value: int) -> None:
+            raise AssertionError("nothing awaits it")
+
+        def wrapper(value: int) -> Any:
+            return inner(value)
+
+        async with pymq.asyncio.connect(aconfig) as bus:
+            await bus.subscribe(wrapper, "c")
+            await bus.subscribe(wrapper, "c", group="billing", retries=0)
+            await bus.publish(1, "c")
+            await until_it_is(1, bus.group("billing").dead.qsize)
+            await until_it_is({"c": 2}, partial(_stat, bus, "failed"))
+            assert (await bus.stats())["delivered"] == {}
+            assert [letter.value async for letter in bus.group("billing").dead] == [1]
+            await bus.group("billing").delete()
+
+    run(main())
+    assert caplog.text.count("returned a coroutine, which nothing runs") >= 2, "told of both"
+
+
+async def _stat(bus: Any, kind: str) -> Any:
+    return (await bus.stats())[kind]
 
 
 def test_delayed_and_expired_events(run, aconfig):

@@ -289,6 +289,23 @@ def test_async_handlers_are_acked_after_they_have_returned(separate, peers, bus,
     assert bob.hear(timeout=3 * GUARD) == ("work", 2), "long before its lease ends"
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_what_only_returns_a_coroutine_has_failed_and_is_not_acked(bus, group, heard, caplog, times):
+    """Also the second event, which comes a shorter way."""
+
+    async def inner(value: int) -> None:
+        raise AssertionError("nothing awaits it")
+
+    handlers = [heard] * (times - 1) + [inner]
+    bus.subscribe(lambda value: handlers[value](value), "c", group="billing", retries=0)
+    for value in range(times):
+        bus.publish(value, "c")
+    eventually(lambda: group.dead.qsize() == 1)
+    (letter,) = group.dead
+    assert "returned a coroutine, which nothing runs" in letter.headers["dead-text"]
+    assert bus.stats()["delivered"] == ({"c": 1} if times == 2 else {})
+
+
 def test_a_group_handler_may_publish_put_and_call(bus, group, heard):
     bus.expose(lambda value: value + 1, "next")
 

@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import pytest
@@ -114,6 +115,34 @@ def test_async_remotes(peers, bus):
     (server,) = peers(1)
     server.expose(shop.later, "later")
     assert [bus.stub("later", timeout=10)(word) for word in ("a", "b")] == ["A", "B"]
+
+
+def test_any_async_callable_may_be_a_remote(bus):
+    class Adder:
+        async def __call__(self, a: int, b: int) -> int:
+            return a + b
+
+    class Inherited(Adder):
+        pass
+
+    for number, remote in enumerate([Adder(), Inherited(), partial(Adder(), 1), staticmethod(Adder().__call__)]):
+        bus.expose(remote, f"add/{number}")
+    assert [bus.stub(f"add/{number}", timeout=GUARD)(1, 2) for number in (0, 1, 3)] == [3, 3, 3]
+    assert bus.stub("add/2", timeout=GUARD)(2) == 3
+
+
+@pytest.mark.parametrize("hint", [int, Any])
+def test_what_only_returns_a_coroutine_has_not_been_executed(bus, hint):
+    async def inner() -> int:
+        raise AssertionError("nothing awaits it")
+
+    def wrapper():
+        return inner()
+
+    wrapper.__annotations__["return"] = hint
+    bus.expose(wrapper, "wrapper")
+    with pytest.raises(pymq.RemoteInvocationError, match="wrapper returned a coroutine, which nothing runs"):
+        bus.stub("wrapper", timeout=GUARD)()
 
 
 def test_methods_and_lambdas(bus):
