@@ -49,6 +49,7 @@ log: logging.Logger = logging.getLogger("pymq")
 F = TypeVar("F", bound=Callable[..., Any])
 
 SHUTDOWN_SECONDS = 2.0
+GIVE_BACK_SECONDS = 0.5
 
 
 class EventBus:
@@ -147,10 +148,11 @@ class EventBus:
             if not dispatcher.may_receive:
                 self._tell_unread(provider)
         for member in members:
-            abandoned += member.join(deadline)
+            member.join(deadline)
         abandoned += self.subscriptions.finish(deadline)
-        abandoned += loop.close(min(timeout, 0.5))
-        self.subscriptions.end()
+        abandoned += loop.close(min(timeout, 0.5), self.subscriptions.end) + self.subscriptions.end()
+        for member in members:  # the events of the cancelled are given back while there is a provider
+            abandoned += member.join(time.monotonic() + GIVE_BACK_SECONDS if member.shape.is_async else deadline)
         self.leases.close()
         try:
             provider.close()

@@ -13,6 +13,7 @@ from pymq.deliveries import Leased, Policy
 from pymq.dispatch import join, persist
 from pymq.exceptions import CodecError, LeaseLost, PymqError, QueueNotFound, Reject, Retry
 from pymq.handlers import Target, unrun
+from pymq.loop import is_cancelled
 from pymq.provider.base import Delivery, Receipt
 from pymq.queues import DeadLetters
 from pymq.routes import check_lease
@@ -205,7 +206,7 @@ class Member(Work):
         return found
 
     def settle(self, message: bytes, receipt: Receipt, error: BaseException | None) -> None:
-        """Ack the event, or do with it what follows from the handler's error."""
+        """Ack the event, or do with it what follows from the error; a handler that the end of the bus has cancelled has not failed."""
         if self._is_inherited:
             return
         try:
@@ -213,7 +214,8 @@ class Member(Work):
                 self.bus.provider.ack(receipt)
                 self.delivered += 1
             else:
-                self._fail(Leased(self.bus.provider, message, receipt, self._policy), error)
+                abandoned = self._stopping and is_cancelled(error)
+                self._fail(Leased(self.bus.provider, message, receipt, self._policy), Retry() if abandoned else error)
         except LeaseLost:
             log.warning(LATE, self.name)
 

@@ -121,7 +121,7 @@ class Tasks(Loop):
             return []
         _, pending = await asyncio.wait(others, timeout=timeout)
         names = [f"the handler {self.running[task]}, which still ran" for task in pending]
-        self._core.subscriptions.end()  # a cancelled handler is not begun again with the next event
+        names += self._core.subscriptions.end()  # a cancelled handler is not begun again with the next event
         for task in pending:
             task.cancel()
         if pending:
@@ -307,11 +307,9 @@ class LoopMember(Member):
             self.bus.leases.release(receipt)
 
     async def _error_of(self, message: bytes, receipt: Receipt) -> BaseException | None:
-        """What the handler raised. One that was cancelled by the end of the bus has not failed: its event comes again."""
+        """What the handler raised."""
         try:
             await self._call_in_loop(message, receipt)
-        except asyncio.CancelledError as error:
-            return Retry() if self._stopping else error
         except BaseException as error:
             return error
         return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import queue
 import re
 import threading
@@ -220,6 +222,26 @@ def test_a_member_that_shuts_down_gives_back_what_it_had_not_begun(peers, bus, g
     bob.subscribe(shop.attempts, "c", group="billing")
     handled = {bob.hear()[0] for _ in range(4)} | {item[0] for item in alice.heard.rest()}
     assert handled | {0} == set(range(5))
+
+
+def test_what_a_shutdown_cancels_comes_again_and_was_no_failure(config, bus, group, heard, caplog):
+    async def hangs(value: int) -> None:
+        heard("begun")
+        await asyncio.sleep(GUARD * 2)
+
+    ending = pymq.EventBus(config)
+    ending.start()
+    ending.subscribe(hangs, "c", group="billing", retries=0)
+    bus.publish(1, "c")
+    assert heard.next() == "begun"
+    with caplog.at_level(logging.WARNING):
+        ending.shutdown(timeout=0.1)
+    assert [record.getMessage().partition(" abandoned ")[2] for record in caplog.records] == [
+        f"the handler {hangs.__qualname__}, which still ran"
+    ]
+    bus.subscribe(lambda value, message: heard((value, message.attempt)), "c", group="billing", retries=0)
+    assert heard.next() == (1, 2)
+    assert group.dead.qsize() == 0
 
 
 def test_a_handler_that_unsubscribes_takes_nothing_more(bus, group, heard):
