@@ -491,15 +491,22 @@ def decorator(apply: Callable[..., Any], given: Sequence[Any], options: dict[str
 _buses: weakref.WeakSet[EventBus] = weakref.WeakSet()
 
 
-def _after_fork_in_child() -> None:
+def _each_bus(when: str, call: Callable[[EventBus], None]) -> None:
+    """One that raises, such as a subclass's own `shutdown`, must not keep the others from theirs."""
     for bus in list(_buses):
-        bus._after_fork()
+        try:
+            call(bus)
+        except Exception:
+            log.exception("a bus failed %s", when)
+
+
+def _after_fork_in_child() -> None:
+    _each_bus("in a forked child", lambda bus: bus._after_fork())
 
 
 @atexit.register
 def _at_exit() -> None:
-    for bus in list(_buses):
-        bus.shutdown()
+    _each_bus("at the end of the program", lambda bus: bus.shutdown())
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
