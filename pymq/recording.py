@@ -34,19 +34,22 @@ class RecordingBus(EventBus):
     def __init__(self, config: Config) -> None:
         self.recorded: list[Published] = []
         self.errors: list[BaseException] = []
-        self._listener = _Errors(self.errors)
         super().__init__(config)
 
-    def start(self) -> None:
-        """As `EventBus.start`."""
-        logging.getLogger("pymq").addHandler(self._listener)
-        super().start()
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Within the block `errors` gets what is logged: also where the program under test has shut the bus down."""
+        listener, logger = _Errors(self.errors), logging.getLogger("pymq")
+        logger.addHandler(listener)
+        try:
+            yield
+        finally:
+            logger.removeHandler(listener)
 
     def shutdown(self, timeout: float = 2.0) -> None:
         """As `EventBus.shutdown`; nothing is left at the provider."""
         self._delete_queues()
         super().shutdown(timeout)
-        logging.getLogger("pymq").removeHandler(self._listener)
 
     def _delete_queues(self) -> None:
         with suppress(NotInitialized):
@@ -124,7 +127,8 @@ class RecordingBus(EventBus):
         try:
             yield passed
         finally:
-            self.unsubscribe(on_passing, channel)
+            with suppress(ValueError):  # shut down meanwhile
+                self.unsubscribe(on_passing, channel)
 
     def _in_flight(self) -> list[str]:
         names = [f"the handler {name}" for name in self._loop._names]
@@ -143,8 +147,8 @@ class RecordingBus(EventBus):
         """Raise what handlers raised, when they have ended, or after so many seconds. Several: the first, which names the others."""
         try:
             self.drain(timeout)
-        except TimeoutError:
-            pass  # a handler that still runs, as a test may want, has not failed
+        except (TimeoutError, NotInitialized):
+            pass  # a handler that still runs, as a test may want, has not failed; and none runs where the test has shut the bus down
         if self.errors:
             first, *others = self.errors
             more = "".join(f"\n  and {type(error).__name__}: {error}" for error in others)

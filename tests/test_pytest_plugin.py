@@ -186,6 +186,7 @@ def test_publish_before_init_is_an_error_too(pymq_bus):
     result = check(tests, passed=3, failed=2)
     result.stdout.fnmatch_lines(["*AssertionError: a handler failed: ValueError: no such order: -1"])
     result.stdout.fnmatch_lines(["FAILED test_shop.py::test_bad*"])
+    result.stdout.fnmatch_lines(["*AssertionError: a handler failed: RuntimeError: publish before pymq.init()*"])
 
 
 def test_tests_that_do_not_name_the_fixture_as_a_parameter_fail_as_well(check):
@@ -279,6 +280,22 @@ def test_says_what_does_not_end(pymq_bus):
     gate.set()
 """
     check(tests, passed=6)
+
+
+def test_a_test_whose_program_shuts_down(check):
+    tests = """
+def test_good(pymq_bus):
+    place(1)
+    pymq_bus.drain()
+    pymq.shutdown()
+
+def test_bad(pymq_bus):
+    place(-1)
+    pymq_bus.drain()
+    pymq.shutdown()
+"""
+    result = check(tests, passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*AssertionError: a handler failed: ValueError: no such order: -1"])
 
 
 def test_it_is_off_until_used(pytester, monkeypatch):
