@@ -107,7 +107,8 @@ class RecordingBus(EventBus):
             published, are_delayed = len(self.recorded), bool(self._schedule._waiting)
             with self._behind_what_came() as passed:
                 is_read = passed.wait(max(0.0, deadline - time.monotonic()))
-            left = self._in_flight() or ([] if is_read else ["the inbox"])
+            # twice: what went from a queue to a member, or back, between two looks of the first was seen by neither
+            left = self._in_flight() or self._in_flight() or ([] if is_read else ["the inbox"])
             if not (left or are_delayed) and len(self.recorded) == published:
                 return
             if time.monotonic() >= deadline:
@@ -138,10 +139,10 @@ class RecordingBus(EventBus):
                 names.append(f"the handler {subscription.name}")
         if self._schedule._waiting:
             names.append("delayed events")
-        for queue, counts in self.provider.counters().items():
-            if queue.startswith("group/") and counts.get("waiting", 0) + counts.get("leased", 0):
-                names.append(f"the group {queue[6:].partition(chr(0))[0]!r}")
-        return names
+        queues = {queue for queue, counts in self.provider.counters().items() if counts.get("waiting", 0) + counts.get("leased", 0)}
+        queues |= {receipt.queue for receipt in list(self.leases._held)}  # a provider need not count
+        queues |= {member._queue for member in self._members if self.provider.size(member._queue)}
+        return names + [f"the group {queue[6:].partition(chr(0))[0]!r}" for queue in sorted(queues) if queue.startswith("group/")]
 
     def raise_errors(self, timeout: float) -> None:
         """Raise what handlers raised, when they have ended, or after so many seconds. Several: the first, which names the others."""
