@@ -33,7 +33,7 @@ from pymq.deliveries import Leases
 from pymq.dispatch import Dispatcher, Task
 from pymq.exceptions import CodecError, NotInitialized, ProviderError, PymqError
 from pymq.groups import Group, Member, Options
-from pymq.handlers import Target, describe, targets_of
+from pymq.handlers import Target, describe, hints_in_reach, targets_of
 from pymq.loop import Loop
 from pymq.provider import Config
 from pymq.provider.base import Health, Provider
@@ -346,7 +346,8 @@ class EventBus:
         Raises ValueError where this bus serves another function under that name, or where a lambda has none.
         """
         name = self.remotes.name_of(fn, channel)
-        self._when_open(lambda: self.remotes.add(fn, name))
+        hints = hints_in_reach(fn)
+        self._when_open(lambda: self.remotes.add(fn, name, hints))
 
     def unexpose(self, fn: Callable[..., Any] | str) -> None:
         """Serve no further calls to it. Raises ValueError where it is not exposed, NotInitialized before `start`."""

@@ -35,10 +35,10 @@ Plain: TypeAlias = "tuple[bytes, int, Callable[[bytes], Any], int]"
 class Options(NamedTuple):
     """How a group's member works: retries, seconds before the first of them, seconds of a lease, threads."""
 
-    retries: int
-    backoff: float
-    lease: float
-    workers: int
+    retries: int = 5
+    backoff: float = 1.0
+    lease: float = 30.0
+    workers: int = 1
 
     def check(self) -> None:
         """Raises ValueError for what cannot be."""

@@ -124,6 +124,14 @@ def hints_of(function: Handler) -> dict[str, Any]:
     return or_none(hints, {name: parameter.default for name, parameter in signature_of(target).parameters.items()})
 
 
+def hints_in_reach(function: Handler) -> dict[str, Any] | None:
+    """Its hints where the callers' names say all of them: they are gone later. None: one is of a class that follows in its module."""
+    try:
+        return hints_of(function)
+    except NameError:
+        return None
+
+
 def _unbound(function: Handler) -> Handler:
     """Without the arguments that it was given already. By their types: a mock has every attribute, `func` among them."""
     while isinstance(function, functools.partial | staticmethod):

@@ -53,7 +53,7 @@ def forget_name(fn: Callable[..., Any], *attributes: str) -> None:
 class Remote:
     """One exposed function: decodes a call, makes it, replies. Serial, as a subscription is, unless it is `async def`."""
 
-    def __init__(self, bus: EventBus, remotes: Remotes, fn: Callable[..., Any], name: str) -> None:
+    def __init__(self, bus: EventBus, remotes: Remotes, fn: Callable[..., Any], name: str, hints: dict[str, Any] | None = None) -> None:
         from pymq import codec
 
         self.bus = bus
@@ -62,7 +62,7 @@ class Remote:
         self.name = name
         self.serial: Serial = Serial()
         self.is_async: bool = is_async(fn)
-        hints = hints_of(fn)
+        hints = hints_of(fn) if hints is None else hints
         for hint in hints.values():
             codec.name_type(hint)
         self.returns: Any = hints.get("return", Any)
@@ -165,9 +165,9 @@ class Remotes:
         exposed = served[0] if served else getattr(fn, REMOTE_NAME, None) or getattr(fn, EXPOSED_NAME, None)
         return self.name_of(fn, exposed)
 
-    def add(self, fn: Callable[..., Any], name: str, replace: bool = False) -> Remote | None:
+    def add(self, fn: Callable[..., Any], name: str, hints: dict[str, Any] | None = None, replace: bool = False) -> Remote | None:
         """Serve `fn`; callers find it on return. What began, unless it was served under that name before."""
-        remote = Remote(self._bus, self, fn, name)
+        remote = Remote(self._bus, self, fn, name, hints)
         remember_name(fn, name, EXPOSED_NAME)
         with self._lock:
             served = self._remotes.get(name)

@@ -437,6 +437,50 @@ def test_what_the_end_of_the_bus_cancels_comes_again_and_was_no_failure(run, aco
 # --- loops ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("verb", ["decorators", "verbs"])
+def test_classes_that_are_local_to_the_caller(run, aconfig, verb):
+    """Hints are texts here, which only the caller's names explain; over a network, threads subscribe and expose."""
+
+    async def main() -> None:
+        @dataclass
+        class Local:
+            number: int
+
+        heard: list[Any] = []
+
+        async def on_local(event: Local) -> None:
+            heard.append(event)
+
+        async def twice(value: Local) -> Local:
+            return Local(2 * value.number)
+
+        bus = pymq.asyncio.connect(aconfig)
+        if verb == "decorators":
+            bus.subscriber(on_local)
+            bus.subscriber(group="billing", retries=1)(on_local)
+            bus.remote("twice")(twice)
+        async with bus:
+            if verb == "verbs":
+                await bus.subscribe(on_local)
+                await bus.subscribe(on_local, group="billing", retries=1)
+                await bus.expose(twice, "twice")
+            await bus.publish(Local(1))
+            await until(lambda: heard == [Local(1), Local(1)])
+            assert await bus.stub(twice, timeout=10)(Local(2)) == Local(4)
+            await bus.group("billing").delete()
+
+    run(main())
+
+
+def test_decorators_check_what_they_are_given(aconfig):
+    bus = pymq.asyncio.connect(aconfig)
+    for wrong in ({"retries": -1}, {"retry": 1}, {"pattern": True}):
+        with pytest.raises((TypeError, ValueError)):
+            bus.subscriber(**wrong)(shop.orders)
+    with pytest.raises(TypeError, match="neither a function nor a name"):
+        bus.remote(42)
+
+
 def test_several_loops_in_one_process(aconfig, way):
     heard = Heard()
     barrier = threading.Barrier(3)
