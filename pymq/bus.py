@@ -33,7 +33,7 @@ from pymq.deliveries import Leases
 from pymq.dispatch import Dispatcher, Task
 from pymq.exceptions import CodecError, NotInitialized, ProviderError, PymqError
 from pymq.groups import Group, Member, Options
-from pymq.handlers import Target, describe, targets_of
+from pymq.handlers import Target, describe, hints_in_reach, targets_of
 from pymq.loop import Loop
 from pymq.provider import Config
 from pymq.provider.base import Health, Provider
@@ -49,6 +49,7 @@ log: logging.Logger = logging.getLogger("pymq")
 F = TypeVar("F", bound=Callable[..., Any])
 
 SHUTDOWN_SECONDS = 2.0
+GIVE_BACK_SECONDS = 0.5
 
 
 class EventBus:
@@ -147,10 +148,11 @@ class EventBus:
             if not dispatcher.may_receive:
                 self._tell_unread(provider)
         for member in members:
-            abandoned += member.join(deadline)
+            member.join(deadline)
         abandoned += self.subscriptions.finish(deadline)
-        abandoned += loop.close(min(timeout, 0.5))
-        self.subscriptions.end()
+        abandoned += loop.close(min(timeout, 0.5), self.subscriptions.end) + self.subscriptions.end()
+        for member in members:  # the events of the cancelled are given back while there is a provider
+            abandoned += member.join(time.monotonic() + GIVE_BACK_SECONDS if member.shape.is_async else deadline)
         self.leases.close()
         try:
             provider.close()
@@ -344,7 +346,8 @@ class EventBus:
         Raises ValueError where this bus serves another function under that name, or where a lambda has none.
         """
         name = self.remotes.name_of(fn, channel)
-        self._when_open(lambda: self.remotes.add(fn, name))
+        hints = hints_in_reach(fn)
+        self._when_open(lambda: self.remotes.add(fn, name, hints))
 
     def unexpose(self, fn: Callable[..., Any] | str) -> None:
         """Serve no further calls to it. Raises ValueError where it is not exposed, NotInitialized before `start`."""
@@ -489,15 +492,22 @@ def decorator(apply: Callable[..., Any], given: Sequence[Any], options: dict[str
 _buses: weakref.WeakSet[EventBus] = weakref.WeakSet()
 
 
-def _after_fork_in_child() -> None:
+def _each_bus(when: str, call: Callable[[EventBus], None]) -> None:
+    """One that raises, such as a subclass's own `shutdown`, must not keep the others from theirs."""
     for bus in list(_buses):
-        bus._after_fork()
+        try:
+            call(bus)
+        except Exception:
+            log.exception("a bus failed %s", when)
+
+
+def _after_fork_in_child() -> None:
+    _each_bus("in a forked child", lambda bus: bus._after_fork())
 
 
 @atexit.register
 def _at_exit() -> None:
-    for bus in list(_buses):
-        bus.shutdown()
+    _each_bus("at the end of the program", lambda bus: bus.shutdown())
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -12,7 +12,8 @@ from pymq import message as frames
 from pymq.deliveries import Leased, Policy
 from pymq.dispatch import join, persist
 from pymq.exceptions import CodecError, LeaseLost, PymqError, QueueNotFound, Reject, Retry
-from pymq.handlers import Target
+from pymq.handlers import Target, unrun
+from pymq.loop import is_cancelled
 from pymq.provider.base import Delivery, Receipt
 from pymq.queues import DeadLetters
 from pymq.routes import check_lease
@@ -34,10 +35,10 @@ Plain: TypeAlias = "tuple[bytes, int, Callable[[bytes], Any], int]"
 class Options(NamedTuple):
     """How a group's member works: retries, seconds before the first of them, seconds of a lease, threads."""
 
-    retries: int
-    backoff: float
-    lease: float
-    workers: int
+    retries: int = 5
+    backoff: float = 1.0
+    lease: float = 30.0
+    workers: int = 1
 
     def check(self) -> None:
         """Raises ValueError for what cannot be."""
@@ -205,7 +206,7 @@ class Member(Work):
         return found
 
     def settle(self, message: bytes, receipt: Receipt, error: BaseException | None) -> None:
-        """Ack the event, or do with it what follows from the handler's error."""
+        """Ack the event, or do with it what follows from the error; a handler that the end of the bus has cancelled has not failed."""
         if self._is_inherited:
             return
         try:
@@ -213,7 +214,8 @@ class Member(Work):
                 self.bus.provider.ack(receipt)
                 self.delivered += 1
             else:
-                self._fail(Leased(self.bus.provider, message, receipt, self._policy), error)
+                abandoned = self._stopping and is_cancelled(error)
+                self._fail(Leased(self.bus.provider, message, receipt, self._policy), Retry() if abandoned else error)
         except LeaseLost:
             log.warning(LATE, self.name)
 
@@ -228,7 +230,9 @@ class Member(Work):
                 return self._call_with_care(message, receipt)
             self._latest = plain
             _, _, decode, start = plain
-        self.callback(decode(message[start:]))
+        result = self.callback(decode(message[start:]))
+        if result is not None and (error := unrun(self.callback, result)):
+            raise error
         return None
 
     def _call_with_care(self, message: bytes, receipt: Receipt) -> None:
@@ -245,6 +249,8 @@ class Member(Work):
         result = self.callback(*args, **kwargs)
         if self.shape.is_async:
             self.bus.loop.wait_for(self.name, result)
+        elif error := unrun(self.callback, result):
+            raise error
 
     def _fail(self, leased: Leased, error: BaseException) -> None:
         if isinstance(error, Retry):

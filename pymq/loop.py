@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import TYPE_CHECKING, Any
@@ -79,8 +79,11 @@ class Loop:
         if self._loop is not None:
             self._loop.stop()
 
-    def close(self, timeout: float) -> list[str]:
-        """Give what runs up to `timeout` seconds to end, then cancel it; say what was abandoned."""
+    def close(self, timeout: float, end: Callable[[], list[str]]) -> list[str]:
+        """Give what runs up to `timeout` seconds to end, then cancel it; say what was abandoned.
+
+        `end` is called before that: a handler that is cancelled must not be begun again with its next event.
+        """
         with self._lock:
             loop, self._loop = self._loop, None
         if loop is None or self._thread is None:
@@ -91,7 +94,7 @@ class Loop:
         def finish() -> None:
             if given_up.is_set():
                 return
-            task = loop.create_task(_finish_tasks(timeout, self._names))
+            task = loop.create_task(_finish_tasks(timeout, self._names, end))
             task.add_done_callback(lambda done: finished.set_result(done.result()))
 
         loop.call_soon_threadsafe(finish)
@@ -99,23 +102,37 @@ class Loop:
             abandoned = finished.result(timeout + 0.5)
         except (FutureTimeout, TimeoutError):  # a handler blocks the loop itself
             given_up.set()
-            abandoned = list(self._names)
+            abandoned = _still_running(self._names)
         loop.call_soon_threadsafe(loop.stop)
         if self._thread is not threading.current_thread():
             self._thread.join(0.5)
-        return [f"the handler {name}, which still ran" for name in abandoned]
+        return abandoned
 
 
-async def _finish_tasks(timeout: float, names: list[str]) -> list[str]:
+def is_cancelled(error: BaseException) -> bool:
+    """Whether it is what ends a cancelled task; asyncio need not be imported to say that others are not."""
+    if isinstance(error, Exception):
+        return False
+    import asyncio
+
+    return isinstance(error, asyncio.CancelledError)
+
+
+def _still_running(names: list[str]) -> list[str]:
+    return [f"the handler {name}, which still ran" for name in names]
+
+
+async def _finish_tasks(timeout: float, names: list[str], end: Callable[[], list[str]]) -> list[str]:
     import asyncio
 
     others = asyncio.all_tasks() - {asyncio.current_task()}
     if not others:
         return []
     _, pending = await asyncio.wait(others, timeout=timeout)
-    abandoned = list(names)
+    if not pending:
+        return []
+    abandoned = _still_running(names) + end()
     for task in pending:
         task.cancel()
-    if pending:
-        await asyncio.wait(pending, timeout=0.2)
+    await asyncio.wait(pending, timeout=0.2)
     return abandoned

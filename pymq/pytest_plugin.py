@@ -47,9 +47,10 @@ def pymq_bus(pymq_config: Config) -> Iterator[RecordingBus]:
     from pymq.recording import RecordingBus
 
     bus = RecordingBus(pymq_config)
-    pymq.init(bus)
-    yield bus
-    pymq.shutdown()
+    with bus.listening():
+        pymq.init(bus)
+        yield bus
+        pymq.shutdown()
 
 
 @pytest.fixture

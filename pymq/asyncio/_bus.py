@@ -19,8 +19,7 @@ from pymq.asyncio._threads import in_thread
 from pymq.bus import SHUTDOWN_SECONDS, decorator
 from pymq.exceptions import NotInitialized
 from pymq.groups import Group as SyncGroup
-from pymq.groups import Options
-from pymq.handlers import Shape, channels_of
+from pymq.handlers import channels_of
 from pymq.provider import Config, config_from
 from pymq.provider.base import Health, WouldWait
 from pymq.routes import Route
@@ -197,7 +196,8 @@ class EventBus:
 
         One that is cancelled is not in force.
         """
-        await self._do_or_undo(partial(self._core.begin, callback, channel, pattern, group, Options(retries, backoff, lease, workers)))
+        options = {"retries": retries, "backoff": backoff, "lease": lease, "workers": workers}
+        await self._do_or_undo(self._core.subscribing(callback, channel, pattern, group=group, **options))
 
     async def _do_or_undo(self, call: Callable[[], Callable[[], None]]) -> None:
         """A call that may be in a thread's hands when this is cancelled: then it is waited for, and undone by what it returns."""
@@ -229,15 +229,14 @@ class EventBus:
     def subscriber(self, channel: str | None = None, /, *given: Any, **options: Any) -> Callable[[F], F]: ...
     def subscriber(self, *given: Any, **options: Any) -> Any:
         """`subscribe` as a decorator, in force from `start` on. Raises TypeError once the bus is started: await `subscribe` then."""
-        return decorator(partial(self._at_start, self.subscribe, Shape), given, options)
+        return decorator(partial(self._at_start, "subscribe", self._core.subscribing), given, options)
 
     def _at_start(
-        self, verb: Callable[..., Awaitable[None]], check: Callable[..., object], function: Any, *given: Any, **options: Any
+        self, verb: str, prepare: Callable[..., Callable[[], Callable[[], None]]], function: Any, *given: Any, **options: Any
     ) -> None:
         if self._port is not None:
-            raise TypeError(f"the bus is started: `await bus.{verb.__name__}({getattr(function, '__name__', function)}, ...)` instead")
-        check(function)
-        self._early.append(partial(verb, function, *given, **options))
+            raise TypeError(f"the bus is started: `await bus.{verb}({getattr(function, '__name__', function)}, ...)` instead")
+        self._early.append(partial(self._do_or_undo, prepare(function, *given, **options)))
 
     @overload
     def events(self, channel: type[T]) -> Events[T]: ...
@@ -286,7 +285,7 @@ class EventBus:
 
     async def expose(self, fn: Callable[..., Any], channel: str | None = None) -> None:
         """`pymq.expose`, awaited. Calls of an `async def` run beside each other; a plain function holds up the loop while it runs."""
-        await self._do_or_undo(partial(self._core.serve, fn, channel))
+        await self._do_or_undo(self._core.exposing(fn, channel))
 
     async def unexpose(self, fn: Callable[..., Any] | str) -> None:
         """`pymq.unexpose`, awaited. Raises ValueError."""
@@ -298,7 +297,7 @@ class EventBus:
     def remote(self, channel: str | None = None, /, *given: Any, **options: Any) -> Callable[[F], F]: ...
     def remote(self, *given: Any, **options: Any) -> Any:
         """`expose` as a decorator, in force from `start` on. Raises TypeError once the bus is started: await `expose` then."""
-        return decorator(partial(self._at_start, self.expose, callable), given, options)
+        return decorator(partial(self._at_start, "expose", self._core.exposing), given, options)
 
     @overload
     def stub(self, fn: Callable[P, Awaitable[R]], timeout: float | None = None, multi: Literal[False] = False) -> Stub[P, R]: ...

@@ -17,7 +17,7 @@ from pymq.deliveries import Leased, Leases
 from pymq.dispatch import Task
 from pymq.exceptions import ProviderError, PymqError, QueueNotFound, Retry
 from pymq.groups import Group, Member, Options
-from pymq.handlers import Target, targets_of
+from pymq.handlers import Target, hints_in_reach, targets_of, unrun
 from pymq.loop import Loop
 from pymq.provider.base import LATER, Delivery, Provider, Receipt
 from pymq.remotes import Remotes
@@ -61,13 +61,25 @@ class Core(EventBus):
     def later(self, seconds: float, task: Task, message: bytes) -> None:
         self.port.loop.call_later(seconds, task.run, message)
 
-    def begin(
-        self, callback: Callable[..., Any], channel: str | None, pattern: bool, group: str | None, options: Options
-    ) -> Callable[[], None]:
-        """`subscribe`; what undoes this one, and no earlier one of the same handler."""
-        options.check()
-        begun = [self._subscribe(target, group, options) for target in targets_of(callback, channel, pattern)]
-        return partial(self._drop, begun)
+    def subscribing(
+        self,
+        callback: Callable[..., Any],
+        channel: str | None = None,
+        pattern: bool = False,
+        *,
+        group: str | None = None,
+        **options: Any,
+    ) -> Callable[[], Callable[[], None]]:
+        """`subscribe` for later, or for another thread: the classes in hints that are texts are found among the caller's names.
+
+        It returns what undoes this one, and no earlier one of the same handler. Raises as `subscribe`.
+        """
+        chosen = Options(**options)
+        chosen.check()
+        return partial(self._begin, targets_of(callback, channel, pattern), group, chosen)
+
+    def _begin(self, targets: list[Target], group: str | None, options: Options) -> Callable[[], None]:
+        return partial(self._drop, [self._subscribe(target, group, options) for target in targets])
 
     def _drop(self, begun: list[Work]) -> None:
         self.subscriptions.drop([work for work in begun if isinstance(work, Subscription)])
@@ -77,9 +89,12 @@ class Core(EventBus):
             if isinstance(work, Member):
                 work.leave()
 
-    def serve(self, fn: Callable[..., Any], channel: str | None) -> Callable[[], None]:
-        """`expose`; what undoes it, unless the function was served under that name before."""
-        remote = self.remotes.add(fn, self.remotes.name_of(fn, channel))
+    def exposing(self, fn: Callable[..., Any], channel: str | None = None) -> Callable[[], Callable[[], None]]:
+        """`expose`, likewise. It returns what undoes it, unless the function was served under that name before."""
+        return partial(self._serve, fn, self.remotes.name_of(fn, channel), hints_in_reach(fn))
+
+    def _serve(self, fn: Callable[..., Any], name: str, hints: dict[str, Any] | None) -> Callable[[], None]:
+        remote = self.remotes.add(fn, name, hints)
         return lambda: None if remote is None else self.remotes.drop(remote)
 
     def _subscribe(self, target: Target, group: str | None, options: Options) -> Work:
@@ -121,7 +136,7 @@ class Tasks(Loop):
             return []
         _, pending = await asyncio.wait(others, timeout=timeout)
         names = [f"the handler {self.running[task]}, which still ran" for task in pending]
-        self._core.subscriptions.end()  # a cancelled handler is not begun again with the next event
+        names += self._core.subscriptions.end()  # a cancelled handler is not begun again with the next event
         for task in pending:
             task.cancel()
         if pending:
@@ -307,11 +322,9 @@ class LoopMember(Member):
             self.bus.leases.release(receipt)
 
     async def _error_of(self, message: bytes, receipt: Receipt) -> BaseException | None:
-        """What the handler raised. One that was cancelled by the end of the bus has not failed: its event comes again."""
+        """What the handler raised."""
         try:
             await self._call_in_loop(message, receipt)
-        except asyncio.CancelledError as error:
-            return Retry() if self._stopping else error
         except BaseException as error:
             return error
         return None
@@ -325,3 +338,5 @@ class LoopMember(Member):
         result = self.callback(*args, **kwargs)
         if self.shape.is_async:
             await result
+        elif error := unrun(self.callback, result):
+            raise error

@@ -7,6 +7,7 @@ import gc
 import threading
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -112,6 +113,32 @@ def test_a_failing_handler_ends_nothing(run, aconfig, caplog):
 
     run(main())
     assert "a handler's own" in caplog.text
+
+
+def test_what_only_returns_a_coroutine_has_failed(run, aconfig, caplog):
+    async def main() -> None:
+        async def inner(value: int) -> None:
+            raise AssertionError("nothing awaits it")
+
+        def wrapper(value: int) -> Any:
+            return inner(value)
+
+        async with pymq.asyncio.connect(aconfig) as bus:
+            await bus.subscribe(wrapper, "c")
+            await bus.subscribe(wrapper, "c", group="billing", retries=0)
+            await bus.publish(1, "c")
+            await until_it_is(1, bus.group("billing").dead.qsize)
+            await until_it_is({"c": 2}, partial(_stat, bus, "failed"))
+            assert (await bus.stats())["delivered"] == {}
+            assert [letter.value async for letter in bus.group("billing").dead] == [1]
+            await bus.group("billing").delete()
+
+    run(main())
+    assert caplog.text.count("returned a coroutine, which nothing runs") >= 2, "told of both"
+
+
+async def _stat(bus: Any, kind: str) -> Any:
+    return (await bus.stats())[kind]
 
 
 def test_delayed_and_expired_events(run, aconfig):
@@ -408,6 +435,50 @@ def test_what_the_end_of_the_bus_cancels_comes_again_and_was_no_failure(run, aco
 
 
 # --- loops ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["decorators", "verbs"])
+def test_classes_that_are_local_to_the_caller(run, aconfig, verb):
+    """Hints are texts here, which only the caller's names explain; over a network, threads subscribe and expose."""
+
+    async def main() -> None:
+        @dataclass
+        class Local:
+            number: int
+
+        heard: list[Any] = []
+
+        async def on_local(event: Local) -> None:
+            heard.append(event)
+
+        async def twice(value: Local) -> Local:
+            return Local(2 * value.number)
+
+        bus = pymq.asyncio.connect(aconfig)
+        if verb == "decorators":
+            bus.subscriber(on_local)
+            bus.subscriber(group="billing", retries=1)(on_local)
+            bus.remote("twice")(twice)
+        async with bus:
+            if verb == "verbs":
+                await bus.subscribe(on_local)
+                await bus.subscribe(on_local, group="billing", retries=1)
+                await bus.expose(twice, "twice")
+            await bus.publish(Local(1))
+            await until(lambda: heard == [Local(1), Local(1)])
+            assert await bus.stub(twice, timeout=10)(Local(2)) == Local(4)
+            await bus.group("billing").delete()
+
+    run(main())
+
+
+def test_decorators_check_what_they_are_given(aconfig):
+    bus = pymq.asyncio.connect(aconfig)
+    for wrong in ({"retries": -1}, {"retry": 1}, {"pattern": True}):
+        with pytest.raises((TypeError, ValueError)):
+            bus.subscriber(**wrong)(shop.orders)
+    with pytest.raises(TypeError, match="neither a function nor a name"):
+        bus.remote(42)
 
 
 def test_several_loops_in_one_process(aconfig, way):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
 
 import pytest
-from harness import GUARD, in_thread, start_program
+from harness import GUARD, eventually, in_thread, start_program
 
 import pymq
 
@@ -42,6 +43,35 @@ def test_shutdown_is_bounded_and_says_what_it_abandoned(config, heard, caplog, k
     assert any("hanging" in record.getMessage() for record in caplog.records)
     if calling is not None:
         assert calling.exception(GUARD) is not None, "a caller of one's own bus is not left waiting"
+
+
+@pytest.mark.parametrize("kind", ["def", "workers", "async def"])
+def test_what_waits_for_a_hanging_handler_is_not_begun_and_is_told(config, heard, caplog, kind):
+    gate = threading.Event()
+
+    def hanging(value: int) -> None:
+        heard(value)
+        gate.wait(GUARD * 2)
+
+    async def hanging_task(value: int) -> None:
+        heard(value)
+        await asyncio.sleep(GUARD * 2)
+
+    bus = pymq.EventBus(config)
+    bus.start()
+    bus.subscribe(hanging_task if kind == "async def" else hanging, "c", workers=2 if kind == "workers" else 1)
+    begun = 2 if kind == "workers" else 1
+    for value in range(begun + 3):
+        bus.publish(value, "c")
+    assert sorted(heard.take(begun)) == list(range(begun))
+    (subscription,) = bus.subscriptions.all()
+    eventually(lambda: subscription._queue.qsize() == 3 if kind == "workers" else subscription.waiting == 3)
+    with caplog.at_level(logging.WARNING):
+        bus.shutdown(timeout=0.1)
+    gate.set()
+    assert f"3 messages that waited for the handler {subscription.name}" in caplog.text
+    assert [(record.name, record.getMessage()[:14]) for record in caplog.records] == [("pymq", "shutdown after")]
+    assert heard.rest() == []
 
 
 @pytest.mark.parametrize("how", ["def", "async", "remote", "error"])

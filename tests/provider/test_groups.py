@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import queue
 import re
 import threading
@@ -223,6 +225,26 @@ def test_a_member_that_shuts_down_gives_back_what_it_had_not_begun(peers, bus, g
     assert handled | {0} == set(range(5))
 
 
+def test_what_a_shutdown_cancels_comes_again_and_was_no_failure(config, bus, group, heard, caplog):
+    async def hangs(value: int) -> None:
+        heard("begun")
+        await asyncio.sleep(GUARD * 2)
+
+    ending = pymq.EventBus(config)
+    ending.start()
+    ending.subscribe(hangs, "c", group="billing", retries=0)
+    bus.publish(1, "c")
+    assert heard.next() == "begun"
+    with caplog.at_level(logging.WARNING):
+        ending.shutdown(timeout=0.1)
+    assert [record.getMessage().partition(" abandoned ")[2] for record in caplog.records] == [
+        f"the handler {hangs.__qualname__}, which still ran"
+    ]
+    bus.subscribe(lambda value, message: heard((value, message.attempt)), "c", group="billing", retries=0)
+    assert heard.next() == (1, 2)
+    assert group.dead.qsize() == 0
+
+
 def test_a_handler_that_unsubscribes_takes_nothing_more(bus, group, heard):
     def handler(value: int):
         heard(value)
@@ -288,6 +310,23 @@ def test_async_handlers_are_acked_after_they_have_returned(separate, peers, bus,
     bob.subscribe(shop.attempts, "c", group="billing")
     alice.kill()
     assert bob.hear(timeout=3 * GUARD) == ("work", 2), "long before its lease ends"
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_what_only_returns_a_coroutine_has_failed_and_is_not_acked(bus, group, heard, caplog, times):
+    """Also the second event, which comes a shorter way."""
+
+    async def inner(value: int) -> None:
+        raise AssertionError("nothing awaits it")
+
+    handlers = [heard] * (times - 1) + [inner]
+    bus.subscribe(lambda value: handlers[value](value), "c", group="billing", retries=0)
+    for value in range(times):
+        bus.publish(value, "c")
+    eventually(lambda: group.dead.qsize() == 1)
+    (letter,) = group.dead
+    assert "returned a coroutine, which nothing runs" in letter.headers["dead-text"]
+    assert bus.stats()["delivered"] == ({"c": 1} if times == 2 else {})
 
 
 def test_a_group_handler_may_publish_put_and_call(bus, group, heard):

@@ -378,6 +378,43 @@ def test_a_program_need_not_shut_down(place, tmp_path):
     assert place.leftovers() == []
 
 
+@pytest.mark.parametrize("when", ["exit", "fork"])
+def test_a_bus_that_raises_does_not_keep_the_others_from_their_end(place, tmp_path, when):
+    program = tmp_path / "own.py"
+    program.write_text(OWN_BUS)
+    with start_program(program, when) as process:
+        out, err = process.communicate(timeout=3 * GUARD)
+    assert (out, process.returncode) == ("fork: True\n" if when == "fork" else "", 0)
+    assert err.count("ValueError: my own") == (6 if when == "fork" else 3), "each of them is told"
+    assert place.leftovers() == []
+
+
+OWN_BUS = """
+import os, sys
+import pymq
+
+class Own(pymq.EventBus):
+    def shutdown(self, timeout=2.0):
+        super().shutdown(timeout)
+        raise ValueError("my own")
+
+    def _after_fork(self):
+        super()._after_fork()
+        raise ValueError("my own")
+
+for number in range(6):
+    bus = pymq.init((Own if number % 2 else pymq.EventBus)())
+    bus.subscribe(print, "c")
+    pymq.core.bus = None
+if sys.argv[1] == "fork":
+    known = {bus.token: bus for bus in pymq.bus._buses}
+    if os.fork() == 0:
+        print("fork:", all(bus.token != token for token, bus in known.items()), flush=True)
+        os._exit(0)
+    os.wait()
+"""
+
+
 def end_by(how: signal.Signals, process: subprocess.Popen[str]) -> tuple[str, str]:
     """What it said. The signal is sent again where CPython missed it: one that comes just before a lock is waited for is seen late."""
     for _ in range(4):
