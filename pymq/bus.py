@@ -16,6 +16,7 @@ Topics of events begin with "e/", those of remotes with "r/": a pattern of the u
 from __future__ import annotations
 
 import atexit
+import inspect
 import logging
 import os
 import secrets
@@ -33,7 +34,7 @@ from pymq.deliveries import Leases
 from pymq.dispatch import Dispatcher, Task
 from pymq.exceptions import CodecError, NotInitialized, ProviderError, PymqError
 from pymq.groups import Group, Member, Options
-from pymq.handlers import Target, describe, targets_of
+from pymq.handlers import Shape, Target, describe, targets_of
 from pymq.loop import Loop
 from pymq.provider import Config
 from pymq.provider.base import Health, Provider
@@ -275,21 +276,21 @@ class EventBus:
         channel: str | None = None,
         pattern: bool = False,
         group: str | None = None,
-        retries: int = 5,
-        backoff: float = 1.0,
-        lease: float = 30.0,
-        workers: int = 1,
+        retries: int | None = None,
+        backoff: float | None = None,
+        lease: float | None = None,
+        workers: int | None = None,
     ) -> None:
         """Call `callback(event)` for every event of its hint's class, or of the channel; in force on return.
 
         With `group`, each event goes to one member, and is acked after the callback returned; one that raises is called again up to
-        `retries` times, after `backoff` seconds doubling each time, then the event is in `bus.group(group).dead`. `lease` is in
-        seconds, extended while the callback runs; `workers` callbacks run at once (and order is given up). Without a group,
-        `workers` above 1 lets that many run at once as well, of a callback that is no `async def`. Raises TypeError for a callback
-        that cannot take an event, ValueError where neither a hint nor `channel` says what to subscribe to.
+        `retries` times (5), after `backoff` seconds (1) doubling each time, then the event is in `bus.group(group).dead`. `lease` is in
+        seconds (30), extended while the callback runs; `workers` callbacks (1) run at once, and more than one give up the order.
+        Without a group, `workers` above 1 lets that many run at once as well, of a callback that is no `async def`. Raises TypeError
+        for a callback that cannot take an event, ValueError where neither a hint nor `channel` says what to subscribe to, and for
+        `retries`, `backoff` and `lease` without a group.
         """
-        targets, options = targets_of(callback, channel, pattern), Options(retries, backoff, lease, workers)
-        options.check()
+        targets, options = targets_of(callback, channel, pattern), Options.of(group, retries, backoff, lease, workers)
         for target in targets:
             self._when_open(partial(self._subscribe, target, group, options))
 
@@ -324,7 +325,7 @@ class EventBus:
     def subscriber(self, channel: str | None = None, /, *given: Any, **options: Any) -> Callable[[F], F]: ...
     def subscriber(self, *given: Any, **options: Any) -> Any:
         """`subscribe` as a decorator, with or without arguments."""
-        return decorator(self.subscribe, given, options)
+        return decorator(partial(_apply, self.subscribe), given, options)
 
     def group(self, name: str) -> Group:
         """The consumer group of that name."""
@@ -357,7 +358,7 @@ class EventBus:
     def remote(self, channel: str | None = None, /, *given: Any, **options: Any) -> Callable[[F], F]: ...
     def remote(self, *given: Any, **options: Any) -> Any:
         """`expose` as a decorator, with or without a name."""
-        return decorator(self.expose, given, options)
+        return decorator(partial(_apply, self.expose), given, options)
 
     def stub(self, fn: Any, timeout: float | None = None, multi: bool = False) -> StubMethod[..., Any]:
         """A callable that calls the remote `fn`, given by its name or by the function itself.
@@ -473,6 +474,23 @@ class Topic:
         return f"Topic({self.name!r}{', pattern=True' if self.is_pattern else ''})"
 
 
+def options_of(verb: Callable[..., Any], function: Callable[..., Any], given: Sequence[Any], options: dict[str, Any]) -> dict[str, Any]:
+    """What `verb(function, …)` is given, by name. Raises TypeError, with the function's name, for what it does not take."""
+    signature = inspect.signature(verb)
+    try:
+        _, *named = signature.bind(function, *given, **options).arguments.items()
+    except TypeError as error:
+        known = ", ".join([*signature.parameters][1:])
+        raise TypeError(f"{describe(function)}: {error}; its options are {known}") from None
+    return dict(named)
+
+
+def check_subscription(function: Callable[..., Any], options: dict[str, Any]) -> Shape:
+    """What the handler wants. Raises TypeError and ValueError as `subscribe` does, also while there is no bus."""
+    Options.of(**{name: value for name, value in options.items() if name not in ("channel", "pattern")})
+    return Shape(function)
+
+
 def decorator(apply: Callable[..., Any], given: Sequence[Any], options: dict[str, Any]) -> Any:
     """Make a decorator of `apply(function, …)` that works as `@d`, `@d("channel", …)`, `@d(channel="x", …)` and `d(function, …)`."""
     if given and given[0] is not None and not isinstance(given[0], str):
@@ -484,6 +502,11 @@ def decorator(apply: Callable[..., Any], given: Sequence[Any], options: dict[str
         return function
 
     return decorate
+
+
+def _apply(verb: Callable[..., None], function: Callable[..., Any], *given: Any, **options: Any) -> None:
+    options_of(verb, function, given, options)
+    verb(function, *given, **options)  # as they came: a subclass may have a verb of its own
 
 
 _buses: weakref.WeakSet[EventBus] = weakref.WeakSet()

@@ -10,9 +10,9 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, cast, overload
 
-from pymq.bus import SHUTDOWN_SECONDS, EventBus, Topic, decorator
+from pymq.bus import SHUTDOWN_SECONDS, EventBus, Topic, check_subscription, decorator, options_of
 from pymq.exceptions import NotInitialized
-from pymq.handlers import Shape, channels_of
+from pymq.handlers import channels_of
 from pymq.provider import Config, config_from
 from pymq.remotes import Remotes, remember_name
 from pymq.routes import Route
@@ -35,10 +35,6 @@ bus: EventBus | None = None
 
 _lock = threading.RLock()
 _declared: dict[tuple[Any, ...], tuple[str, Callable[..., Any], dict[str, Any]]] = {}
-_BY_POSITION = {
-    "subscribe": ("channel", "pattern", "group", "retries", "backoff", "lease", "workers"),
-    "expose": ("channel",),
-}
 _early: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
 _inherited = False
 _routes: dict[Any, Route] = {}
@@ -137,7 +133,7 @@ def subscribe(
     if group is not None:
         options["group"] = group
     if bus is None:
-        Shape(callback)
+        check_subscription(callback, options_of(partial(EventBus.subscribe, cast(EventBus, None)), callback, (), options))
     _now_or_early("subscribe", (callback, channel, pattern), options)
 
 
@@ -284,13 +280,10 @@ def _bus() -> EventBus:
 
 def _declare(verb: str, fn: Callable[..., Any], *given: Any, **options: Any) -> None:
     """Keep a module-level function for every `init`, in the place of the one that had its name, and apply it to the running bus."""
-    names = _BY_POSITION[verb]
-    if len(given) > len(names) or options.keys() & names[: len(given)]:
-        raise TypeError(f"{verb}: beside the function, each of {', '.join(names)} at most once, not {given!r} and {options!r}")
-    options |= dict(zip(names, given))
+    options = options_of(partial(getattr(EventBus, verb), None), fn, given, options)
     says = options.get("channel")
     if verb == "subscribe":
-        hint = Shape(fn).hint
+        hint = check_subscription(fn, options).hint
         says = says or tuple(name for name, _ in channels_of(hint))  # one name for several classes: each has its own handler
     else:
         remember_name(fn, Remotes.name_of(fn, says))

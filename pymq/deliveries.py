@@ -26,7 +26,10 @@ from pymq.provider.base import Provider, Receipt
 log: logging.Logger = logging.getLogger("pymq")
 
 DEAD_HEADERS = ("dead-error", "dead-text", "dead-traceback", "dead-attempts", "dead-channel", "dead-first-failure")
+RETRIES = 5
+BACKOFF = 1.0
 MAX_BACKOFF = 3600.0
+LEASE = 30.0
 UNREADABLE = 255
 """The form of a payload that is whatever came in the place of a frame: no codec reads it."""
 

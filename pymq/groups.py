@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from pymq import message as frames
-from pymq.deliveries import Leased, Policy
+from pymq.deliveries import BACKOFF, LEASE, RETRIES, Leased, Policy
 from pymq.dispatch import join, persist
 from pymq.exceptions import CodecError, LeaseLost, PymqError, QueueNotFound, Reject, Retry
 from pymq.handlers import Target
@@ -39,12 +39,31 @@ class Options(NamedTuple):
     lease: float
     workers: int
 
-    def check(self) -> None:
-        """Raises ValueError for what cannot be."""
-        retries, backoff, lease, workers = self
+    @classmethod
+    def of(
+        cls,
+        group: str | None = None,
+        retries: int | None = None,
+        backoff: float | None = None,
+        lease: float | None = None,
+        workers: int | None = None,
+    ) -> Options:
+        """With the defaults in the places of None. Raises ValueError for what cannot be, or means nothing without a group."""
+        if group is None:
+            refuse_without_group(retries=retries, backoff=backoff, lease=lease)
+        retries, workers = RETRIES if retries is None else retries, 1 if workers is None else workers
+        backoff, lease = BACKOFF if backoff is None else backoff, LEASE if lease is None else lease
         check_lease(lease)
         if not (workers >= 1 and retries >= 0 and backoff >= 0):
             raise ValueError(f"workers={workers}, retries={retries}, backoff={backoff}: at least 1, 0 and 0")
+        return cls(retries, backoff, lease, workers)
+
+
+def refuse_without_group(**options: float | None) -> None:
+    """Raises ValueError for one that is given."""
+    for name, value in options.items():
+        if value is not None:
+            raise ValueError(f"{name}={value!r} needs group=: it is for consumer groups, and would do nothing here")
 
 
 class Group:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pymq import message as frames
-from pymq.deliveries import DEAD_HEADERS, Leased, Policy, dead_letter, unpack_anything
+from pymq.deliveries import DEAD_HEADERS, LEASE, RETRIES, Leased, Policy, dead_letter, unpack_anything
 from pymq.exceptions import CodecError, LeaseLost, PymqError, QueueNotFound, Reject, Retry
 from pymq.message import SEQUENCE_BYTES, Frame, Prefix
 from pymq.provider.base import Provider
@@ -25,8 +25,6 @@ T = TypeVar("T")
 Empty = queue.Empty
 Full = queue.Full
 
-LEASE = 30.0
-RETRIES = 5
 MOST_PREFIXES = 10_000
 """How many senders and types a queue's decoders are held for: 3 us an item instead of 100."""
 

@@ -16,11 +16,11 @@ from pymq.asyncio._events import Events
 from pymq.asyncio._port import Port
 from pymq.asyncio._queues import DeadLetters, Queue
 from pymq.asyncio._threads import in_thread
-from pymq.bus import SHUTDOWN_SECONDS, decorator
+from pymq.bus import SHUTDOWN_SECONDS, check_subscription, decorator, options_of
 from pymq.exceptions import NotInitialized
 from pymq.groups import Group as SyncGroup
-from pymq.groups import Options
-from pymq.handlers import Shape, channels_of
+from pymq.groups import Options, refuse_without_group
+from pymq.handlers import channels_of
 from pymq.provider import Config, config_from
 from pymq.provider.base import Health, WouldWait
 from pymq.routes import Route
@@ -188,16 +188,18 @@ class EventBus:
         pattern: bool = False,
         *,
         group: str | None = None,
-        retries: int = 5,
-        backoff: float = 1.0,
-        lease: float = 30.0,
-        workers: int = 1,
+        retries: int | None = None,
+        backoff: float | None = None,
+        lease: float | None = None,
+        workers: int | None = None,
     ) -> None:
-        """`pymq.subscribe`, awaited: in force when it returns. `workers` is for groups; `async def` handlers run in this loop.
+        """`pymq.subscribe`, awaited: in force when it returns. `async def` handlers run in this loop.
 
-        One that is cancelled is not in force.
+        `workers` is for groups, too. One that is cancelled is not in force.
         """
-        await self._do_or_undo(partial(self._core.begin, callback, channel, pattern, group, Options(retries, backoff, lease, workers)))
+        options = Options.of(group, retries, backoff, lease, workers)
+        _refuse_workers(group, workers)
+        await self._do_or_undo(partial(self._core.begin, callback, channel, pattern, group, options))
 
     async def _do_or_undo(self, call: Callable[[], Callable[[], None]]) -> None:
         """A call that may be in a thread's hands when this is cancelled: then it is waited for, and undone by what it returns."""
@@ -229,15 +231,18 @@ class EventBus:
     def subscriber(self, channel: str | None = None, /, *given: Any, **options: Any) -> Callable[[F], F]: ...
     def subscriber(self, *given: Any, **options: Any) -> Any:
         """`subscribe` as a decorator, in force from `start` on. Raises TypeError once the bus is started: await `subscribe` then."""
-        return decorator(partial(self._at_start, self.subscribe, Shape), given, options)
+        return decorator(self._subscribe_at_start, given, options)
 
-    def _at_start(
-        self, verb: Callable[..., Awaitable[None]], check: Callable[..., object], function: Any, *given: Any, **options: Any
-    ) -> None:
+    def _subscribe_at_start(self, function: Callable[..., Any], *given: Any, **options: Any) -> None:
+        named = options_of(self.subscribe, function, given, options)
+        check_subscription(function, named)
+        _refuse_workers(named.get("group"), named.get("workers"))
+        self._at_start(self.subscribe, function, named)
+
+    def _at_start(self, verb: Callable[..., Awaitable[None]], function: Any, options: dict[str, Any]) -> None:
         if self._port is not None:
             raise TypeError(f"the bus is started: `await bus.{verb.__name__}({getattr(function, '__name__', function)}, ...)` instead")
-        check(function)
-        self._early.append(partial(verb, function, *given, **options))
+        self._early.append(partial(verb, function, **options))
 
     @overload
     def events(self, channel: type[T]) -> Events[T]: ...
@@ -298,7 +303,10 @@ class EventBus:
     def remote(self, channel: str | None = None, /, *given: Any, **options: Any) -> Callable[[F], F]: ...
     def remote(self, *given: Any, **options: Any) -> Any:
         """`expose` as a decorator, in force from `start` on. Raises TypeError once the bus is started: await `expose` then."""
-        return decorator(partial(self._at_start, self.expose, callable), given, options)
+        return decorator(self._expose_at_start, given, options)
+
+    def _expose_at_start(self, function: Callable[..., Any], *given: Any, **options: Any) -> None:
+        self._at_start(self.expose, function, options_of(self.expose, function, given, options))
 
     @overload
     def stub(self, fn: Callable[P, Awaitable[R]], timeout: float | None = None, multi: Literal[False] = False) -> Stub[P, R]: ...
@@ -326,6 +334,12 @@ class EventBus:
         """`pymq.EventBus.health`: asks nobody, and so is not awaited."""
         self._opened()
         return self._core.health()
+
+
+def _refuse_workers(group: str | None, workers: int | None) -> None:
+    """Raises ValueError for more than one without a group: those of a plain subscription would be threads."""
+    if group is None and workers != 1:
+        refuse_without_group(workers=workers)
 
 
 class Topic:

@@ -65,7 +65,6 @@ class Core(EventBus):
         self, callback: Callable[..., Any], channel: str | None, pattern: bool, group: str | None, options: Options
     ) -> Callable[[], None]:
         """`subscribe`; what undoes this one, and no earlier one of the same handler."""
-        options.check()
         begun = [self._subscribe(target, group, options) for target in targets_of(callback, channel, pattern)]
         return partial(self._drop, begun)
 

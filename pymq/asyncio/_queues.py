@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from pymq import queues
 from pymq.asyncio._core import with_room
+from pymq.deliveries import LEASE
 from pymq.exceptions import Retry
-from pymq.queues import LEASE, DeadLetter
+from pymq.queues import DeadLetter
 
 if TYPE_CHECKING:
     from pymq.asyncio._core import Core
