@@ -23,11 +23,11 @@ import secrets
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from functools import partial
 from queue import Full
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypedDict, TypeVar, overload
 
 from pymq import message as frames
 from pymq.deliveries import Leases
@@ -41,15 +41,38 @@ from pymq.provider.base import Health, Provider
 from pymq.queues import Queue
 from pymq.remotes import Remotes
 from pymq.routes import Route, check_seconds
-from pymq.rpc import Caller, StubMethod
+from pymq.rpc import Caller, MultiStubMethod, StubMethod
 from pymq.schedule import Schedule
 from pymq.subscriptions import Subscriptions, Work
 from pymq.topics import check_channel
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 log: logging.Logger = logging.getLogger("pymq")
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 SHUTDOWN_SECONDS = 2.0
+
+
+class GroupOptions(TypedDict, total=False):
+    """What `subscribe` takes beside the group, for type checkers."""
+
+    retries: int | None
+    backoff: float | None
+    lease: float | None
+    workers: int | None
+
+
+class SubscribeOptions(GroupOptions, total=False):
+    """What `@subscriber` takes by name, for type checkers."""
+
+    channel: str | None
+    pattern: bool
+    group: str | None
 
 
 class EventBus:
@@ -320,9 +343,9 @@ class EventBus:
             raise ValueError(f"{describe(callback)} is not subscribed{f' to {channel!r}' if channel else ''}")
 
     @overload
-    def subscriber(self, callback: F, /, *given: Any, **options: Any) -> F: ...
+    def subscriber(self, callback: F, /, *given: Any, **options: Unpack[SubscribeOptions]) -> F: ...
     @overload
-    def subscriber(self, channel: str | None = None, /, *given: Any, **options: Any) -> Callable[[F], F]: ...
+    def subscriber(self, channel: str | None = None, /, *given: Any, **options: Unpack[SubscribeOptions]) -> Callable[[F], F]: ...
     def subscriber(self, *given: Any, **options: Any) -> Any:
         """`subscribe` as a decorator, with or without arguments."""
         return decorator(partial(_apply, self.subscribe), given, options)
@@ -333,6 +356,10 @@ class EventBus:
 
     # ------------------------------------------------------------------ queues
 
+    @overload
+    def queue(self, name: str, type: type[T], maxsize: int = 0) -> Queue[T]: ...
+    @overload
+    def queue(self, name: str, type: Any = Any, maxsize: int = 0) -> Queue[Any]: ...
     def queue(self, name: str, type: Any = Any, maxsize: int = 0) -> Queue[Any]:
         """The queue of that name, which exists from now on; its items are decoded to `type`."""
         return Queue(self, name, type, maxsize)
@@ -353,13 +380,29 @@ class EventBus:
         self.remotes.remove(fn)
 
     @overload
-    def remote(self, fn: F, /, *given: Any, **options: Any) -> F: ...
+    def remote(self, fn: F, /, channel: str | None = None) -> F: ...
     @overload
-    def remote(self, channel: str | None = None, /, *given: Any, **options: Any) -> Callable[[F], F]: ...
+    def remote(self, channel: str | None = None) -> Callable[[F], F]: ...
     def remote(self, *given: Any, **options: Any) -> Any:
         """`expose` as a decorator, with or without a name."""
         return decorator(partial(_apply, self.expose), given, options)
 
+    @overload
+    def stub(
+        self, fn: Callable[P, Coroutine[Any, Any, R]], timeout: float | None = None, multi: Literal[False] = False
+    ) -> StubMethod[P, R]: ...
+    @overload
+    def stub(
+        self, fn: Callable[P, Coroutine[Any, Any, R]], timeout: float | None = None, *, multi: Literal[True]
+    ) -> MultiStubMethod[P, R]: ...
+    @overload
+    def stub(self, fn: Callable[P, R], timeout: float | None = None, multi: Literal[False] = False) -> StubMethod[P, R]: ...
+    @overload
+    def stub(self, fn: Callable[P, R], timeout: float | None = None, *, multi: Literal[True]) -> MultiStubMethod[P, R]: ...
+    @overload
+    def stub(self, fn: str, timeout: float | None = None, *, multi: Literal[True]) -> MultiStubMethod[..., Any]: ...
+    @overload
+    def stub(self, fn: str, timeout: float | None = None, multi: bool = False) -> StubMethod[..., Any]: ...
     def stub(self, fn: Any, timeout: float | None = None, multi: bool = False) -> StubMethod[..., Any]:
         """A callable that calls the remote `fn`, given by its name or by the function itself.
 
@@ -368,7 +411,7 @@ class EventBus:
         """
         check_seconds(timeout=timeout)
         self._raise_unless_started()
-        return StubMethod(self, fn, timeout, multi)
+        return (MultiStubMethod if multi else StubMethod)(self, fn, timeout)
 
     # ------------------------------------------------------------------ numbers
 

@@ -10,16 +10,18 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, cast, overload
 
-from pymq.bus import SHUTDOWN_SECONDS, EventBus, Topic, check_subscription, decorator, options_of
+from pymq.bus import SHUTDOWN_SECONDS, EventBus, GroupOptions, SubscribeOptions, Topic, check_subscription, decorator, options_of
 from pymq.exceptions import NotInitialized
 from pymq.handlers import channels_of
 from pymq.provider import Config, config_from
 from pymq.remotes import Remotes, remember_name
 from pymq.routes import Route
-from pymq.rpc import StubMethod
+from pymq.rpc import MultiStubMethod, StubMethod
 from pymq.topics import EVENT_NAME
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from pymq.groups import Group
     from pymq.queues import Queue
 
@@ -127,11 +129,15 @@ def publish(
 
 
 def subscribe(
-    callback: Callable[..., Any], channel: str | None = None, pattern: bool = False, *, group: str | None = None, **options: Any
+    callback: Callable[..., Any],
+    channel: str | None = None,
+    pattern: bool = False,
+    *,
+    group: str | None = None,
+    **more: Unpack[GroupOptions],
 ) -> None:
     """`EventBus.subscribe` on the process-wide bus; before `init`, on the next one."""
-    if group is not None:
-        options["group"] = group
+    options: dict[str, Any] = {**more} if group is None else {"group": group, **more}
     if bus is None:
         check_subscription(callback, options_of(partial(EventBus.subscribe, cast(EventBus, None)), callback, (), options))
     _now_or_early("subscribe", (callback, channel, pattern), options)
@@ -162,9 +168,9 @@ def unsubscribe(callback: Callable[..., Any], channel: str | None = None, patter
 
 
 @overload
-def subscriber(callback: F, /, *given: Any, **options: Any) -> F: ...
+def subscriber(callback: F, /, *given: Any, **options: Unpack[SubscribeOptions]) -> F: ...
 @overload
-def subscriber(channel: str | None = None, /, *given: Any, **options: Any) -> Callable[[F], F]: ...
+def subscriber(channel: str | None = None, /, *given: Any, **options: Unpack[SubscribeOptions]) -> Callable[[F], F]: ...
 def subscriber(*given: Any, **options: Any) -> Any:
     """Declare a handler: `@subscriber`, `@subscriber("channel")`, `@subscriber(channel=, pattern=, group=, retries=, …)`.
 
@@ -190,9 +196,9 @@ def unexpose(fn: Callable[..., Any] | str) -> None:
 
 
 @overload
-def remote(fn: F, /, *given: Any, **options: Any) -> F: ...
+def remote(fn: F, /, channel: str | None = None) -> F: ...
 @overload
-def remote(channel: str | None = None, /, *given: Any, **options: Any) -> Callable[[F], F]: ...
+def remote(channel: str | None = None) -> Callable[[F], F]: ...
 def remote(*given: Any, **options: Any) -> Any:
     """Declare a function that others may call: `@remote`, `@remote("name")`, `@remote(channel="name")`."""
     return decorator(partial(_declare, "expose"), given, options)
@@ -201,16 +207,19 @@ def remote(*given: Any, **options: Any) -> Any:
 @overload
 def stub(fn: Callable[P, Coroutine[Any, Any, R]], timeout: float | None = None, multi: Literal[False] = False) -> StubMethod[P, R]: ...
 @overload
-def stub(fn: Callable[P, Coroutine[Any, Any, R]], timeout: float | None = None, *, multi: Literal[True]) -> StubMethod[P, list[R]]: ...
+def stub(fn: Callable[P, Coroutine[Any, Any, R]], timeout: float | None = None, *, multi: Literal[True]) -> MultiStubMethod[P, R]: ...
 @overload
 def stub(fn: Callable[P, R], timeout: float | None = None, multi: Literal[False] = False) -> StubMethod[P, R]: ...
 @overload
-def stub(fn: Callable[P, R], timeout: float | None = None, *, multi: Literal[True]) -> StubMethod[P, list[R]]: ...
+def stub(fn: Callable[P, R], timeout: float | None = None, *, multi: Literal[True]) -> MultiStubMethod[P, R]: ...
+@overload
+def stub(fn: str, timeout: float | None = None, *, multi: Literal[True]) -> MultiStubMethod[..., Any]: ...
 @overload
 def stub(fn: str, timeout: float | None = None, multi: bool = False) -> StubMethod[..., Any]: ...
 def stub(fn: Any, timeout: float | None = None, multi: bool = False) -> StubMethod[..., Any]:
     """`EventBus.stub` on the process-wide bus. Raises NotInitialized before `init`."""
-    return _bus().stub(fn, timeout, multi)
+    made: StubMethod[..., Any] = _bus().stub(fn, timeout, multi)
+    return made
 
 
 def topic(name: str, pattern: bool = False) -> Topic:
@@ -219,9 +228,9 @@ def topic(name: str, pattern: bool = False) -> Topic:
 
 
 @overload
-def queue(name: str, *, maxsize: int = 0) -> Queue[Any]: ...
-@overload
 def queue(name: str, type: type[T], maxsize: int = 0) -> Queue[T]: ...
+@overload
+def queue(name: str, type: Any = Any, maxsize: int = 0) -> Queue[Any]: ...
 def queue(name: str, type: Any = Any, maxsize: int = 0) -> Any:
     """`EventBus.queue` on the process-wide bus. Raises NotInitialized before `init`."""
     if type is Any and maxsize == 0:

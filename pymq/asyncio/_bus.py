@@ -8,7 +8,7 @@ import os
 import weakref
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, Literal, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
 from pymq.asyncio._calls import LoopCaller, MultiStub, Stub
 from pymq.asyncio._core import Core
@@ -16,7 +16,7 @@ from pymq.asyncio._events import Events
 from pymq.asyncio._port import Port
 from pymq.asyncio._queues import DeadLetters, Queue
 from pymq.asyncio._threads import in_thread
-from pymq.bus import SHUTDOWN_SECONDS, check_subscription, decorator, options_of
+from pymq.bus import SHUTDOWN_SECONDS, SubscribeOptions, check_subscription, decorator, options_of
 from pymq.exceptions import NotInitialized
 from pymq.groups import Group as SyncGroup
 from pymq.groups import Options, refuse_without_group
@@ -25,6 +25,9 @@ from pymq.provider import Config, config_from
 from pymq.provider.base import Health, WouldWait
 from pymq.routes import Route
 from pymq.rpc import StubMethod
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 log = logging.getLogger("pymq")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -226,9 +229,9 @@ class EventBus:
         await self._opened().do(self._core.unsubscribe, callback, channel, pattern, group)
 
     @overload
-    def subscriber(self, callback: F, /, *given: Any, **options: Any) -> F: ...
+    def subscriber(self, callback: F, /, *given: Any, **options: Unpack[SubscribeOptions]) -> F: ...
     @overload
-    def subscriber(self, channel: str | None = None, /, *given: Any, **options: Any) -> Callable[[F], F]: ...
+    def subscriber(self, channel: str | None = None, /, *given: Any, **options: Unpack[SubscribeOptions]) -> Callable[[F], F]: ...
     def subscriber(self, *given: Any, **options: Any) -> Any:
         """`subscribe` as a decorator, in force from `start` on. Raises TypeError once the bus is started: await `subscribe` then."""
         return decorator(self._subscribe_at_start, given, options)
@@ -281,9 +284,9 @@ class EventBus:
     # ------------------------------------------------------------------ queues and remote calls
 
     @overload
-    def queue(self, name: str, *, maxsize: int = 0) -> Queue[Any]: ...
-    @overload
     def queue(self, name: str, type: type[T], maxsize: int = 0) -> Queue[T]: ...
+    @overload
+    def queue(self, name: str, type: Any = Any, maxsize: int = 0) -> Queue[Any]: ...
     def queue(self, name: str, type: Any = Any, maxsize: int = 0) -> Queue[Any]:
         """The queue of that name; its items are decoded to `type`."""
         self._opened()
@@ -298,9 +301,9 @@ class EventBus:
         await self._opened().do(self._core.unexpose, fn)
 
     @overload
-    def remote(self, fn: F, /, *given: Any, **options: Any) -> F: ...
+    def remote(self, fn: F, /, channel: str | None = None) -> F: ...
     @overload
-    def remote(self, channel: str | None = None, /, *given: Any, **options: Any) -> Callable[[F], F]: ...
+    def remote(self, channel: str | None = None) -> Callable[[F], F]: ...
     def remote(self, *given: Any, **options: Any) -> Any:
         """`expose` as a decorator, in force from `start` on. Raises TypeError once the bus is started: await `expose` then."""
         return decorator(self._expose_at_start, given, options)
