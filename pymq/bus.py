@@ -274,7 +274,10 @@ class EventBus:
         queue stays full, ProviderError.
         """
         # no argument is keyword-only: CPython 3.11 takes 0.06 us more for the call of such a function
-        route = self.routes.get(type(event) if channel is None else (channel, type(event)))
+        try:
+            route = self.routes.get(type(event) if channel is None else (channel, type(event)))
+        except TypeError:  # no text, and not to be hashed: often an event, with the channel in its place
+            route = None
         if route is None:
             route = self._make_route(type(event), channel)
         if headers is None and ttl is None and not delay:
@@ -283,7 +286,7 @@ class EventBus:
 
     def _make_route(self, cls: type, channel: str | None) -> Route:
         if channel is not None and not isinstance(channel, str):
-            raise TypeError(f"a channel is a text, not {channel!r}")
+            raise TypeError(f"publish(event, channel): the channel is a text, not {channel!r:.100}")
         with self._lock:
             route = Route(cls, channel, self.token, len(self.routes) + 1, self.provider)
             self.routes[cls if channel is None else (channel, cls)] = route

@@ -25,6 +25,7 @@ from pymq.provider import Config, config_from
 from pymq.provider.base import Health, WouldWait
 from pymq.routes import Route
 from pymq.rpc import StubMethod
+from pymq.topics import check_channel
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -349,6 +350,7 @@ class Topic:
     """A channel by its name, for awaiting. A pattern can be subscribed to only."""
 
     def __init__(self, bus: EventBus, name: str, pattern: bool = False) -> None:
+        check_channel(name, pattern)
         self._bus = bus
         self.name = name
         self.is_pattern = pattern

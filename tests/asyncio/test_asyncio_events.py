@@ -235,9 +235,14 @@ def test_the_end_of_the_bus_ends_the_iteration(run, aconfig):
     run(main())
 
 
-def test_events_of_nothing(run, aconfig):
+def test_wrong_use_is_refused(run, aconfig):
     async def main() -> None:
         async with pymq.asyncio.connect(aconfig) as bus:
+            for event in (OrderPlaced(1), (1,)):
+                with pytest.raises(TypeError, match=r"publish\(event, channel\): the channel is a text, not "):
+                    await bus.publish("c", event)  # type: ignore[arg-type]
+                with pytest.raises(TypeError, match="a channel is a text"):
+                    bus.topic(event)  # type: ignore[arg-type]
             with pytest.raises(TypeError, match="events of what"):
                 bus.events(17)  # type: ignore[call-overload]
 
