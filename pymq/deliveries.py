@@ -14,6 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from functools import cached_property
 from queue import Full
 from typing import Any, NamedTuple
 
@@ -70,6 +71,11 @@ class Leased:
         """Whether the attempts before this one, each ended by a crash or a lost lease, were already one too many."""
         return self.failures > self.policy.retries + 1
 
+    @cached_property
+    def pause(self) -> float | None:
+        """Seconds until the next attempt, should this one fail; None: it was the last one."""
+        return None if self.failures > self.policy.retries else self.policy.delay(self.failures)
+
     def raise_if_exhausted(self) -> None:
         """Raises Reject, which takes it to the dead letters."""
         if self.exhausted:
@@ -81,11 +87,11 @@ class Leased:
 
     def fail(self, error: BaseException) -> str:
         """After an error: "retried", or "dead" after the last attempt. Raises LeaseLost."""
-        if self.failures > self.policy.retries:
+        if self.pause is None:
             self.bury(error)
             return "dead"
         first = self.frame.options.get("first-failure", time.time())
-        self._again(self.policy.delay(self.failures), {"first-failure": first})
+        self._again(self.pause, {"first-failure": first})
         return "retried"
 
     def retry(self, again: Retry) -> None:

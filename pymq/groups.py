@@ -266,15 +266,18 @@ class Member(Work):
             self.bus.loop.wait_for(self.name, result)
 
     def _fail(self, leased: Leased, error: BaseException) -> None:
+        where = f"{self.name} of group {self.group.name!r}", leased.frame.prefix.channel or self.channel
         if isinstance(error, Retry):
             self.retried += 1
             leased.retry(error)
         elif isinstance(error, Reject | CodecError):
             self.dead += 1
-            log.error("%s: an event on %r goes to the dead letters: %s", self.name, self.channel, error)
+            log.error("%s: an event on %r goes to the dead letters: %s", *where, error)
             leased.bury(error)
         else:
             self.failed += 1
-            log.error("%s failed, attempt %d", self.name, leased.attempt, exc_info=error)
+            then = "to the dead letters" if leased.pause is None else f"again in {round(leased.pause, 2)} s"
+            tries = self._policy.retries + 1
+            log.error("%s failed on %r, attempt %d of %d: %s", *where, leased.failures, tries, then, exc_info=error)
             outcome = leased.fail(error)
             setattr(self, outcome, getattr(self, outcome) + 1)

@@ -362,7 +362,7 @@ def test_each_event_goes_to_one_member_of_a_group(run, aconfig, peers):
     run(main())
 
 
-def test_retries_and_dead_letters(run, aconfig):
+def test_retries_and_dead_letters(run, aconfig, caplog):
     async def main() -> None:
         attempts: list[int] = []
 
@@ -381,6 +381,9 @@ def test_retries_and_dead_letters(run, aconfig):
             await group.delete()
 
     run(main())
+    said = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(said) == 3
+    assert said[2].endswith("bill of group 'billing' failed on 'test_asyncio_events.Counted', attempt 3 of 3: to the dead letters")
 
 
 def test_what_the_end_of_the_bus_cancels_comes_again_and_was_no_failure(run, aconfig):

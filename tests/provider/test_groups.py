@@ -326,6 +326,23 @@ def test_a_failing_event_is_retried_and_then_dead(peers, bus, group):
     assert alice.hear() == ("fine", 1)
 
 
+def test_the_log_says_what_failed_where_how_often_and_what_happens_next(bus, group, heard, caplog):
+    def bill(value: int, message: pymq.Message):
+        heard(message.attempt)
+        raise [ValueError("no account"), pymq.Retry(), ValueError("still none"), pymq.Reject("never")][message.attempt - 1]
+
+    bus.subscribe(bill, "orders/*", pattern=True, group="billing", retries=2, backoff=0.01)
+    bus.publish(1, "orders/7")
+    heard.take(4)
+    eventually(lambda: len(group.dead) == 1)
+    said = [re.sub(r"^.*bill of|[\d.]+(?= s$)", "", record.getMessage()) for record in caplog.records if record.levelname == "ERROR"]
+    assert said == [
+        " group 'billing' failed on 'orders/7', attempt 1 of 3: again in  s",
+        " group 'billing' failed on 'orders/7', attempt 2 of 3: again in  s",
+        " group 'billing': an event on 'orders/7' goes to the dead letters: never",
+    ]
+
+
 def test_no_retries(peers, bus, group):
     (alice,) = peers(1)
     alice.subscribe(shop.poisoned, "c", group="billing", retries=0)

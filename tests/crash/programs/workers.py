@@ -67,7 +67,7 @@ class Errors(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
-        if "failed, attempt" not in text and "dead letters" not in text:
+        if ", attempt" not in text and "dead letters" not in text:
             self._diary.note("error", text)
 
 
