@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 log: logging.Logger = logging.getLogger("pymq")
 
 MAX_PLAIN = 10_000
-LATE = "%s took longer than its lease; the event was given to another member"
 
 Plain: TypeAlias = "tuple[bytes, int, Callable[[bytes], Any], int]"
 """A prefix with its length, where it ends, what decodes the payload, where that begins."""
@@ -84,6 +83,8 @@ class Group:
 
     def delete(self) -> None:
         """The group, all it keeps and its dead letters are gone; its members stop."""
+        for member in self._bus._members:
+            member.is_deleted_here = member.is_deleted_here or member.group.name == self.name
         for queue in self._queues():
             self._bus.provider.delete(queue)
         self._bus.provider.delete(self.dead_queue)
@@ -131,6 +132,7 @@ class Member(Work):
         self._policy = Policy(retries, backoff, group.dead_queue)
         self._lease = lease
         self._queue = group.queue_of(target.channel, target.pattern)
+        self.is_deleted_here: bool = False
         self._stopping = self._is_inherited = False
         self._handling: set[threading.Thread] = set()
         self._plain: dict[bytes, Plain] = {}
@@ -185,12 +187,21 @@ class Member(Work):
                 while found:
                     found = self._handle(found, thread)
             except QueueNotFound:
-                return log.warning("the group %r was deleted; %s stops", self.group.name, self.name)
+                return self._tell_deleted()
             except Exception as error:
                 if not self._stopping:
                     log.error("group %r: %s; trying again", self.group.name, error, exc_info=not isinstance(error, PymqError))
                     time.sleep(0.1)
         return None
+
+    def _tell_deleted(self) -> None:
+        """Who has deleted the group knows; for everybody else its work ends without their doing."""
+        level = logging.INFO if self.is_deleted_here else logging.WARNING
+        log.log(level, "the group %r was deleted; %s stops", self.group.name, self.name)
+
+    def _tell_late(self) -> None:
+        if not self.is_deleted_here:
+            log.warning("%s took longer than its lease; the event was given to another member", self.name)
 
     def _handle(self, found: list[Delivery], thread: threading.Thread) -> list[Delivery]:
         """Run the handler for one event and settle it by what came of it; the next one, where that is at hand."""
@@ -219,7 +230,7 @@ class Member(Work):
             found = self.bus.provider.ack_and_receive(receipt, lease=self._lease)
             self.delivered += 1
         except LeaseLost:
-            log.warning(LATE, self.name)
+            self._tell_late()
             return []
         return found
 
@@ -234,7 +245,7 @@ class Member(Work):
             else:
                 self._fail(Leased(self.bus.provider, message, receipt, self._policy), error)
         except LeaseLost:
-            log.warning(LATE, self.name)
+            self._tell_late()
 
     def _call(self, message: bytes, receipt: Receipt) -> None:
         """Most messages have no options, are delivered for the first time, and their handler takes the event alone: the hot path."""

@@ -278,7 +278,7 @@ class LoopMember(Member):
                     self._idle.discard(task)
                 await self._work(message, receipt)
             except QueueNotFound:
-                return log.warning("the group %r was deleted; %s stops", self.group.name, self.name)
+                return self._tell_deleted()
             except Exception as error:
                 if not self._stopping:
                     log.error("group %r: %s; trying again", self.group.name, error, exc_info=not isinstance(error, PymqError))

@@ -384,6 +384,7 @@ def test_retries_and_dead_letters(run, aconfig, caplog):
     said = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert len(said) == 3
     assert said[2].endswith("bill of group 'billing' failed on 'test_asyncio_events.Counted', attempt 3 of 3: to the dead letters")
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [], "this bus deleted the group"
 
 
 def test_what_the_end_of_the_bus_cancels_comes_again_and_was_no_failure(run, aconfig):

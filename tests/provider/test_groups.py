@@ -174,6 +174,28 @@ def test_delete(peers, bus, place):
     group.delete()
 
 
+def test_who_deletes_a_group_is_not_warned_and_the_others_are(peers, bus, config, caplog):
+    """Also where a handler is at work meanwhile."""
+    with pymq.EventBus(config) as other, caplog.at_level("INFO"):
+        begun, let = threading.Barrier(2), threading.Event()
+
+        def work(value: int):
+            begun.wait(GUARD)
+            let.wait(GUARD)
+
+        bus.subscribe(shop.attempts(lambda item: None), "c", group="billing")
+        bus.subscribe(work, "busy", group="billing")
+        other.subscribe(print, "c", group="billing")
+        bus.publish(1, "busy")
+        begun.wait(GUARD)
+        bus.group("billing").delete()
+        let.set()
+        eventually(lambda: sum("was deleted" in record.getMessage() for record in caplog.records) == 3)
+        assert [record.getMessage() for record in caplog.records if record.levelname != "INFO"] == [
+            "the group 'billing' was deleted; print stops"
+        ]
+
+
 # --- busy, stopped and dead members -----------------------------------------------------------------------------------
 
 
