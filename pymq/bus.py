@@ -30,7 +30,7 @@ from queue import Full
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypedDict, TypeVar, overload
 
 from pymq import message as frames
-from pymq.deliveries import Leases
+from pymq.deliveries import BACKOFF, RETRIES, Leases
 from pymq.dispatch import Dispatcher, Task
 from pymq.exceptions import CodecError, NotInitialized, ProviderError, PymqError
 from pymq.groups import Group, Member, Options
@@ -360,12 +360,17 @@ class EventBus:
     # ------------------------------------------------------------------ queues
 
     @overload
-    def queue(self, name: str, type: type[T], maxsize: int = 0) -> Queue[T]: ...
+    def queue(self, name: str, type: type[T], maxsize: int = 0, *, retries: int = RETRIES, backoff: float = BACKOFF) -> Queue[T]: ...
     @overload
-    def queue(self, name: str, type: Any = Any, maxsize: int = 0) -> Queue[Any]: ...
-    def queue(self, name: str, type: Any = Any, maxsize: int = 0) -> Queue[Any]:
-        """The queue of that name, which exists from now on; its items are decoded to `type`."""
-        return Queue(self, name, type, maxsize)
+    def queue(
+        self, name: str, type: Any = Any, maxsize: int = 0, *, retries: int = RETRIES, backoff: float = BACKOFF
+    ) -> Queue[Any]: ...
+    def queue(self, name: str, type: Any = Any, maxsize: int = 0, *, retries: int = RETRIES, backoff: float = BACKOFF) -> Queue[Any]:
+        """The queue of that name, which exists from now on; its items are decoded to `type`.
+
+        `maxsize` is for this object's `put`, `retries` and `backoff` (seconds) for its `take`. Raises ValueError and TypeError.
+        """
+        return Queue(self, name, type, maxsize, retries=retries, backoff=backoff)
 
     # ------------------------------------------------------------------ remote calls
 

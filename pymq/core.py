@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, cast, overload
 
 from pymq.bus import SHUTDOWN_SECONDS, EventBus, GroupOptions, SubscribeOptions, Topic, check_subscription, decorator, options_of
+from pymq.deliveries import BACKOFF, RETRIES
 from pymq.exceptions import NotInitialized
 from pymq.handlers import channels_of
 from pymq.provider import Config, config_from
@@ -228,14 +229,14 @@ def topic(name: str, pattern: bool = False) -> Topic:
 
 
 @overload
-def queue(name: str, type: type[T], maxsize: int = 0) -> Queue[T]: ...
+def queue(name: str, type: type[T], maxsize: int = 0, *, retries: int = RETRIES, backoff: float = BACKOFF) -> Queue[T]: ...
 @overload
-def queue(name: str, type: Any = Any, maxsize: int = 0) -> Queue[Any]: ...
-def queue(name: str, type: Any = Any, maxsize: int = 0) -> Any:
+def queue(name: str, type: Any = Any, maxsize: int = 0, *, retries: int = RETRIES, backoff: float = BACKOFF) -> Queue[Any]: ...
+def queue(name: str, type: Any = Any, maxsize: int = 0, *, retries: int = RETRIES, backoff: float = BACKOFF) -> Any:
     """`EventBus.queue` on the process-wide bus. Raises NotInitialized before `init`."""
-    if type is Any and maxsize == 0:
-        return _bus().queue(name)
-    return _bus().queue(name, type, maxsize)
+    if (retries, backoff) != (RETRIES, BACKOFF):
+        return _bus().queue(name, type, maxsize, retries=retries, backoff=backoff)
+    return _bus().queue(name) if type is Any and maxsize == 0 else _bus().queue(name, type, maxsize)
 
 
 def group(name: str) -> Group:

@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable
 from functools import cached_property
+from numbers import Real
 from queue import Full
 from typing import Any, NamedTuple
 
@@ -45,6 +46,12 @@ class Policy(NamedTuple):
     def delay(self, failures: int) -> float:
         """Seconds until the next attempt: doubling, at most an hour, with a jitter of a quarter so that retries spread."""
         return min(self.backoff * 2.0 ** min(failures - 1, 40), MAX_BACKOFF) * random.uniform(0.75, 1.0)
+
+
+def check_retries(retries: int, backoff: float) -> None:
+    """Raises ValueError for what cannot be."""
+    if not (isinstance(retries, int) and retries >= 0 and isinstance(backoff, Real) and backoff >= 0):
+        raise ValueError(f"retries={retries!r}, backoff={backoff!r}: a number of times and one of seconds, 0 or more")
 
 
 class Leased:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from pymq import message as frames
-from pymq.deliveries import BACKOFF, LEASE, RETRIES, Leased, Policy
+from pymq.deliveries import BACKOFF, LEASE, RETRIES, Leased, Policy, check_retries
 from pymq.dispatch import join, persist
 from pymq.exceptions import CodecError, LeaseLost, PymqError, QueueNotFound, Reject, Retry
 from pymq.handlers import Target
@@ -53,8 +53,9 @@ class Options(NamedTuple):
         retries, workers = RETRIES if retries is None else retries, 1 if workers is None else workers
         backoff, lease = BACKOFF if backoff is None else backoff, LEASE if lease is None else lease
         check_lease(lease)
-        if not (workers >= 1 and retries >= 0 and backoff >= 0):
-            raise ValueError(f"workers={workers}, retries={retries}, backoff={backoff}: at least 1, 0 and 0")
+        check_retries(retries, backoff)
+        if not workers >= 1:
+            raise ValueError(f"workers={workers!r}: at least 1")
         return cls(retries, backoff, lease, workers)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pymq import message as frames
-from pymq.deliveries import DEAD_HEADERS, LEASE, RETRIES, Leased, Policy, dead_letter, unpack_anything
+from pymq.deliveries import BACKOFF, DEAD_HEADERS, LEASE, RETRIES, Leased, Policy, check_retries, dead_letter, unpack_anything
 from pymq.exceptions import CodecError, LeaseLost, PymqError, QueueNotFound, Reject, Retry
 from pymq.message import SEQUENCE_BYTES, Frame, Prefix
 from pymq.provider.base import Provider
@@ -32,20 +32,33 @@ MOST_PREFIXES = 10_000
 class Queue(Generic[T]):
     """A queue of all processes of the namespace: first in, first out, kept while no process at all is attached.
 
-    `name` is its name, `maxsize` how many items `put` lets wait (0: no bound; the leased do not count). Safe in all threads.
+    `name` is its name, `maxsize` how many items `put` lets wait (0: no bound; the leased do not count). An item that a `take` of this
+    object failed with comes again up to `retries` times, after `backoff` seconds doubling each time, then it is in `dead`. Safe in
+    all threads.
     """
 
-    def __init__(self, bus: EventBus, name: str, type: Any = Any, maxsize: int = 0) -> None:
+    def __init__(
+        self,
+        bus: EventBus,
+        name: str,
+        type: Any = Any,
+        maxsize: int = 0,
+        *,
+        retries: int = RETRIES,
+        backoff: float = BACKOFF,
+    ) -> None:
         from pymq import codec
 
         if not isinstance(name, str) or not name:
             raise ValueError(f"a queue's name is a text, not {name!r}")
         if not isinstance(maxsize, int):
             raise TypeError(f"maxsize is a number of items, not {maxsize!r}")
+        check_retries(retries, backoff)
         self._bus = bus
         self.name = name
         self.maxsize = maxsize
         self._type = type
+        self._policy = Policy(retries, backoff, f"queue-dead/{name}")
         self._queue = f"queue/{name}"
         self._closed = False
         self._encodings: dict[Any, tuple[Callable[[Any], bytes], Iterator[bytes]]] = {}
@@ -127,12 +140,11 @@ class Queue(Generic[T]):
         """
         check_lease(lease)
         deadline = None if timeout is None else time.monotonic() + _timeout(True, timeout)
-        policy = Policy(RETRIES, 0.0, f"queue-dead/{self.name}")
         while True:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             message, receipt = self._receive(left, lease)
             assert receipt is not None
-            leased = Leased(self._provider(), message, receipt, policy)
+            leased = Leased(self._provider(), message, receipt, self._policy)
             if leased.exhausted:
                 leased.bury(Reject(f"{leased.attempt - 1} deliveries ended without an ack"))
                 continue
@@ -145,7 +157,8 @@ class Queue(Generic[T]):
     def take(self, timeout: float | None = None, lease: float = LEASE) -> Delivery[T]:
         """`receive`, for a `with` block: `with q.take() as job: work(job.value)` acks when the block ends well.
 
-        A block that raises gives the item back at once (after 5 retries to `dead`); the lease is extended while it runs.
+        A block that raises gives the item back: it comes again after the queue's `backoff`, and after `retries` of these it is in
+        `dead`. The lease is extended while the block runs.
         """
         return self.receive(timeout, lease)
 

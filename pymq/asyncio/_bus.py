@@ -17,6 +17,7 @@ from pymq.asyncio._port import Port
 from pymq.asyncio._queues import DeadLetters, Queue
 from pymq.asyncio._threads import in_thread
 from pymq.bus import SHUTDOWN_SECONDS, SubscribeOptions, check_subscription, decorator, options_of
+from pymq.deliveries import BACKOFF, RETRIES
 from pymq.exceptions import NotInitialized
 from pymq.groups import Group as SyncGroup
 from pymq.groups import Options, refuse_without_group
@@ -285,13 +286,15 @@ class EventBus:
     # ------------------------------------------------------------------ queues and remote calls
 
     @overload
-    def queue(self, name: str, type: type[T], maxsize: int = 0) -> Queue[T]: ...
+    def queue(self, name: str, type: type[T], maxsize: int = 0, *, retries: int = RETRIES, backoff: float = BACKOFF) -> Queue[T]: ...
     @overload
-    def queue(self, name: str, type: Any = Any, maxsize: int = 0) -> Queue[Any]: ...
-    def queue(self, name: str, type: Any = Any, maxsize: int = 0) -> Queue[Any]:
-        """The queue of that name; its items are decoded to `type`."""
+    def queue(
+        self, name: str, type: Any = Any, maxsize: int = 0, *, retries: int = RETRIES, backoff: float = BACKOFF
+    ) -> Queue[Any]: ...
+    def queue(self, name: str, type: Any = Any, maxsize: int = 0, *, retries: int = RETRIES, backoff: float = BACKOFF) -> Queue[Any]:
+        """`pymq.EventBus.queue`: its items are decoded to `type`; `retries` and `backoff` are for `take`."""
         self._opened()
-        return Queue(self._core, name, type, maxsize)
+        return Queue(self._core, name, type, maxsize, retries=retries, backoff=backoff)
 
     async def expose(self, fn: Callable[..., Any], channel: str | None = None) -> None:
         """`pymq.expose`, awaited. Calls of an `async def` run beside each other; a plain function holds up the loop while it runs."""

@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from fractions import Fraction
 from itertools import pairwise
 from typing import Any
@@ -674,8 +675,46 @@ def test_a_stopped_taker_gives_back_after_the_lease(separate, peers, jobs):
     assert jobs.get(timeout=5) == "work", "the late ack was not ours"
 
 
-def test_a_taker_that_always_fails(jobs):
+def test_an_outage_of_a_second_does_not_empty_a_queue_into_the_dead_letters(jobs):
+    """It took 2 ms for six attempts."""
+    for number in range(3):
+        jobs.put(number)
+    over, done = time.monotonic() + 1, []
+    while len(done) < 3:
+        with suppress(ConnectionError), jobs.take(timeout=GUARD) as job:
+            if time.monotonic() < over:
+                raise ConnectionError("the database is away")
+            done.append(job.value)
+    assert (sorted(done), len(jobs.dead)) == ([0, 1, 2], 0)
+
+
+def test_how_often_and_after_how_long_a_taken_item_comes_again(bus, jobs):
+    impatient, patient = bus.queue("jobs", retries=1, backoff=0.01), bus.queue("jobs", retries=2, backoff=20)
     jobs.put("poison")
+    for attempt in (1, 2):
+        with pytest.raises(LookupError), impatient.take(timeout=GUARD) as job:
+            raise LookupError(job.attempt)
+        assert job.attempt == attempt
+    assert [letter.headers["dead-attempts"] for letter in jobs.dead] == [2]
+    jobs.dead.requeue()
+    with pytest.raises(LookupError), patient.take(timeout=GUARD) as job:
+        raise LookupError(job.attempt)
+    assert jobs.qsize() == 1
+    with pytest.raises(queue.Empty):
+        jobs.take(timeout=0)
+
+
+@pytest.mark.parametrize("wrong", [{"retries": -1}, {"retries": 1.5}, {"backoff": -1}, {"backoff": float("nan")}, {"backoff": "1"}])
+def test_a_queue_that_cannot_try_so_often_is_refused(bus, wrong):
+    with pytest.raises(ValueError, match=re.escape("{}={!r}".format(*next(iter(wrong.items()))))):
+        bus.queue("jobs", **wrong)
+    with pytest.raises(ValueError, match=re.escape("{}={!r}".format(*next(iter(wrong.items()))))):
+        bus.subscribe(print, "c", group="billing", **wrong)
+
+
+def test_a_taker_that_always_fails(bus, jobs):
+    jobs.put("poison")
+    jobs = bus.queue("jobs", backoff=0.01)
     for attempt in range(1, 7):
         with pytest.raises(LookupError, match=f"attempt {attempt}"), jobs.take(timeout=5) as job:
             raise LookupError(f"no antidote at attempt {job.attempt}")
