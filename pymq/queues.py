@@ -305,7 +305,10 @@ class Delivery(Generic[T]):
 
 
 class DeadLetter:
-    """A message that failed too often: `value`, `channel`, and `headers` that say why (`dead-error`, `dead-text`, …)."""
+    """A message that failed too often: `value`, `channel`, and `headers` that say why (`dead-error`, `dead-text`, …).
+
+    What cannot become an instance of its class, since that is another version here, is a dict of its fields.
+    """
 
     def __init__(self, frame: Frame) -> None:
         self.headers: dict[str, Any] = frame.options.get("headers", {})
@@ -389,10 +392,12 @@ def _with_options(message: bytes, provider: Provider, delay: float, ttl: float |
 def _readable(frame: Frame) -> Any:
     from pymq import codec
 
-    try:
-        return codec.decoder_for(frame.prefix.form, frame.prefix.type_name)(frame.payload)
-    except CodecError:
-        return frame.payload
+    for decoder_for in (codec.decoder_for, codec.plain_decoder_for):  # the second: the class that this program has is another version
+        try:
+            return decoder_for(frame.prefix.form, frame.prefix.type_name)(frame.payload)
+        except CodecError:
+            pass
+    return frame.payload
 
 
 def _timeout(block: bool, timeout: float | None) -> Any:
