@@ -82,11 +82,12 @@ class Queue(Generic[T]):
 
         Where `maxsize` items wait already, waits up to `timeout` seconds (None: without end; not at all unless `block`), then raises
         Full. `delay`: nobody gets it before so many seconds; `ttl`: it is dropped so many after that; `priority`: higher ones first,
-        where the provider has levels. Raises CodecError for an item that cannot travel, MessageTooLarge, ProviderError, ValueError.
+        where the provider has levels. Raises CodecError for an item that cannot travel, or that does not fit the queue's type
+        (looked at until one of its class has), MessageTooLarge, ProviderError, ValueError.
         """
         provider = self._bus.provider if not self._closed else self._provider()  # 0.05 us less than the call
         left = None if block and timeout is None else _timeout(block, timeout)
-        encode, heads = self._encodings.get(type(item)) or self._encoding(type(item))
+        encode, heads = self._encodings.get(type(item)) or self._encoding(item)
         payload = encode(item)  # first: what cannot travel takes no number
         message = next(heads) + payload
         lives = None
@@ -101,10 +102,16 @@ class Queue(Generic[T]):
             except QueueNotFound:  # freed meanwhile, perhaps again and again: the put makes it anew
                 provider.declare(self._queue)
 
-    def _encoding(self, cls: Any) -> tuple[Callable[[Any], bytes], Iterator[bytes]]:
+    def _encoding(self, item: Any) -> tuple[Callable[[Any], bytes], Iterator[bytes]]:
         from pymq import codec
 
+        cls = type(item)
         encoder = codec.encoder_for(cls)
+        if self._type is not Any and cls is not self._type:  # looked at once for each class: what fits then may be put from then on
+            try:
+                codec.decoder_for(encoder.form, encoder.type_name, self._type)(encoder.encode(item))
+            except CodecError as error:
+                raise CodecError(f"the queue {self.name!r} is of {self._type!r}, and nobody could get this: {error}") from error
         prefix = Prefix(frames.ITEM, encoder.form, 0, self._bus.token, self.name, encoder.type_name, ())
         found = self._encodings[cls] = encoder.encode, frames.heads(self._sequence, frames.pack_prefix(prefix))
         return found
