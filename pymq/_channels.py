@@ -152,7 +152,12 @@ class Message:
 
 def as_bytes(data: Any) -> bytes:
     """What is bytes-like as bytes. Raises TypeError for anything else."""
-    return data if type(data) is bytes else bytes(memoryview(data))
+    if type(data) is bytes:
+        return data
+    try:
+        return bytes(memoryview(data))
+    except TypeError:
+        raise TypeError(f"content is bytes-like, not {data!r:.100}") from None
 
 
 def reader_of(packed: bytes) -> Callable[[bytes], Message | None]:

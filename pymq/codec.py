@@ -42,7 +42,7 @@ from pymq.message import PACKED, RAW, TAGGED, TYPED, names_in
 from pymq.topics import topic_of
 
 __all__ = ["PACKED", "RAW", "TAGGED", "TYPED", "Encoder", "convert", "decode_arguments", "decoder_for", "encode_arguments"]
-__all__ += ["encoder_for", "name_type"]
+__all__ += ["encoder_for", "name_type", "plain_decoder_for"]
 
 to_json([None])
 """pydantic-core sets itself up in its first call, under a lock: a process forked while another thread was in there hung for ever."""
@@ -105,19 +105,30 @@ def decoder_for(form: int, type_name: str, hint: Any = Any) -> Decode:
     hint, find = bare(hint), finder(hint)
     if form == RAW:
         return _decode_raw(hint)
+    slow = _careful_decoder(form, type_name, find, hint)
     if form == TAGGED:
-        slow = _guarded(type_name, lambda data: fit(raise_(parse(data), find), hint))
         scalar = {"int": int, "str": str, "bool": bool, "float": float}.get(type_name)
         return slow if scalar is None or hint not in (Any, scalar) else _decode_scalar(scalar, slow)
-    if form not in (TYPED, PACKED):
-        raise CodecError(f"no payload has the form {form}; was it sent by a newer pymq?")
-    name, fields, kinds = names_in(form, type_name)
-    slow = _guarded(name, lambda data: fit(_read_values(data, name, fields, kinds, find, hint), hint))
+    name, fields, _ = names_in(form, type_name)
     cls = find(name)
     plan = None if cls is None else _plan_class(cls)
     if plan is None or (plan.form, plan.fields) != (form, fields) or not (hint is Any or hint in plan.cls.__mro__):
         return slow
     return plan.decoder(plan.make, slow)
+
+
+def plain_decoder_for(form: int, type_name: str) -> Decode:
+    """The same, but nothing becomes an instance of a class: the fields are a dict, as where the class is unknown."""
+    return bytes if form == RAW else _careful_decoder(form, type_name, lambda name: None, Any)
+
+
+def _careful_decoder(form: int, type_name: str, find: Find, hint: Any) -> Decode:
+    if form == TAGGED:
+        return _guarded(type_name, lambda data: fit(raise_(parse(data), find), hint))
+    if form not in (TYPED, PACKED):
+        raise CodecError(f"no payload has the form {form}; was it sent by a newer pymq?")
+    name, fields, kinds = names_in(form, type_name)
+    return _guarded(name, lambda data: fit(_read_values(data, name, fields, kinds, find, hint), hint))
 
 
 def _decode_scalar(scalar: type, slow: Decode) -> Decode:

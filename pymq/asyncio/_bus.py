@@ -8,7 +8,7 @@ import os
 import weakref
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, Literal, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
 from pymq.asyncio._calls import LoopCaller, MultiStub, Stub
 from pymq.asyncio._core import Core
@@ -16,7 +16,8 @@ from pymq.asyncio._events import Events
 from pymq.asyncio._port import Port
 from pymq.asyncio._queues import DeadLetters, Queue
 from pymq.asyncio._threads import in_thread
-from pymq.bus import SHUTDOWN_SECONDS, decorator
+from pymq.bus import SHUTDOWN_SECONDS, SubscribeOptions, decorator, options_of
+from pymq.deliveries import BACKOFF, RETRIES
 from pymq.exceptions import NotInitialized
 from pymq.groups import Group as SyncGroup
 from pymq.handlers import channels_of
@@ -24,6 +25,10 @@ from pymq.provider import Config, config_from
 from pymq.provider.base import Health, WouldWait
 from pymq.routes import Route
 from pymq.rpc import StubMethod
+from pymq.topics import check_channel
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 log = logging.getLogger("pymq")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -187,17 +192,17 @@ class EventBus:
         pattern: bool = False,
         *,
         group: str | None = None,
-        retries: int = 5,
-        backoff: float = 1.0,
-        lease: float = 30.0,
-        workers: int = 1,
+        retries: int | None = None,
+        backoff: float | None = None,
+        lease: float | None = None,
+        workers: int | None = None,
     ) -> None:
-        """`pymq.subscribe`, awaited: in force when it returns. `workers` is for groups; `async def` handlers run in this loop.
+        """`pymq.subscribe`, awaited: in force when it returns. `async def` handlers run in this loop.
 
-        One that is cancelled is not in force.
+        `workers` is for groups, too. One that is cancelled is not in force.
         """
-        options = {"retries": retries, "backoff": backoff, "lease": lease, "workers": workers}
-        await self._do_or_undo(self._core.subscribing(callback, channel, pattern, group=group, **options))
+        how = retries, backoff, lease, workers
+        await self._do_or_undo(self._core.subscribing(callback, channel, pattern, group, *how))
 
     async def _do_or_undo(self, call: Callable[[], Callable[[], None]]) -> None:
         """A call that may be in a thread's hands when this is cancelled: then it is waited for, and undone by what it returns."""
@@ -224,19 +229,25 @@ class EventBus:
         await self._opened().do(self._core.unsubscribe, callback, channel, pattern, group)
 
     @overload
-    def subscriber(self, callback: F, /, *given: Any, **options: Any) -> F: ...
+    def subscriber(self, callback: F, /, *given: Any, **options: Unpack[SubscribeOptions]) -> F: ...
     @overload
-    def subscriber(self, channel: str | None = None, /, *given: Any, **options: Any) -> Callable[[F], F]: ...
+    def subscriber(self, channel: str | None = None, /, *given: Any, **options: Unpack[SubscribeOptions]) -> Callable[[F], F]: ...
     def subscriber(self, *given: Any, **options: Any) -> Any:
         """`subscribe` as a decorator, in force from `start` on. Raises TypeError once the bus is started: await `subscribe` then."""
-        return decorator(partial(self._at_start, "subscribe", self._core.subscribing), given, options)
+        return decorator(partial(self._at_start, self.subscribe, self._core.subscribing), given, options)
 
     def _at_start(
-        self, verb: str, prepare: Callable[..., Callable[[], Callable[[], None]]], function: Any, *given: Any, **options: Any
+        self,
+        verb: Callable[..., Awaitable[None]],
+        prepare: Callable[..., Callable[[], Callable[[], None]]],
+        function: Any,
+        *given: Any,
+        **options: Any,
     ) -> None:
         if self._port is not None:
-            raise TypeError(f"the bus is started: `await bus.{verb}({getattr(function, '__name__', function)}, ...)` instead")
-        self._early.append(partial(self._do_or_undo, prepare(function, *given, **options)))
+            raise TypeError(f"the bus is started: `await bus.{verb.__name__}({getattr(function, '__name__', function)}, ...)` instead")
+        named = options_of(verb, function, given, options)
+        self._early.append(partial(self._do_or_undo, prepare(function, **named)))
 
     @overload
     def events(self, channel: type[T]) -> Events[T]: ...
@@ -275,13 +286,15 @@ class EventBus:
     # ------------------------------------------------------------------ queues and remote calls
 
     @overload
-    def queue(self, name: str, *, maxsize: int = 0) -> Queue[Any]: ...
+    def queue(self, name: str, type: type[T], maxsize: int = 0, *, retries: int = RETRIES, backoff: float = BACKOFF) -> Queue[T]: ...
     @overload
-    def queue(self, name: str, type: type[T], maxsize: int = 0) -> Queue[T]: ...
-    def queue(self, name: str, type: Any = Any, maxsize: int = 0) -> Queue[Any]:
-        """The queue of that name; its items are decoded to `type`."""
+    def queue(
+        self, name: str, type: Any = Any, maxsize: int = 0, *, retries: int = RETRIES, backoff: float = BACKOFF
+    ) -> Queue[Any]: ...
+    def queue(self, name: str, type: Any = Any, maxsize: int = 0, *, retries: int = RETRIES, backoff: float = BACKOFF) -> Queue[Any]:
+        """`pymq.EventBus.queue`: its items are decoded to `type`; `retries` and `backoff` are for `take`."""
         self._opened()
-        return Queue(self._core, name, type, maxsize)
+        return Queue(self._core, name, type, maxsize, retries=retries, backoff=backoff)
 
     async def expose(self, fn: Callable[..., Any], channel: str | None = None) -> None:
         """`pymq.expose`, awaited. Calls of an `async def` run beside each other; a plain function holds up the loop while it runs."""
@@ -292,12 +305,12 @@ class EventBus:
         await self._opened().do(self._core.unexpose, fn)
 
     @overload
-    def remote(self, fn: F, /, *given: Any, **options: Any) -> F: ...
+    def remote(self, fn: F, /, channel: str | None = None) -> F: ...
     @overload
-    def remote(self, channel: str | None = None, /, *given: Any, **options: Any) -> Callable[[F], F]: ...
+    def remote(self, channel: str | None = None) -> Callable[[F], F]: ...
     def remote(self, *given: Any, **options: Any) -> Any:
         """`expose` as a decorator, in force from `start` on. Raises TypeError once the bus is started: await `expose` then."""
-        return decorator(partial(self._at_start, "expose", self._core.exposing), given, options)
+        return decorator(partial(self._at_start, self.expose, self._core.exposing), given, options)
 
     @overload
     def stub(self, fn: Callable[P, Awaitable[R]], timeout: float | None = None, multi: Literal[False] = False) -> Stub[P, R]: ...
@@ -331,6 +344,7 @@ class Topic:
     """A channel by its name, for awaiting. A pattern can be subscribed to only."""
 
     def __init__(self, bus: EventBus, name: str, pattern: bool = False) -> None:
+        check_channel(name, pattern)
         self._bus = bus
         self.name = name
         self.is_pattern = pattern

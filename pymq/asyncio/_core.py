@@ -16,7 +16,7 @@ from pymq.bus import EventBus
 from pymq.deliveries import Leased, Leases
 from pymq.dispatch import Task
 from pymq.exceptions import ProviderError, PymqError, QueueNotFound, Retry
-from pymq.groups import Group, Member, Options
+from pymq.groups import Group, Member, Options, refuse_without_group
 from pymq.handlers import Target, hints_in_reach, targets_of, unrun
 from pymq.loop import Loop
 from pymq.provider.base import LATER, Delivery, Provider, Receipt
@@ -66,17 +66,21 @@ class Core(EventBus):
         callback: Callable[..., Any],
         channel: str | None = None,
         pattern: bool = False,
-        *,
         group: str | None = None,
-        **options: Any,
+        retries: int | None = None,
+        backoff: float | None = None,
+        lease: float | None = None,
+        workers: int | None = None,
     ) -> Callable[[], Callable[[], None]]:
         """`subscribe` for later, or for another thread: the classes in hints that are texts are found among the caller's names.
 
-        It returns what undoes this one, and no earlier one of the same handler. Raises as `subscribe`.
+        It returns what undoes this one, and no earlier one of the same handler. Raises as `subscribe`, and ValueError for more than one
+        of `workers` without a group: those of a plain subscription would be threads.
         """
-        chosen = Options(**options)
-        chosen.check()
-        return partial(self._begin, targets_of(callback, channel, pattern), group, chosen)
+        options = Options.of(group, retries, backoff, lease, workers)
+        if group is None and workers != 1:
+            refuse_without_group(workers=workers)
+        return partial(self._begin, targets_of(callback, channel, pattern), group, options)
 
     def _begin(self, targets: list[Target], group: str | None, options: Options) -> Callable[[], None]:
         return partial(self._drop, [self._subscribe(target, group, options) for target in targets])
@@ -294,7 +298,7 @@ class LoopMember(Member):
                     self._idle.discard(task)
                 await self._work(message, receipt)
             except QueueNotFound:
-                return log.warning("the group %r was deleted; %s stops", self.group.name, self.name)
+                return self._tell_deleted()
             except Exception as error:
                 if not self._stopping:
                     log.error("group %r: %s; trying again", self.group.name, error, exc_info=not isinstance(error, PymqError))

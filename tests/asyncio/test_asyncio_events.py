@@ -262,9 +262,14 @@ def test_the_end_of_the_bus_ends_the_iteration(run, aconfig):
     run(main())
 
 
-def test_events_of_nothing(run, aconfig):
+def test_wrong_use_is_refused(run, aconfig):
     async def main() -> None:
         async with pymq.asyncio.connect(aconfig) as bus:
+            for event in (OrderPlaced(1), (1,)):
+                with pytest.raises(TypeError, match=r"publish\(event, channel\): the channel is a text, not "):
+                    await bus.publish("c", event)  # type: ignore[arg-type]
+                with pytest.raises(TypeError, match="a channel is a text"):
+                    bus.topic(event)  # type: ignore[arg-type]
             with pytest.raises(TypeError, match="events of what"):
                 bus.events(17)  # type: ignore[call-overload]
 
@@ -384,7 +389,7 @@ def test_each_event_goes_to_one_member_of_a_group(run, aconfig, peers):
     run(main())
 
 
-def test_retries_and_dead_letters(run, aconfig):
+def test_retries_and_dead_letters(run, aconfig, caplog):
     async def main() -> None:
         attempts: list[int] = []
 
@@ -403,6 +408,10 @@ def test_retries_and_dead_letters(run, aconfig):
             await group.delete()
 
     run(main())
+    said = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(said) == 3
+    assert said[2].endswith("bill of group 'billing' failed on 'test_asyncio_events.Counted', attempt 3 of 3: to the dead letters")
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [], "this bus deleted the group"
 
 
 def test_what_the_end_of_the_bus_cancels_comes_again_and_was_no_failure(run, aconfig):

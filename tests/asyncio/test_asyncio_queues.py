@@ -89,6 +89,22 @@ async def fail_in(block: Any, error: Exception) -> None:
         raise error
 
 
+def test_how_often_and_after_how_long_a_taken_item_comes_again(run, aconfig):
+    async def main() -> None:
+        async with pymq.asyncio.connect(aconfig) as bus:
+            jobs = bus.queue("jobs", retries=1, backoff=0.01)
+            await jobs.put("poison")
+            for _ in range(2):
+                with pytest.raises(LookupError):
+                    async with jobs.take(timeout=10):
+                        raise LookupError
+            assert [letter.headers["dead-attempts"] async for letter in jobs.dead] == [2]
+            await jobs.dead.purge()
+            await jobs.free()
+
+    run(main())
+
+
 def test_taken_items(run, aconfig):
     async def main() -> None:
         async with pymq.asyncio.connect(aconfig) as bus:

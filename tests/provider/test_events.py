@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import threading
 from collections.abc import Callable
 from decimal import Decimal
@@ -702,6 +703,14 @@ def test_wrong_use_is_refused(bus, wrong):
     with pytest.raises((ValueError, TypeError)) as caught:
         WRONG[wrong](bus)
     assert len(str(caught.value)) > 10, "says what is wrong"
+
+
+@pytest.mark.parametrize("event", [OrderPlaced(1), ("hashable",)], ids=["not hashable", "hashable"])
+@pytest.mark.parametrize("options", [{}, {"headers": {"a": "b"}}], ids=["plain", "headers"])
+def test_publish_with_its_arguments_the_wrong_way_round(bus, event, options):
+    said = r"publish\(event, channel\): the channel is a text, not " + re.escape(repr(event))
+    with pytest.raises(TypeError, match=said):
+        bus.publish("c", event, **options)
 
 
 def test_a_value_that_cannot_travel_is_refused_by_publish(bus, heard):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pymq.pubsub import Channel, Message, publish
+from pymq.pubsub import Channel, Message, fetch, publish, subscribe
 from pymq.topics import WORDS as WORDS_MARK
 from pymq.topics import Bindings, words_matcher
 
@@ -171,5 +171,11 @@ def test_headers_must_be_unicode(home):
 @pytest.mark.parametrize("data", ["text", None, 5, ["a"]])
 def test_content_is_bytes_like(data, home):
     for use in (lambda: Message(topic="a", content=data), lambda: publish("a", data), lambda: Message.from_bytes(data)):
-        with pytest.raises(TypeError, match="bytes-like"):
+        with pytest.raises(TypeError, match=f"bytes-like, not {re.escape(repr(data))}"):
+            use()
+
+
+def test_what_is_no_channel_is_named():
+    for use in (lambda: fetch("a"), lambda: subscribe("a", print)):
+        with pytest.raises(TypeError, match=r"with Channel\('logs'\) as channel.*not 'a'"):
             use()
