@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from pymq.exceptions import ProviderError
 from pymq.provider._shm.files import Directory, close_file, decode_name, open_writer
+from pymq.provider._shm.registry import is_namespace
 from pymq.provider._shm.state import FORMAT, HEAPED, LEVELS_COUNT, State, read_format
 from pymq.provider.ipc import IpcConfig
 from pymq.provider.shm import ShmConfig
@@ -27,14 +28,19 @@ class Namespace(NamedTuple):
 
 
 def namespaces(home: str) -> Iterator[Namespace]:
-    """All namespaces below a home; none where there is no home. Raises ProviderError where it is not ours."""
+    """All namespaces below a home, where there may be other things, too; none where there is no home.
+
+    Raises ProviderError where it is not ours.
+    """
     if not os.path.isdir(home):
         return
     base = Directory(home)
     try:
         for stem in base.names():
-            with suppress(ProviderError, FileNotFoundError):  # no directory of ours, or it goes away just now
-                yield _look_at(stem, home, Directory(stem, base))
+            # suppressed: it is no directory of ours, or goes away just now
+            with suppress(ProviderError, FileNotFoundError), closing(Directory(stem, base, create=False)) as directory:
+                if is_namespace(directory):
+                    yield _look_at(stem, home, directory)
     finally:
         base.close()
 
@@ -72,18 +78,15 @@ def _count(directory: Directory) -> int:
 
 def _look_at(stem: str, home: str, directory: Directory) -> Namespace:
     alive, dead = 0, []
-    try:
-        for part in {"bells", "inboxes"} & set(directory.names()):
-            inside = Directory(part, directory)
-            for name in inside.names():
-                if _is_alive(inside, name if part == "bells" else f"{name.split('.')[0]}.fifo"):
-                    alive += 1
-                else:
-                    dead.append(f"{part}/{name}")
-            inside.close()
-        return Namespace(_config_of(stem, home), directory.path, alive, sorted(dead))
-    finally:
-        directory.close()
+    for part in {"bells", "inboxes"} & set(directory.names()):
+        inside = Directory(part, directory)
+        for name in inside.names():
+            if _is_alive(inside, name if part == "bells" else f"{name.split('.')[0]}.fifo"):
+                alive += 1
+            else:
+                dead.append(f"{part}/{name}")
+        inside.close()
+    return Namespace(_config_of(stem, home), directory.path, alive, sorted(dead))
 
 
 def _config_of(stem: str, home: str) -> ShmConfig | None:

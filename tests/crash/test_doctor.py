@@ -250,6 +250,25 @@ def test_the_living_stay(actors: Nursery, witness: Witness, stage: Path) -> None
     witness.heard()
 
 
+def test_what_is_not_pymqs_stays(stage: Path) -> None:
+    """A user's own directory as the home: what is in it may look a little like namespaces."""
+    photos, lp = stage / "photos" / "2024", stage / "printer" / "queues" / "lp"
+    for directory in (photos, lp, stage / "mail" / "inboxes", stage / "old"):
+        directory.mkdir(mode=0o700, parents=True)
+    for directory in stage.iterdir():
+        directory.chmod(0o700)
+    (photos.parent / "journal.txt").write_text("a day")
+    (lp / "job1").write_text("an invoice")
+    (stage / "mail" / "registry").write_bytes(bytes(4096))
+    (stage / "old" / "registry").write_text("of births")
+    before = sorted(stage.rglob("*"))
+    assert not lines_with(pymq_command("doctor", home=stage), "pymq clean")
+    done = pymq_command("clean", "--yes", home=stage)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert lines_with(done, "nothing to clean")
+    assert sorted(stage.rglob("*")) == before
+
+
 def test_nothing_to_clean(stage: Path) -> None:
     done = pymq_command("clean", home=stage / "pymq")
     assert done.returncode == 0
