@@ -77,7 +77,10 @@ def _make(factory: Any) -> EventBus:
         return EventBus(config_from(factory))
     made = factory if isinstance(factory, EventBus) or not callable(factory) else factory()
     if not isinstance(made, EventBus):
-        raise TypeError(f"{factory!r} is no config, URL or factory of an EventBus; try pymq.init() or pymq.init('simple://')")
+        raise TypeError(
+            "init wants a config, a URL or a factory of an EventBus: init(), init('redis://host/0'), or, with what you have, "
+            f"init(RedisConfig(client)), init(AwsConfig(session)); not {factory!r:.100}"
+        )
     return made
 
 

@@ -105,6 +105,8 @@ class Queue(Generic[T]):
                 return
             except QueueNotFound:  # freed meanwhile, perhaps again and again: the put makes it anew
                 provider.declare(self._queue)
+            except Full:
+                raise Full(f"no room in the queue {self.name!r}") from None  # the provider knows it by another name
 
     def _encoding(self, item: Any) -> tuple[Callable[[Any], bytes], Iterator[bytes]]:
         from pymq import codec

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+import pymq
+
 ROOT = Path(__file__).parent.parent
 COMMAND = [sys.executable, "-m", "pymq.cli"]
 SHM = Path("/dev/shm")
@@ -133,6 +135,12 @@ def test_without_the_extra_the_command_names_it(missing: str, environment: dict[
     done = run([sys.executable, "-c", program], environment)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"pymq: the command needs {missing}; in a checkout of pymq: pip install -e '.[cli]'\n"
+
+
+@needs_cli
+def test_the_command_says_its_version(environment: dict[str, str]) -> None:
+    done = run([*COMMAND, "--version"], environment)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"pymq {pymq.__version__}\n", "")
 
 
 @needs_cli

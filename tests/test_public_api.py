@@ -128,6 +128,12 @@ def test_decorators_take_all_by_position_too():
         bus.group("workers").delete()
 
 
+def test_what_is_no_config_is_told_how_to_be_one():
+    with pytest.raises(TypeError, match=r"^init wants a config, .* init\(RedisConfig\(client\)\), .*; not \[1, 1, 1") as raised:
+        pymq.init([1] * 1000)  # type: ignore[arg-type]
+    assert len(str(raised.value)) < 350
+
+
 @pytest.mark.parametrize("option", [{"retries": 3}, {"retries": 5}, {"backoff": 1.0}, {"lease": 30.0}])
 def test_an_option_of_groups_without_one_is_refused_where_it_stands(option):
     (named,) = option

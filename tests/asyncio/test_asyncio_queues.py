@@ -23,7 +23,7 @@ def test_put_get_and_their_ends(run, aconfig):
             jobs = bus.queue("jobs", type=OrderPlaced, maxsize=2)
             await jobs.put(OrderPlaced(1))
             await jobs.put_nowait(OrderPlaced(2))
-            with pytest.raises(pymq.Full):
+            with pytest.raises(pymq.Full, match=r"^no room in the queue .jobs.$"):
                 await jobs.put_nowait(OrderPlaced(3))
             with pytest.raises(pymq.Full):
                 await jobs.put(OrderPlaced(3), timeout=0.05)

@@ -92,7 +92,7 @@ def test_full(bus, jobs):
         lambda: small.put(3, block=False),
         lambda: small.put(3, timeout=0),
     ):
-        with pytest.raises(queue.Full):
+        with pytest.raises(queue.Full, match=r"^no room in the queue 'jobs'$"):
             refused()
     started = time.monotonic()
     with pytest.raises(queue.Full):

@@ -156,6 +156,16 @@ def test_what_a_message_is():
         message.nothing  # noqa: B018
 
 
+def test_a_message_equals_what_its_bytes_give_and_no_other():
+    message = Message("a", b"x", headers={"k": 1})
+    again = Message.from_bytes(message.to_bytes())
+    assert (again, hash(again)) == (message, hash(message))
+    assert message != Message("a", b"x", headers={"k": 1}), "another one with the same content"
+    again.headers["k"] = 2
+    assert again != message
+    assert message != "a"
+
+
 @pytest.mark.parametrize("headers", [{"k": b"x"}, {"k": [1]}, {1: "x"}, {"k": {}}, {"k": object()}, [("k", 1)], "k"])
 def test_headers_are_texts_to_scalars(headers, home):
     for use in (lambda: Message(topic="a", content=b"", headers=headers), lambda: publish("a", b"", headers=headers)):

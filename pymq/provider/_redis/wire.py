@@ -317,7 +317,7 @@ def _explained(error: Exception, where: str, is_tls: bool) -> ProviderError:
     if _is_distrust(error):
         return ProviderError(f"the Redis server at {where} is not trusted: {error}; ssl_ca_certs= names the file of who certifies it")
     doubt = "is it started, the address right, and TLS spoken there?" if is_tls else "is it started, and the address right?"
-    return ConnectionLost(f"no Redis server answers at {where}: {error}; {doubt}")
+    return ConnectionLost(f"no Redis server answers at {where}: {str(error).rstrip('.')}; {doubt}")
 
 
 def _is_distrust(error: BaseException | None) -> bool:
