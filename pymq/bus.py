@@ -152,9 +152,11 @@ class EventBus:
     def shutdown(self, timeout: float = SHUTDOWN_SECONDS) -> None:
         """Stop receiving and close, within `timeout` seconds whatever handlers do; what is abandoned is logged. Idempotent.
 
-        In the handler of a group it returns at once: the bus closes when the handler has returned and its event was acked.
+        In the handler of a group, and on the bus's event loop, it returns at once: the bus closes when the handler has returned and
+        its event was acked.
         """
-        if any(member.is_handling(threading.current_thread()) for member in self._members):
+        thread = threading.current_thread()
+        if self._loop.is_run_by(thread) or any(member.is_handling(thread) for member in self._members):
             threading.Thread(target=self.shutdown, args=[timeout], name="pymq-shutdown").start()
             return
         with self._lock:
@@ -174,7 +176,7 @@ class EventBus:
         for member in members:
             member.join(deadline)
         abandoned += self.subscriptions.finish(deadline)
-        abandoned += loop.close(min(timeout, 0.5), self.subscriptions.end) + self.subscriptions.end()
+        abandoned += loop.close(max(0.0, deadline - time.monotonic()), self.subscriptions.end) + self.subscriptions.end()
         for member in members:  # the events of the cancelled are given back while there is a provider
             abandoned += member.join(time.monotonic() + GIVE_BACK_SECONDS if member.shape.is_async else deadline)
         self.leases.close()

@@ -172,8 +172,8 @@ class Member(Work):
             waiting[0].join(0.01)
 
     def is_handling(self, thread: threading.Thread) -> bool:
-        """Whether that thread runs the handler, or, an event loop's, may do so for one that waits."""
-        return thread in self._handling or (bool(self._handling) and self.shape.is_async and self.bus.loop.is_run_by(thread))
+        """Whether that thread runs the handler; not the event loop's."""
+        return thread in self._handling
 
     def join(self, deadline: float) -> list[str]:
         """Wait for the handlers that run; say which still do."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import logging
 import os
@@ -320,6 +321,22 @@ def test_shutdown_lets_running_handlers_end(config, heard):
     assert heard.take(1) == ["ended"]
 
 
+def test_shutdown_gives_the_same_time_to_what_runs_on_the_loop(config, heard, caplog):
+    async def slow(value: int) -> None:
+        heard("begun")
+        await asyncio.sleep(0.8)
+        heard("ended")
+
+    bus = pymq.EventBus(config)
+    bus.start()
+    bus.subscribe(slow, "c")
+    bus.publish(1, "c")
+    assert heard.next() == "begun"
+    bus.shutdown(timeout=GUARD)
+    assert heard.rest() == ["ended"]
+    assert not caplog.records
+
+
 def test_shutdown_says_what_nobody_has_received(config, caplog):
     """Where asking takes no time: who asks a server may wait for a dead one."""
     held, gate = threading.Event(), threading.Event()
@@ -353,6 +370,42 @@ def test_shutdown_inside_a_handler(config, heard):
     bus.subscribe(handler, "c")
     bus.publish(1, "c")
     assert heard.next() == "down"
+
+
+@pytest.mark.parametrize("kind", ["plain", "group", "remote"])
+def test_shutdown_on_the_loop_lets_what_runs_there_end(config, heard, caplog, kind):
+    bus = pymq.EventBus(config)
+
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def other(value: int) -> None:
+        begun.set()
+        await ended.wait()
+        heard("other")
+
+    async def handler(value: int) -> int:
+        bus.publish(0, "other")
+        await begun.wait()
+        bus.shutdown(GUARD)
+        await asyncio.sleep(0)
+        heard("handler")
+        ended.set()
+        return value
+
+    bus.start()
+    bus.subscribe(other, "other")
+    bus.expose(handler, "handler")
+    with pymq.EventBus(config) as caller:
+        if kind == "remote":
+            assert caller.stub("handler", timeout=GUARD)(1) == 1
+        else:
+            bus.subscribe(handler, "c", group="billing" if kind == "group" else None)
+            caller.publish(1, "c")
+        assert bus.wait(GUARD)
+        assert heard.take(2) == ["handler", "other"]
+        assert not caplog.records
+        assert caller.group("billing").qsize() == 0
+        caller.group("billing").delete()
 
 
 def test_shutdown_twice(config):
