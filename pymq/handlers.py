@@ -153,8 +153,9 @@ def or_none(hints: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, 
 
 def _or_none(hint: Any) -> Any:
     try:
+        hash(hint)
         return hint if hint is Any or isinstance(hint, InitVar) else Union[hint, None]  # noqa: UP007 - a text has no |
-    except TypeError:  # `Final`, and notes that are no types, such as [int]
+    except TypeError:  # notes that are no types, such as [int], and `Final`
         return hint
 
 
