@@ -110,12 +110,12 @@ class Loop:
 
 
 def is_cancelled(error: BaseException) -> bool:
-    """Whether it is what ends a cancelled task; asyncio need not be imported to say that others are not."""
+    """Whether it is what ends a cancelled task, or one whose loop is gone. Imports asyncio only where it may be."""
     if isinstance(error, Exception):
         return False
     import asyncio
 
-    return isinstance(error, asyncio.CancelledError)
+    return isinstance(error, asyncio.CancelledError | GeneratorExit)
 
 
 def _still_running(names: list[str]) -> list[str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 from harness import GUARD, eventually, in_thread, start_program
@@ -72,6 +74,24 @@ def test_what_waits_for_a_hanging_handler_is_not_begun_and_is_told(config, heard
     assert f"3 messages that waited for the handler {subscription.name}" in caplog.text
     assert [(record.name, record.getMessage()[:14]) for record in caplog.records] == [("pymq", "shutdown after")]
     assert heard.rest() == []
+
+
+def test_a_handler_that_ignores_its_cancellation_is_abandoned_and_has_not_failed(config, heard, caplog):
+    async def stubborn(value: int) -> None:
+        heard("begun")
+        while True:
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(GUARD)
+
+    bus = pymq.EventBus(config)
+    bus.start()
+    bus.subscribe(stubborn, "c")
+    bus.publish(1, "c")
+    assert heard.next() == "begun"
+    with caplog.at_level(logging.WARNING):
+        bus.shutdown(timeout=0.1)
+        gc.collect()
+    assert [record.getMessage()[:14] for record in caplog.records if record.name == "pymq"] == ["shutdown after"]
 
 
 @pytest.mark.parametrize("how", ["def", "async", "remote", "error"])
