@@ -128,8 +128,12 @@ class EventBus:
             self._ended.clear()
             self._open()
             early, self._early = self._early, []
-            for apply in early:
-                apply()
+            try:
+                for apply in early:
+                    apply()
+            except BaseException:
+                self.shutdown(0)  # it is not started
+                raise
 
     def _open(self) -> Provider:
         from pymq import core

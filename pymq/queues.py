@@ -310,6 +310,8 @@ class Delivery(Generic[T]):
             self._leased.retry(error)
         elif isinstance(error, Reject):
             self._leased.bury(error)
+        elif not isinstance(error, Exception):  # the program is told to end: Ctrl-C, SystemExit
+            self._leased.retry(Retry())
         else:
             self._leased.fail(error)
 

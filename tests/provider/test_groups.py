@@ -787,6 +787,16 @@ def test_a_queue_that_cannot_try_so_often_is_refused(bus, wrong):
         bus.subscribe(print, "c", group="billing", **wrong)
 
 
+@pytest.mark.parametrize("told", [KeyboardInterrupt, SystemExit])
+def test_a_taker_that_is_told_to_end_has_not_failed(bus, jobs, told):
+    jobs.put("work")
+    jobs = bus.queue("jobs", retries=0)
+    for _ in range(2):
+        with pytest.raises(told), jobs.take(timeout=GUARD):
+            raise told
+    assert (jobs.get(timeout=GUARD), len(jobs.dead)) == ("work", 0)
+
+
 def test_a_taker_that_always_fails(bus, jobs):
     jobs.put("poison")
     jobs = bus.queue("jobs", backoff=0.01)

@@ -158,6 +158,19 @@ def test_making_a_bus_opens_nothing(place):
     assert threading.active_count() == before
 
 
+def test_a_bus_that_cannot_start_is_not_half_started(config, heard):
+    bus = pymq.EventBus(config)
+    bus.subscribe(heard, "numbers")
+    for function in (len, abs):
+        bus.expose(function, channel="one")
+    with pytest.raises(ValueError, match="another function as 'one'"):
+        bus.start()
+    with pytest.raises(pymq.NotInitialized):
+        bus.publish(1, "numbers")
+    with bus:
+        assert bus.publish(1, "numbers") == 0
+
+
 def test_several_buses_in_one_process(config, heard):
     with pymq.EventBus(config) as one, pymq.EventBus(config) as other:
         one.subscribe(lambda value: heard(("one", value)), "c")
