@@ -68,8 +68,9 @@ def dataclass_from_url(config: type[ConfigClass], url: str) -> ConfigClass:
     An option is a field with a number as its default, or a `float | None`. Raises ValueError for what is none, or does not fit.
     """
     parts = urlsplit(url)
-    if parts.path.strip("/") or parts.fragment:
-        raise ValueError(f"{url!r} has more than a namespace and options; write a / of the namespace as %2F and a # as %23")
+    if parts.path.strip("/") or parts.fragment or "@" in parts.netloc:
+        parts_of_names = "a / of the namespace as %2F, a # as %23 and an @ as %40"
+        raise ValueError(f"{without_password(url)!r} has more than a namespace and options; write {parts_of_names}")
     fields: tuple[Any, ...] = dataclasses.fields(config)  # type: ignore[arg-type]
     kinds = {field.name: type(field.default) for field in fields if isinstance(field.default, (int, float))}
     kinds |= {field.name: float for field in fields if field.type == "float | None"}

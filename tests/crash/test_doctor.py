@@ -50,6 +50,11 @@ def test_a_home_that_others_may_enter(stage: Path) -> None:
     assert lines_with(done, "fails", "home", "mode 755", "set PYMQ_HOME")
 
 
+def test_a_path_is_told_whole(stage: Path) -> None:
+    done = pymq_command("doctor", home=stage / ("long" * 20), COLUMNS="80")
+    assert "…" not in done.stdout
+
+
 def test_few_open_files(stage: Path) -> None:
     done = pymq_command("doctor", home=stage / "pymq", prefix=("sh", "-c", 'ulimit -n 30; exec "$@"', "sh"))
     assert done.returncode == 1

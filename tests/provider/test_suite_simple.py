@@ -177,8 +177,10 @@ def test_a_config_by_name_or_url(target, expected):
         ("simple://x?max_pending=-1", "max_pending='-1'"),
         ("simple://x?max_pending=1.5", "max_pending='1.5'.*int"),
         ("simple://x/y", "%2F"),
+        ("simple://user:s3cret@x", "'simple://user@x'.*%40"),
     ],
 )
 def test_a_config_that_cannot_be_is_a_clear_error(target, named):
-    with pytest.raises(ValueError, match=named):
+    with pytest.raises(ValueError, match=named) as caught:
         config_from(target)
+    assert "s3cret" not in str(caught.value)
