@@ -35,6 +35,8 @@ def pymq_config(pytestconfig: pytest.Config) -> Config:
     from pymq.provider import config_from
 
     config: Any = copy.copy(config_from(pytestconfig.getoption("--pymq-url") or pytestconfig.getini("pymq_url")))
+    if not hasattr(config, "namespace"):
+        raise TypeError(f"{config!r} has no attribute `namespace`, by which each test gets a place of its own")
     object.__setattr__(config, "namespace", f"{config.namespace}-test-{secrets.token_hex(8)}")
     chosen: Config = config
     return chosen

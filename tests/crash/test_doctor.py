@@ -74,6 +74,14 @@ def test_what_pymq_url_names_cannot_be_reached(url: str, told: str, stage: Path)
     assert "secret" not in done.stdout
 
 
+@pytest.mark.skipif(not find_spec("posix_ipc"), reason="needs the extra ipc")
+def test_what_pymq_url_names_has_no_room_for_an_inbox(stage: Path) -> None:
+    without = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_MSGQUEUE, (0, 0)); os.execv(sys.argv[1], sys.argv[1:])"
+    done = pymq_command("doctor", home=stage / "pymq", prefix=(sys.executable, "-c", without), PYMQ_URL="ipc://doctor")
+    assert done.returncode == 1
+    assert lines_with(done, "fails", "PYMQ_URL", "RLIMIT_MSGQUEUE")
+
+
 @pytest.mark.parametrize("service", ["redis", "aws"])
 def test_what_pymq_url_names_is_reached(service: str, stage: Path) -> None:
     if service == "redis":

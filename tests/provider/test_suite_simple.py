@@ -9,6 +9,8 @@ import signal
 import threading
 import tracemalloc
 import warnings
+from importlib.metadata import EntryPoint
+from unittest import SkipTest
 
 import pytest
 from over_socket import Server, SocketConfig
@@ -164,6 +166,35 @@ def _send_and_receive_in_child(config):
 )
 def test_a_config_by_name_or_url(target, expected):
     assert config_from(target) == expected
+
+
+class Plain:
+    """A config that has only what it must."""
+
+    def create(self):
+        return SimpleConfig("plain").create()
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "named"),
+    [
+        ("nowhere:Config", ProviderError, "'pigeon'.*'nowhere:Config'"),
+        ("pymq.provider.simple:Nothing", ProviderError, "'pymq.provider.simple:Nothing'"),
+        (f"{__name__}:Plain", ValueError, r"Plain, the config of 'pigeon', has no from_url\(url\)"),
+    ],
+)
+def test_what_an_entry_point_names_cannot_be_used(monkeypatch, value, error, named):
+    entry = EntryPoint("pigeon", value, "pymq.providers")
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [entry])
+    with pytest.raises(error, match=named):
+        config_from("pigeon://coop")
+
+
+def test_the_suite_says_what_it_cannot_vary(monkeypatch):
+    suite = ProviderSuite()
+    suite._config = Plain()
+    with pytest.raises(SkipTest, match="Plain has no max_pending"):
+        suite._with(max_pending=1)
 
 
 @pytest.mark.parametrize(
