@@ -53,8 +53,9 @@ class Suite:
 
     def _with(self, **changes: Any) -> Config:
         """The config with these fields, or no test where it has no such fields."""
-        fields = dataclasses.fields(self._config) if dataclasses.is_dataclass(self._config) else ()
-        names = {field.name for field in fields}
+        names: set[str] = set()
+        if dataclasses.is_dataclass(self._config):
+            names = {field.name for field in dataclasses.fields(self._config)}
         if not changes.keys() <= names:
             raise SkipTest(f"{type(self._config).__name__} has no {', '.join(changes.keys() - names)}")
         return dataclasses.replace(self._config, **changes)  # type: ignore[type-var]
