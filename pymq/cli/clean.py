@@ -6,7 +6,7 @@ import os
 
 from rich.console import Console
 
-from pymq.cli.leftovers import Namespace, namespaces
+from pymq.cli.leftovers import Namespace, kernel_queues, namespaces
 from pymq.exceptions import ProviderError
 from pymq.provider.shm import ShmConfig
 
@@ -14,7 +14,8 @@ from pymq.provider.shm import ShmConfig
 def clean(console: Console, remove: bool) -> int:
     """Say what is there, and remove it if told to; the status to exit with.
 
-    Every process that starts does the same in its own namespace, so this is for those in which none will.
+    Every process that starts does the same in its own namespace, so this is for those in which none will, and for the kernel queues
+    of namespaces that were removed.
     """
     home = ShmConfig().base_directory()
     try:
@@ -22,10 +23,13 @@ def clean(console: Console, remove: bool) -> int:
     except ProviderError as error:
         console.print(str(error), style="red", markup=False)
         return 1
-    if not found:
-        console.print(f"nothing to clean in {home}", markup=False)
     failures = [_clean_one(console, namespace, remove) for namespace in found]
-    if found and not remove:
+    queues = list(kernel_queues())
+    for path in queues:
+        _remove_kernel_queue(console, path, remove)
+    if not (found or queues):
+        console.print(f"nothing to clean in {home}", markup=False)
+    elif not remove:
         console.print("nothing was removed; to remove it: pymq clean --yes")
     return int(any(failures))
 
@@ -54,3 +58,11 @@ def _clean_one(console: Console, namespace: Namespace, remove: bool) -> bool:
     rest = "; what stays goes with Queue.free() and Group.delete()" if is_left else ""
     console.print(f"{what}: {outcome}{rest}", markup=False)
     return False
+
+
+def _remove_kernel_queue(console: Console, path: str, remove: bool) -> None:
+    what = f"{path}: a kernel queue of a dead process"
+    if remove:
+        os.unlink(path)
+        what += ": removed"
+    console.print(what, markup=False)

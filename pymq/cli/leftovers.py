@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from pathlib import Path
 from typing import NamedTuple
 
 from pymq.exceptions import ProviderError
-from pymq.provider._shm.files import Directory, close_file, decode_name, open_writer
+from pymq.provider._shm.files import EXCLUSIVE_NOW, Directory, close_file, decode_name, open_file, open_writer
 from pymq.provider._shm.registry import is_namespace
-from pymq.provider.ipc import IpcConfig
+from pymq.provider.ipc import IpcConfig, kernel_queue
 from pymq.provider.shm import ShmConfig
 
 IPC = "ipc."
@@ -42,6 +44,27 @@ def namespaces(home: str) -> Iterator[Namespace]:
                     yield _look_at(stem, home, directory)
     finally:
         base.close()
+
+
+def kernel_queues() -> Iterator[str]:
+    """The paths of this user's kernel queues whose processes are dead, in whatever home they were; none where no mqueue is mounted."""
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    for directory in [Path(where) for _, where, kind, *_ in mounts if kind == "mqueue"][:1]:
+        for path in sorted(directory.glob(f"{kernel_queue('').removeprefix('/')}*")):
+            with suppress(FileNotFoundError):  # it goes away just now
+                if not _is_held(path):
+                    yield str(path)
+
+
+def _is_held(path: Path) -> bool:
+    fd = open_file(str(path), os.O_RDONLY)
+    try:
+        fcntl.flock(fd, EXCLUSIVE_NOW)
+    except BlockingIOError:
+        return True
+    finally:
+        close_file(fd)
+    return False
 
 
 def _look_at(stem: str, home: str, directory: Directory) -> Namespace:
