@@ -6,7 +6,7 @@ import os
 
 from rich.console import Console
 
-from pymq.cli.leftovers import Namespace, kept, namespaces
+from pymq.cli.leftovers import Namespace, kept, kernel_queues, namespaces
 from pymq.exceptions import ProviderError
 from pymq.provider.shm import ShmConfig
 
@@ -14,7 +14,8 @@ from pymq.provider.shm import ShmConfig
 def clean(console: Console, remove: bool) -> int:
     """Say what is there, and remove it if told to; the status to exit with.
 
-    Every process that starts does the same in its own namespace, so this is for those in which none will.
+    Every process that starts does the same in its own namespace, so this is for those in which none will, and for the kernel queues
+    of namespaces that were removed.
     """
     home = ShmConfig().base_directory()
     try:
@@ -22,10 +23,13 @@ def clean(console: Console, remove: bool) -> int:
     except ProviderError as error:
         console.print(str(error), style="red", markup=False)
         return 1
-    if not found:
-        console.print(f"nothing to clean in {home}", markup=False)
     failures = [_clean_one(console, namespace, remove) for namespace in found]
-    if found and not remove:
+    queues = list(kernel_queues())
+    for path in queues:
+        _remove_kernel_queue(console, path, remove)
+    if not (found or queues):
+        console.print(f"nothing to clean in {home}", markup=False)
+    elif not remove:
         console.print("nothing was removed; to remove it: pymq clean --yes")
     return int(any(failures))
 
@@ -64,3 +68,11 @@ def _tell_kept(console: Console, namespace: Namespace) -> None:
     if lines:
         lines.insert(0, "  stays, with so many messages, until Queue.free(), Group.delete() or, of a queue, dead.purge():")
         console.print("\n".join(lines), markup=False)
+
+
+def _remove_kernel_queue(console: Console, path: str, remove: bool) -> None:
+    what = f"{path}: a kernel queue of a dead process"
+    if remove:
+        os.unlink(path)
+        what += ": removed"
+    console.print(what, markup=False)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from pathlib import Path
 from typing import NamedTuple
 
 from pymq.exceptions import ProviderError
-from pymq.provider._shm.files import Directory, close_file, decode_name, open_writer
+from pymq.provider._shm.files import EXCLUSIVE_NOW, Directory, close_file, decode_name, open_file, open_writer
 from pymq.provider._shm.registry import is_namespace
 from pymq.provider._shm.state import FORMAT, HEAPED, LEVELS_COUNT, State, read_format
-from pymq.provider.ipc import IpcConfig
+from pymq.provider.ipc import IpcConfig, kernel_queue
 from pymq.provider.shm import ShmConfig
 
 IPC = "ipc."
@@ -74,6 +76,27 @@ def _count(directory: Directory) -> int:
         finally:
             close_file(fd)
     return 0
+
+
+def kernel_queues() -> Iterator[str]:
+    """The paths of this user's kernel queues whose processes are dead, in whatever home they were; none where no mqueue is mounted."""
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    for directory in [Path(where) for _, where, kind, *_ in mounts if kind == "mqueue"][:1]:
+        for path in sorted(directory.glob(f"{kernel_queue('').removeprefix('/')}*")):
+            with suppress(FileNotFoundError):  # it goes away just now
+                if not _is_held(path):
+                    yield str(path)
+
+
+def _is_held(path: Path) -> bool:
+    fd = open_file(str(path), os.O_RDONLY)
+    try:
+        fcntl.flock(fd, EXCLUSIVE_NOW)
+    except BlockingIOError:
+        return True
+    finally:
+        close_file(fd)
+    return False
 
 
 def _look_at(stem: str, home: str, directory: Directory) -> Namespace:

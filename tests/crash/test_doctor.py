@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -249,6 +250,40 @@ def test_what_the_dead_have_left_in_kernel_queues(stage: Path) -> None:
     assert [path.name for path in home.iterdir()] == ["ipc.shop"]
     assert lines_with(pymq_command("clean", "--yes", home=home), "ipc.shop", "removed")
     assert list(home.rglob("*")) == []
+
+
+KERNEL_QUEUES = f"""
+mount -t mqueue none $1/mqueue || exit
+export PYTHONPATH={ROOT}
+listen() {{
+    mkfifo $1.says
+    PYMQ_HOME=$1 {sys.executable} -c "{LISTENER}" >$1.says 2>&1 &
+    read said <$1.says
+}}
+listen $1/living
+trap "kill -9 $!" EXIT
+listen $1/dead
+kill -9 $! && rm -r $1/dead
+ls $1/mqueue | wc -l
+export PYMQ_HOME=$1/pymq
+for option in "" --yes ""; do {sys.executable} -m pymq.cli clean $option || exit 1; ls $1/mqueue | wc -l; done
+"""
+
+
+@pytest.mark.needs_root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_kernel_queues_whose_namespace_was_removed(stage: Path) -> None:
+    """In IPC and mount namespaces of its own, where nobody else's are; the one of a living bus in another home stays."""
+    (stage / "mqueue").mkdir()
+    command = ["unshare", "--mount", "--ipc", "sh", "-c", KERNEL_QUEUES, "sh", str(stage)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=os.environ | {"COLUMNS": "300"})
+    if "unshare" in done.stderr or "mount:" in done.stderr:
+        pytest.skip("needs the right to make namespaces")
+    told = [re.sub(r"pymq-0-[0-9a-f]{16}", "pymq-0-…", line) for line in done.stdout.splitlines()]
+    kernel_queue = f"{stage}/mqueue/pymq-0-…: a kernel queue of a dead process"
+    nothing = f"nothing to clean in {stage}/pymq"
+    nothing_removed = "nothing was removed; to remove it: pymq clean --yes"
+    assert told == ["2", kernel_queue, nothing_removed, "2", f"{kernel_queue}: removed", "1", nothing, "1"], done.stderr
 
 
 def test_the_living_stay(actors: Nursery, witness: Witness, stage: Path) -> None:
