@@ -22,8 +22,8 @@ import secrets
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from queue import Full
 from typing import Any, TypeVar, overload
@@ -489,15 +489,26 @@ def decorator(apply: Callable[..., Any], given: Sequence[Any], options: dict[str
 _buses: weakref.WeakSet[EventBus] = weakref.WeakSet()
 
 
+@contextmanager
+def _told() -> Iterator[None]:
+    """What fails for one bus is logged, and keeps the other buses from nothing."""
+    try:
+        yield
+    except Exception:
+        log.exception("a bus could not be left")
+
+
 def _after_fork_in_child() -> None:
     for bus in list(_buses):
-        bus._after_fork()
+        with _told():
+            bus._after_fork()
 
 
 @atexit.register
 def _at_exit() -> None:
     for bus in list(_buses):
-        bus.shutdown()
+        with _told():
+            bus.shutdown()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

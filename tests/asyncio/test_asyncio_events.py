@@ -18,7 +18,7 @@ from programs.shop import OrderPlaced, Reading, RushOrder
 
 import pymq
 import pymq.asyncio
-from pymq.asyncio import _bus
+from pymq.asyncio import _core
 from pymq.asyncio._port import Port
 
 
@@ -492,7 +492,7 @@ def test_the_handlers_of_a_cancelled_task_do_not_leak(run, aconfig, caplog):
 
 def test_several_starts_at_once_are_one(run, aconfig, monkeypatch):
     ports = []
-    monkeypatch.setattr(_bus, "Port", lambda *args: ports.append(Port(*args)) or ports[-1])
+    monkeypatch.setattr(_core, "Port", lambda *args: ports.append(Port(*args)) or ports[-1])
 
     async def main() -> None:
         bus = pymq.asyncio.connect(aconfig)
