@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from queue import Empty, Full
+from time import monotonic
 from typing import Any
 
 from pymq.asyncio._calls import LoopCaller
@@ -19,7 +20,7 @@ from pymq.dispatch import Task
 from pymq.exceptions import PymqError, QueueNotFound, Retry
 from pymq.groups import Group, Member, Options
 from pymq.handlers import Target, targets_of
-from pymq.loop import Loop
+from pymq.loop import COUNTS_CANCELLATIONS, Loop, Shift
 from pymq.provider.base import LATER, Delivery, Provider, Receipt
 from pymq.remotes import Remotes
 from pymq.subscriptions import Subscription, Work
@@ -283,6 +284,7 @@ class LoopMember(Member):
     async def _take_part(self) -> None:
         task = asyncio.current_task()
         assert task is not None
+        shift = Shift()
         while not self._stopping:
             try:
                 self._idle.add(task)
@@ -290,13 +292,16 @@ class LoopMember(Member):
                     message, receipt = await self._core.port.poll(self._attempt, self._queue, None, self._lease, self._give_back)
                 finally:
                     self._idle.discard(task)
-                await self._work(message, receipt)
+                if await self._work(message, receipt, shift) is None and monotonic() < shift.turn_ends:
+                    continue
             except QueueNotFound:
                 return log.warning("the group %r was deleted; %s stops", self.group.name, self.name)
             except Exception as error:
                 if not self._stopping:
                     log.error("group %r: %s; trying again", self.group.name, error, exc_info=not isinstance(error, PymqError))
                     await asyncio.sleep(0.1)
+            if not await shift.goes_on():
+                return None
         return None
 
     def _attempt(self, seconds: float) -> tuple[bytes, Receipt]:
@@ -310,31 +315,34 @@ class LoopMember(Member):
     def _give_back(self, delivery: tuple[bytes, Receipt]) -> None:
         self.settle(*delivery, Retry())
 
-    async def _work(self, message: bytes, receipt: Receipt) -> None:
-        """Run the handler, and let `Member` settle the event by what came of it."""
+    async def _work(self, message: bytes, receipt: Receipt, shift: Shift) -> BaseException | None:
+        """Run the handler, and let `Member` settle the event by what came of it, which this returns.
+
+        One that was cancelled by the end of the bus, or of the loop, has not failed: its event comes again.
+        """
         self.bus.leases.hold(receipt, self._lease)
         try:
-            error = await self._error_of(message, receipt)
+            error = await self._error_of(message, receipt, shift)
+            if isinstance(error, asyncio.CancelledError) and (self._stopping or shift.is_over()):
+                error = Retry()
             await self._core.port.do(self.settle, message, receipt, error)
+            return error
         finally:
             self.bus.leases.release(receipt)
 
-    async def _error_of(self, message: bytes, receipt: Receipt) -> BaseException | None:
-        """What the handler raised. One that was cancelled by the end of the bus has not failed: its event comes again."""
+    async def _error_of(self, message: bytes, receipt: Receipt, shift: Shift) -> BaseException | None:
         try:
-            await self._call_in_loop(message, receipt)
-        except asyncio.CancelledError as error:
-            return Retry() if self._stopping else error
+            result = self._call_in_loop(message, receipt)
+            if self.shape.is_async:
+                await (result if COUNTS_CANCELLATIONS else shift.apart(result))
         except BaseException as error:
             return error
         return None
 
-    async def _call_in_loop(self, message: bytes, receipt: Receipt) -> None:
+    def _call_in_loop(self, message: bytes, receipt: Receipt) -> Any:
         leased = Leased(self.bus.provider, message, receipt, self._policy)
         leased.raise_if_exhausted()
         prefix = leased.frame.prefix
         event = self.decoder(prefix.form, prefix.type_name)(leased.frame.payload)
         args, kwargs = self.shape.arguments(event, leased.about() if self.shape.wants_message else None)
-        result = self.callback(*args, **kwargs)
-        if self.shape.is_async:
-            await result
+        return self.callback(*args, **kwargs)
