@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from time import monotonic
 from typing import TYPE_CHECKING, Any
+
+from pymq.dispatch import SLOW
 
 if TYPE_CHECKING:
     import asyncio
@@ -107,6 +111,64 @@ class Loop:
         if self._thread is not threading.current_thread():
             self._thread.join(0.5)
         return abandoned
+
+
+COUNTS_CANCELLATIONS = sys.version_info >= (3, 11)
+"""Whether a task knows its own cancellation from one inside of what it awaits."""
+
+
+class Shift:
+    """What one task does that runs handlers one after the other. To be made in that task."""
+
+    def __init__(self) -> None:
+        import asyncio
+
+        task = asyncio.current_task()
+        assert task is not None
+        self._task: asyncio.Task[Any] = task
+        self._is_over = False
+        self.turn_ends = monotonic() + SLOW
+        """When to ask whether it `goes_on`, as after each failure: handlers that never wait would keep the loop from all else."""
+
+    async def goes_on(self) -> bool:
+        """Let the loop do something else; whether to begin more: not where the task was cancelled, whatever a handler made of it."""
+        import asyncio
+
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            self._is_over = True
+        self.turn_ends = monotonic() + SLOW
+        return not self.is_over()
+
+    def is_over(self) -> bool:
+        """Whether the task was cancelled."""
+        return self._is_over or (sys.version_info >= (3, 11) and self._task.cancelling() > 0)
+
+    async def apart(self, handler: Coroutine[Any, Any, Any]) -> None:
+        """Await it in a task of its own, where tasks do not count their cancellations."""
+        import asyncio
+
+        inner = asyncio.ensure_future(_error_of(handler))
+        try:
+            await asyncio.wait([inner])
+        except asyncio.CancelledError:
+            self._is_over = True
+            inner.cancel()
+            await asyncio.wait([inner])
+            raise
+        error = inner.result()
+        if error is not None:
+            raise error
+
+
+async def _error_of(handler: Coroutine[Any, Any, Any]) -> BaseException | None:
+    """What it raised: asyncio ends the whole loop for a SystemExit or KeyboardInterrupt in one task."""
+    try:
+        await handler
+    except BaseException as error:
+        return error
+    return None
 
 
 def is_cancelled(error: BaseException) -> bool:

@@ -8,13 +8,14 @@ import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from pymq import message as frames
 from pymq.dispatch import MAX_BACKLOG, Serial, Task, join, persist
 from pymq.exceptions import CodecError, NotInitialized
 from pymq.handlers import Handler, Shape, Target, describe, unrun
-from pymq.loop import is_cancelled
+from pymq.loop import COUNTS_CANCELLATIONS, Shift, is_cancelled
 from pymq.message import Message, Prefix, beside, size_of
 from pymq.topics import matcher
 
@@ -165,27 +166,32 @@ class Coroutines(Subscription):
         self.bus.loop.submit(self.name, self._drain())
 
     async def _drain(self) -> None:
+        shift, goes_on = Shift(), True
         while True:
             with self._mutex:
-                if not self._waiting or not self.active:
+                if not self._waiting or not self.active or not goes_on:
                     self._busy = False
                     return
                 message = self._waiting.popleft()
                 self._bytes -= size_of(message)
-            await self._handle(message)
+            is_well = await self._handle(message, shift)
+            if not is_well or monotonic() > shift.turn_ends:
+                goes_on = await shift.goes_on()
 
-    async def _handle(self, message: bytes) -> None:
+    async def _handle(self, message: bytes, shift: Shift) -> bool:
         try:
             event, about = self.unpack(message)
             args, kwargs = self.shape.arguments(event, about)
             coroutine: Coroutine[Any, Any, Any] = self.callback(*args, **kwargs)
-            await coroutine
+            await (coroutine if COUNTS_CANCELLATIONS else shift.apart(coroutine))
             self.delivered += 1
+            return True
         except _Expired:
             self.expired += 1
         except BaseException as error:
             if self.active or not is_cancelled(error):  # what the end of the bus has cancelled is told by that
                 self.fail(error)
+        return False
 
     @property
     def waiting(self) -> int:

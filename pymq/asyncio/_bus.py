@@ -10,10 +10,10 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
-from pymq.asyncio._calls import LoopCaller, MultiStub, Stub
+from pymq.asyncio._calls import MultiStub, Stub
 from pymq.asyncio._core import Core
 from pymq.asyncio._events import Events
-from pymq.asyncio._port import Port
+from pymq.asyncio._port import NOT_STARTED, Port
 from pymq.asyncio._queues import DeadLetters, Queue
 from pymq.asyncio._threads import in_thread
 from pymq.bus import SHUTDOWN_SECONDS, SubscribeOptions, decorator, options_of
@@ -66,7 +66,7 @@ class EventBus:
         self._early: list[Callable[[], Awaitable[None]]] = []
         self._routes: dict[Any, Route] = {}
         self._iterations: weakref.WeakSet[Events[Any]] = weakref.WeakSet()
-        self._port: Port | None = None
+        self._is_open = False
         self._start: _Start | None = None
 
     # ------------------------------------------------------------------ lifecycle
@@ -98,10 +98,10 @@ class EventBus:
     async def _open(self) -> None:
         loop = asyncio.get_running_loop()
         await in_thread(loop, None, self._core.start)
-        self._port = self._core.port = Port(loop, self._core.provider)
-        self._caller = LoopCaller(self._core, self._port)
+        port = self._core.enter()
+        self._is_open = True
         self._ended = asyncio.Event()
-        if self._port.direct:
+        if port.direct:
             self._routes = self._core.routes
         early, self._early = self._early, []
         for apply in early:
@@ -117,15 +117,14 @@ class EventBus:
 
         Goes on to its end where it is cancelled.
         """
-        port, self._port = self._port, None
-        if port is not None:
-            self._start = None
-            await asyncio.shield(self._shut_down(port, timeout, asyncio.current_task()))
+        if self._is_open:
+            self._is_open, self._start = False, None
+            await asyncio.shield(self._shut_down(self._core.port.here(), timeout, asyncio.current_task()))
 
     async def _shut_down(self, port: Port, timeout: float, caller: asyncio.Task[Any] | None) -> None:
         self._routes = {}
         self._core.quiet()
-        self._caller.close()
+        self._core.caller.close()
         for events in list(self._iterations):
             events.end()
         await port.close()
@@ -156,9 +155,9 @@ class EventBus:
         return True
 
     def _opened(self) -> Port:
-        if self._port is None:
-            raise NotInitialized("the bus is not started: use it inside `async with pymq.asyncio.connect() as bus`")
-        return self._port
+        if not self._is_open:
+            raise NotInitialized(NOT_STARTED)
+        return self._core.port
 
     # ------------------------------------------------------------------ events
 
@@ -244,7 +243,7 @@ class EventBus:
         *given: Any,
         **options: Any,
     ) -> None:
-        if self._port is not None:
+        if self._is_open:
             raise TypeError(f"the bus is started: `await bus.{verb.__name__}({getattr(function, '__name__', function)}, ...)` instead")
         named = options_of(verb, function, given, options)
         self._early.append(partial(self._do_or_undo, prepare(function, **named)))
@@ -267,12 +266,12 @@ class EventBus:
         return found
 
     async def _forget(self, handler: Callable[..., Any]) -> None:
-        if self._port is not None:
+        if self._is_open:
             await self.unsubscribe(handler)
 
     def _let_go(self, handler: Callable[..., Any]) -> None:
-        port = self._port
-        if port is not None and not port.loop.is_closed():
+        port = self._core.port
+        if self._is_open and isinstance(port, Port) and not port.loop.is_closed():
             port.in_loop(lambda: self._core.tasks.submit("events", self._forget(handler)))
 
     def topic(self, name: str, pattern: bool = False) -> Topic:
@@ -281,7 +280,8 @@ class EventBus:
 
     def group(self, name: str) -> Group:
         """The consumer group of that name."""
-        return Group(self._core, self._opened(), name)
+        self._opened()
+        return Group(self._core, name)
 
     # ------------------------------------------------------------------ queues and remote calls
 
@@ -328,7 +328,7 @@ class EventBus:
         """`await bus.stub(fn)(…)` calls one server; `async for result in bus.stub(fn, multi=True)(…)` gets all, as they come."""
         self._opened()
         sync: StubMethod[..., Any] = self._core.stub(fn, timeout, multi)
-        return (MultiStub if multi else Stub)(self._caller, sync)
+        return (MultiStub if multi else Stub)(self._core, sync)
 
     async def stats(self) -> dict[str, dict[str, int]]:
         """`pymq.stats`, awaited."""
@@ -371,23 +371,22 @@ class Topic:
 class Group:
     """A consumer group by its name, for awaiting."""
 
-    def __init__(self, core: Core, port: Port, name: str) -> None:
+    def __init__(self, core: Core, name: str) -> None:
         self._core = core
-        self._port = port
         self._sync = SyncGroup(core, name)
         self.name = name
 
     async def bind(self, channel: type | str, pattern: bool = False) -> None:
         """Keep what is published to the channel from now on, also while the group has no member."""
-        await self._port.do(self._sync.bind, channel, pattern)
+        await self._core.port.do(self._sync.bind, channel, pattern)
 
     async def delete(self) -> None:
         """The group, all it keeps and its dead letters are gone; its members stop."""
-        await self._port.do(self._sync.delete)
+        await self._core.port.do(self._sync.delete)
 
     async def qsize(self) -> int:
         """How many events wait for a member: the leased do not count."""
-        return await self._port.do(self._sync.qsize)
+        return await self._core.port.do(self._sync.qsize)
 
     @property
     def dead(self) -> DeadLetters:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from pymq import queues
-from pymq.asyncio._core import with_room
+from pymq.asyncio._port import with_room
 from pymq.deliveries import LEASE
 from pymq.exceptions import Retry
 from pymq.queues import DeadLetter

@@ -19,7 +19,7 @@ from programs.shop import OrderPlaced, Reading, RushOrder
 
 import pymq
 import pymq.asyncio
-from pymq.asyncio import _bus
+from pymq.asyncio import _core
 from pymq.asyncio._port import Port
 
 
@@ -443,6 +443,113 @@ def test_what_the_end_of_the_bus_cancels_comes_again_and_was_no_failure(run, aco
     run(main())
 
 
+async def cancel_what_runs(but: set[asyncio.Task[Any]]) -> None:
+    """As `asyncio.run` does at its end."""
+    tasks = asyncio.all_tasks() - but
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+
+
+@pytest.mark.parametrize("group", [None, "billing"])
+def test_the_end_of_the_loop_ends_what_a_bus_runs_there(run, aconfig, group):
+    async def main() -> None:
+        before = asyncio.all_tasks()
+        handled: list[tuple[int, int]] = []
+
+        async def bill(event: Counted, message: pymq.Message) -> None:
+            handled.append((event.number, message.attempt))
+            await asyncio.sleep(3600 if message.attempt == 1 else 0)
+
+        async with pymq.asyncio.connect(aconfig) as bus:
+            await bus.subscribe(bill, group=group, retries=0 if group else None)
+            for number in range(3):
+                await bus.publish(Counted(number))
+            await until(lambda: handled)
+            await cancel_what_runs(but=before)
+            assert handled == [(0, 1)]
+            if group:
+                await until_it_is(3, bus.group(group).qsize)  # it comes again, and was no failure
+                assert await bus.group(group).dead.qsize() == 0
+                await bus.group(group).delete()
+
+    run(main())
+
+
+@pytest.mark.parametrize("group", [None, "billing"])
+def test_a_handler_that_awaits_what_was_cancelled_ends_nothing(run, aconfig, group):
+    async def main() -> None:
+        handled: list[int] = []
+
+        async def bill(event: Counted) -> None:
+            handled.append(event.number)
+            cancelled = asyncio.get_running_loop().create_future()
+            cancelled.cancel()
+            await cancelled
+
+        async with pymq.asyncio.connect(aconfig) as bus:
+            await bus.subscribe(bill, group=group, retries=0 if group else None)
+            for number in range(3):
+                await bus.publish(Counted(number))
+            await until(lambda: handled == [0, 1, 2])
+            if group:
+                await until_it_is(3, bus.group(group).dead.qsize)
+                await bus.group(group).delete()
+
+    run(main())
+
+
+def work() -> None:
+    end = time.monotonic() + 0.002
+    while time.monotonic() < end:
+        pass
+
+
+def bill_at_once(event: Counted) -> None:
+    work()
+    WORKED_IN.append(ROUNDS[0])
+
+
+async def bill_without_a_pause(event: Counted) -> None:
+    bill_at_once(event)
+
+
+WORKED_IN: list[int] = []
+ROUNDS = [0]
+
+
+@pytest.mark.parametrize(
+    ("handler", "group"), [(bill_at_once, "billing"), (bill_without_a_pause, "billing"), (bill_without_a_pause, None)]
+)
+def test_handlers_that_never_wait_let_the_loop_do_something_else(run, aconfig, handler, group):
+    async def main() -> None:
+        async def go_round() -> None:
+            while True:
+                ROUNDS[0] += 1
+                await asyncio.sleep(0)
+
+        async with pymq.asyncio.connect(aconfig) as bus:
+            if group:
+                await bus.group(group).bind(Counted)
+            else:
+                await bus.subscribe(handler)
+            WORKED_IN.clear()
+            going = asyncio.ensure_future(go_round())
+            for number in range(20):
+                await bus.publish(Counted(number))
+            if group:
+                await bus.subscribe(handler, group=group)
+            await until(lambda: len(WORKED_IN) == 20)
+            assert len(set(WORKED_IN)) > 2
+            going.cancel()
+            await asyncio.wait([going])
+            if group:
+                await until_it_is(0, bus.group(group).qsize)
+                await bus.group(group).delete()
+
+    run(main())
+
+
 # --- loops ------------------------------------------------------------------------------------------------------------
 
 
@@ -572,7 +679,7 @@ def test_the_handlers_of_a_cancelled_task_do_not_leak(run, aconfig, caplog):
 
 def test_several_starts_at_once_are_one(run, aconfig, monkeypatch):
     ports = []
-    monkeypatch.setattr(_bus, "Port", lambda *args: ports.append(Port(*args)) or ports[-1])
+    monkeypatch.setattr(_core, "Port", lambda *args: ports.append(Port(*args)) or ports[-1])
 
     async def main() -> None:
         bus = pymq.asyncio.connect(aconfig)
