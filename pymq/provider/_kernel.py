@@ -105,6 +105,9 @@ class KernelOutlet(Outlet):
             self._urgent = lane
         return self._urgent
 
+    def lane_of(self, former: Outlet) -> Outlet:
+        return self.urgent() if former._gate == URGENT else self
+
     def send_urgently(self, message: bytes) -> bool:
         """Deliver it by that lane, if that is possible at once and without the log."""
         if self.head[DELETED]:

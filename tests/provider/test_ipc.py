@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from pathlib import Path
+from queue import Full
 from types import SimpleNamespace
 
 import pytest
@@ -23,6 +27,7 @@ from pymq.provider import config_from
 posix_ipc = pytest.importorskip("posix_ipc", reason="needs posix_ipc, which has no wheel for this Python")
 
 from pymq.provider import _kernel  # noqa: E402
+from pymq.provider._shm.frames import SLEEPERS  # noqa: E402
 from pymq.provider.ipc import IpcConfig, IpcEventBus, kernel_queue  # noqa: E402
 
 needs_a_user = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become a user who has no other queues")
@@ -131,6 +136,24 @@ def test_each_lane_keeps_its_order(pair, sizes):
         lane = [message for message in found if message[:1] == kind]
         assert [int(message[1:7]) for message in lane] == list(range(count))
         assert all(len(message) == 1 + sizes[number % len(sizes)] for number, message in enumerate(lane))
+
+
+def test_a_request_that_had_to_wait_for_room_is_not_overtaken_by_the_senders_next(config):
+    small = dataclasses.replace(config, max_pending=20_000)
+    with closing(small.create()) as receiver, closing(small.create()) as sender, ThreadPoolExecutor() as pool:
+        receiver.open()
+        sender.open()
+        receiver.declare("inbox", temporary=True)
+        filled = 0
+        with suppress(Full):
+            while True:
+                sender.send("inbox", bytes(900), timeout=0)
+                filled += 1
+        sent = [b"%d" % number for number in range(20)]
+        sending = pool.submit(lambda: [sender.send("inbox", message.rjust(900), timeout=10) for message in sent])
+        eventually(lambda: receiver._inboxes["inbox"].head[SLEEPERS])
+        assert [message.strip() for message in take(receiver, filled + len(sent))[filled:]] == sent
+        sending.result(10)
 
 
 def test_a_request_arrives_also_while_another_thread_asks_whether_the_receiver_is_dead(pair):

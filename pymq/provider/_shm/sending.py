@@ -180,7 +180,8 @@ class Sending(Renewable):
         bells, bell = self._borrow_bell()
         total = 0
         try:
-            full = [now for outlet in full if (now := self._outlet(outlet.name))]  # others, where the directory was made again
+            # others, where the directory was made again
+            full = [now.lane_of(outlet) for outlet in full if (now := self._outlet(outlet.name))]
             while full:
                 accepted, full = self._offer(full, lambda outlet: outlet.offer(parts, bell.number))
                 total += accepted
