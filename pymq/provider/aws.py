@@ -285,10 +285,11 @@ class AwsProvider(Provider):
         if queue in self._owners:
             return True
         try:
-            url = self._directory.find(queue).url
+            dead = self.sweeper.remove_if_dead(self._directory.find(queue).url)
         except QueueNotFound:
             return False
-        dead = self.sweeper.remove_if_dead(url)
+        except ProviderError:
+            return True  # as far as is known: the next look may tell, and a reply may be on its way
         if dead:
             self._directory.forget(queue)
         return not dead

@@ -248,6 +248,27 @@ def test_that_a_server_lives_is_believed_until_its_lease_ends(wire):
         assert len(wire.named("ListQueueTags")) == before
 
 
+def test_a_look_at_the_server_that_fails_does_not_end_the_call(wire):
+    may_end = threading.Event()
+    config = wire.config(lease=3.0)
+    with pymq.EventBus(config) as server, pymq.EventBus(config) as bus:
+        server.expose(lambda: may_end.wait(GUARD), "slow")
+        slow = bus.stub("slow", timeout=GUARD)
+        looks: list[object] = []
+
+        def fail(call):
+            looks.append(call)
+            return refused("ExpiredToken", 403)(call)
+
+        calling = in_thread(slow)
+        eventually(lambda: wire.named("SendMessageBatch"))
+        wire.answers["GetQueueUrl"] = fail
+        eventually(lambda: looks)
+        wire.answers.clear()
+        may_end.set()
+        assert calling.result(GUARD) is True
+
+
 def test_what_no_pattern_matches_is_looked_up_once_in_a_while(wire, heard):
     with pymq.EventBus(wire.config(refresh=1.0)) as bus:
         bus.subscribe(heard, "sensors/*", pattern=True, group="workers")
@@ -350,8 +371,11 @@ def test_throttled_calls_are_made_again(wire, provider, call, code):
     assert len(wire.named(call)) >= 3
 
 
-def test_a_publisher_that_is_not_told_about_patterns_assumes_there_are_some(wire, provider):
-    wire.answers["ListSubscriptionsByTopic"] = refused("Throttling", times=100)
+@pytest.mark.parametrize(
+    ("code", "status"), [("Throttling", 400), ("InternalError", 500), ("ServiceUnavailable", 503), ("ExpiredToken", 403)]
+)
+def test_a_publisher_that_is_not_told_about_patterns_assumes_there_are_some(wire, provider, code, status):
+    wire.answers["ListSubscriptionsByTopic"] = refused(code, status, times=100)
     provider.publish(["e/c"], b"x")
     assert len(wire.named("PublishBatch")) == 2
     assert len(wire.named("ListSubscriptionsByTopic")) == 1, "it does not wait for AWS to have time"
@@ -856,6 +880,30 @@ def test_a_queue_that_was_deleted_elsewhere_is_made_anew_by_who_declares_it_agai
         provider.bind("jobs", "e/c", exact=True)
         other.publish(["e/c"], b"new")
         assert some(provider, "jobs", lease=None) == [(b"new", None)]
+
+
+def test_a_queue_that_sqs_does_not_know_yet_is_asked_again(wire, provider):
+    """For a second after it was made: a group's member must not take it for deleted, and stop."""
+    provider.declare("jobs")
+    provider.send("jobs", b"x")
+    wire.answers["ReceiveMessage"] = refused("QueueDoesNotExist", times=2)
+    assert some(provider, "jobs", lease=None) == [(b"x", None)]
+
+
+def test_a_mailbox_that_sqs_does_not_know_yet_is_asked_once_a_second(wire, provider):
+    asked: list[float] = []
+    refusal = refused("QueueDoesNotExist", times=3)
+
+    def refuse(call):
+        asked.append(time.monotonic())
+        return refusal(call)
+
+    wire.answers["ReceiveMessage"] = refuse
+    provider.declare("inbox/7f", temporary=True)
+    with AwsOther(wire, provider) as other:
+        other.send("inbox/7f", b"x")
+        assert some(provider, "inbox/7f") == [(b"x", None)]
+    assert asked[3] - asked[0] >= 3.0
 
 
 # --- what SQS cannot do by itself --------------------------------------------------------------------------------------

@@ -390,12 +390,13 @@ def test_a_part_that_failed_is_sent_again_where_that_helps():
             {"Id": "0", "SenderFault": True, "Code": "ReceiptHandleIsInvalid"},
             {"Id": "1", "SenderFault": False, "Code": "InternalError"},
             {"Id": "2", "SenderFault": True, "Code": "RequestThrottled"},
+            {"Id": "3", "SenderFault": True, "Code": "KmsThrottled"},
         ]
         return taken(entries, *(failed if len(calls) == 1 else []))
 
-    errors = in_one_call(call, [{}] * 4)
-    assert calls == [["0", "1", "2", "3"], ["1", "2"]]
-    assert [type(error) for error in errors] == [LeaseLost, *[type(None)] * 3]
+    errors = in_one_call(call, [{}] * 5)
+    assert calls == [["0", "1", "2", "3", "4"], ["1", "2", "3"]]
+    assert [type(error) for error in errors] == [LeaseLost, *[type(None)] * 4]
 
 
 def test_an_error_of_the_second_call_is_not_one_of_what_the_first_has_sent():

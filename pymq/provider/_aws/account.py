@@ -14,7 +14,10 @@ LONGEST_POLL = 20
 
 _GONE = {"AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist", "NotFound", "NotFoundException", "ResourceNotFound"}
 _SPENT = {"ReceiptHandleIsInvalid", "MessageNotInflight", "AWS.SimpleQueueService.MessageNotInflight"}
-_THROTTLED = {"Throttling", "ThrottlingException", "Throttled", "ThrottledException", "RequestThrottled", "RequestLimitExceeded"}
+_THROTTLED = {
+    *("Throttling", "ThrottlingException", "Throttled", "ThrottledException", "RequestThrottled", "RequestThrottledException"),
+    *("RequestLimitExceeded", "TooManyRequestsException", "KmsThrottled", "KMSThrottling", "KMSThrottlingException"),
+}
 _DENIED = {"AccessDenied", "AccessDeniedException", "AuthorizationError", "InvalidClientTokenId", "ExpiredToken"}
 DELETED_RECENTLY = {"AWS.SimpleQueueService.QueueDeletedRecently", "QueueDeletedRecently"}
 EXISTS_OTHERWISE = {"QueueAlreadyExists", "QueueNameExists"}

@@ -33,6 +33,8 @@ from pymq.provider._aws.names import (
 
 BLOCKED_SECONDS = 60
 """How long SQS refuses the name of a deleted queue."""
+NEW_SECONDS = 1.0
+"""How long some of SQS's servers may not know a queue that is new."""
 KEPT_SECONDS = 14 * 86400
 """How long SQS keeps what nobody takes: its maximum."""
 MAILBOX_SECONDS = 3600
@@ -91,6 +93,14 @@ class Directory:
         """A call has shown that it is gone."""
         for way in ((SHARED, queue), (MAILBOX, mailbox_of(queue))):
             self._places.pop(way, None)
+
+    def is_there_all_the_same(self, queue: str, place: Place) -> bool:
+        """Whether a call that said otherwise has asked too early; then it may be made again."""
+        self.forget(queue)
+        if self.find_shared(queue) != place:
+            return False
+        time.sleep(NEW_SECONDS)
+        return True
 
     def _look(self, kind: str, name: str) -> Place | None:
         sqs_name = self.names.queue(kind, name, self._number(kind, name))

@@ -18,7 +18,7 @@ from pymq.dispatch import persist
 from pymq.exceptions import ProviderError, QueueNotFound
 from pymq.provider._aws.account import Account
 from pymq.provider._aws.batches import in_one_call
-from pymq.provider._aws.directory import Directory, Place, owner_tags
+from pymq.provider._aws.directory import NEW_SECONDS, Directory, Place, owner_tags
 from pymq.provider._aws.envelope import Envelope, Window, unpack
 from pymq.provider._aws.names import EVERYTHING, tags_of_many
 from pymq.provider._aws.sender import gone
@@ -168,7 +168,8 @@ class Mailbox:
             )
             self._hand_over(messages)
         except QueueNotFound:
-            self._revive()
+            if not self._revive():
+                time.sleep(NEW_SECONDS)
         if self._lost:
             self._subscribe_again()
 
@@ -196,16 +197,17 @@ class Mailbox:
         except QueueNotFound:
             self._revive()
 
-    def _revive(self) -> None:
-        """Somebody has removed it, as that of a dead process: the lease had ended. Or this process has, to end."""
+    def _revive(self) -> bool:
+        """Somebody has removed it, as that of a dead process: the lease had ended. False where nobody has, or this process, to end."""
         with self._changing:
             if self._closed or self._directory.tags(self._place.url):
-                return
+                return False
             log.warning("the mailbox of this process was removed, since it had not renewed its lease; what was sent meanwhile is lost")
             self._place = self._make(instead_of=self._place)
             self._lost |= self._subscriptions.keys()
             self._subscriptions.clear()
             self._subscribe_again()
+            return True
 
     def _subscribe_again(self) -> None:
         """To what the mailbox that was removed was subscribed to, as far as it is needed still. The reader goes on where this fails."""

@@ -65,12 +65,14 @@ class SharedQueues:
     def receive(self, queue: str, waiter: Waiter, wait: Callable[[SharedQueue], list[SqsReceipt]]) -> list[Delivery]:
         """What `wait` brings, which is called when SQS is being asked, or what there is where there is no time to wait."""
         shared = self.of(queue)
-        try:
-            taken = self._look(shared, waiter) if waiter.deadline <= time.monotonic() else self._wait(shared, waiter, wait)
-        except QueueNotFound:
-            self._forget(queue, shared)
-            raise gone(queue) from None
-        return self._claimed(shared, taken, waiter.lease)
+        while True:
+            try:
+                taken = self._look(shared, waiter) if waiter.deadline <= time.monotonic() else self._wait(shared, waiter, wait)
+                return self._claimed(shared, taken, waiter.lease)
+            except QueueNotFound:
+                if not self._directory.is_there_all_the_same(queue, shared.place):
+                    self._forget(queue, shared)
+                    raise gone(queue) from None
 
     def _look(self, shared: SharedQueue, waiter: Waiter) -> list[SqsReceipt]:
         """What is there now. A short poll asks some of SQS's servers only: where it is told in vain, a long one asks all."""

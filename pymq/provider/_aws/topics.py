@@ -11,8 +11,8 @@ import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from pymq.exceptions import ConnectionLost, LeaseLost, ProviderError, QueueNotFound
-from pymq.provider._aws.account import Account, AwsError
+from pymq.exceptions import LeaseLost, ProviderError, QueueNotFound
+from pymq.provider._aws.account import Account
 from pymq.provider._aws.batches import Batches
 from pymq.provider._aws.envelope import Envelope
 from pymq.provider._aws.names import EVERYTHING, Names, tagged, untagged
@@ -73,16 +73,12 @@ class Topics:
             return self._patterns
 
     def _ask_for_patterns(self) -> bool:
-        """Where AWS has no time to say, the answer is yes: that may deliver too much only."""
+        """Where AWS does not say, the answer is yes: that may deliver too much only, and the event is out already."""
         try:
             return bool(self._account.ask_sns("list_subscriptions_by_topic", TopicArn=self._arn(EVERYTHING))["Subscriptions"])
         except QueueNotFound:
             return False
-        except ConnectionLost:
-            return True
-        except AwsError as error:
-            if not error.throttled:
-                raise
+        except ProviderError:
             return True
 
     def subscribe(self, topic: str, queue_arn: str) -> str:
