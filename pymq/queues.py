@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pymq import message as frames
-from pymq.deliveries import DEAD_HEADERS, Leased, Policy, dead_letter, unpack_anything
+from pymq.deliveries import BACKOFF, DEAD_HEADERS, LEASE, RETRIES, Leased, Policy, check_retries, dead_letter, unpack_anything
 from pymq.exceptions import CodecError, LeaseLost, PymqError, QueueNotFound, Reject, Retry
 from pymq.message import SEQUENCE_BYTES, Frame, Prefix
 from pymq.provider.base import Provider
@@ -27,8 +27,6 @@ T = TypeVar("T")
 Empty = queue.Empty
 Full = queue.Full
 
-LEASE = 30.0
-RETRIES = 5
 AT_ONCE = 10
 """How many dead letters are leased at once: over a network each takes some round trips."""
 MOST_PREFIXES = 10_000
@@ -38,20 +36,33 @@ MOST_PREFIXES = 10_000
 class Queue(Generic[T]):
     """A queue of all processes of the namespace: first in, first out, kept while no process at all is attached.
 
-    `name` is its name, `maxsize` how many items `put` lets wait (0: no bound; the leased do not count). Safe in all threads.
+    `name` is its name, `maxsize` how many items `put` lets wait (0: no bound; the leased do not count). An item that a `take` of this
+    object failed with comes again up to `retries` times, after `backoff` seconds doubling each time, then it is in `dead`. Safe in
+    all threads.
     """
 
-    def __init__(self, bus: EventBus, name: str, type: Any = Any, maxsize: int = 0) -> None:
+    def __init__(
+        self,
+        bus: EventBus,
+        name: str,
+        type: Any = Any,
+        maxsize: int = 0,
+        *,
+        retries: int = RETRIES,
+        backoff: float = BACKOFF,
+    ) -> None:
         from pymq import codec
 
         if not isinstance(name, str) or not name:
             raise ValueError(f"a queue's name is a text, not {name!r}")
         if not isinstance(maxsize, int):
             raise TypeError(f"maxsize is a number of items, not {maxsize!r}")
+        check_retries(retries, backoff)
         self._bus = bus
         self.name = name
         self.maxsize = maxsize
         self._type = type
+        self._policy = Policy(retries, backoff, f"queue-dead/{name}")
         self._queue = f"queue/{name}"
         self._closed = False
         self._encodings: dict[Any, tuple[Callable[[Any], bytes], Iterator[bytes]]] = {}
@@ -75,11 +86,12 @@ class Queue(Generic[T]):
 
         Where `maxsize` items wait already, waits up to `timeout` seconds (None: without end; not at all unless `block`), then raises
         Full. `delay`: nobody gets it before so many seconds; `ttl`: it is dropped so many after that; `priority`: higher ones first,
-        where the provider has levels. Raises CodecError for an item that cannot travel, MessageTooLarge, ProviderError, ValueError.
+        where the provider has levels. Raises CodecError for an item that cannot travel, or that does not fit the queue's type
+        (looked at until one of its class has), MessageTooLarge, ProviderError, ValueError.
         """
         provider = self._bus.provider if not self._closed else self._provider()  # 0.05 us less than the call
         left = None if block and timeout is None else _timeout(block, timeout)
-        encode, heads = self._encodings.get(type(item)) or self._encoding(type(item))
+        encode, heads = self._encodings.get(type(item)) or self._encoding(item)
         payload = encode(item)  # first: what cannot travel takes no number
         message = next(heads) + payload
         lives = None
@@ -93,11 +105,19 @@ class Queue(Generic[T]):
                 return
             except QueueNotFound:  # freed meanwhile, perhaps again and again: the put makes it anew
                 provider.declare(self._queue)
+            except Full:
+                raise Full(f"no room in the queue {self.name!r}") from None  # the provider knows it by another name
 
-    def _encoding(self, cls: Any) -> tuple[Callable[[Any], bytes], Iterator[bytes]]:
+    def _encoding(self, item: Any) -> tuple[Callable[[Any], bytes], Iterator[bytes]]:
         from pymq import codec
 
+        cls = type(item)
         encoder = codec.encoder_for(cls)
+        if self._type is not Any and cls is not self._type:  # looked at once for each class: what fits then may be put from then on
+            try:
+                codec.decoder_for(encoder.form, encoder.type_name, self._type)(encoder.encode(item))
+            except CodecError as error:
+                raise CodecError(f"the queue {self.name!r} is of {self._type!r}, and nobody could get this: {error}") from error
         prefix = Prefix(frames.ITEM, encoder.form, 0, self._bus.token, self.name, encoder.type_name, ())
         found = self._encodings[cls] = encoder.encode, frames.heads(self._sequence, frames.pack_prefix(prefix))
         return found
@@ -133,12 +153,11 @@ class Queue(Generic[T]):
         """
         check_lease(lease)
         deadline = None if timeout is None else time.monotonic() + _timeout(True, timeout)
-        policy = Policy(RETRIES, 0.0, f"queue-dead/{self.name}")
         while True:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             message, receipt = self._receive(left, lease)
             assert receipt is not None
-            leased = Leased(self._provider(), message, receipt, policy)
+            leased = Leased(self._provider(), message, receipt, self._policy)
             if leased.exhausted:
                 leased.bury(Reject(f"{leased.attempt - 1} deliveries ended without an ack"))
                 continue
@@ -151,7 +170,8 @@ class Queue(Generic[T]):
     def take(self, timeout: float | None = None, lease: float = LEASE) -> Delivery[T]:
         """`receive`, for a `with` block: `with q.take() as job: work(job.value)` acks when the block ends well.
 
-        A block that raises gives the item back at once (after 5 retries to `dead`); the lease is extended while it runs.
+        A block that raises gives the item back: it comes again after the queue's `backoff`, and after `retries` of these it is in
+        `dead`. The lease is extended while the block runs.
         """
         return self.receive(timeout, lease)
 
@@ -290,6 +310,8 @@ class Delivery(Generic[T]):
             self._leased.retry(error)
         elif isinstance(error, Reject):
             self._leased.bury(error)
+        elif not isinstance(error, Exception):  # the program is told to end: Ctrl-C, SystemExit
+            self._leased.retry(Retry())
         else:
             self._leased.fail(error)
 
@@ -298,7 +320,10 @@ class Delivery(Generic[T]):
 
 
 class DeadLetter:
-    """A message that failed too often: `value`, `channel`, and `headers` that say why (`dead-error`, `dead-text`, …)."""
+    """A message that failed too often: `value`, `channel`, and `headers` that say why (`dead-error`, `dead-text`, …).
+
+    What cannot become an instance of its class, since that is another version here, is a dict of its fields.
+    """
 
     def __init__(self, frame: Frame) -> None:
         self.headers: dict[str, Any] = frame.options.get("headers", {})
@@ -396,10 +421,12 @@ def _tried_never(letter: Frame) -> tuple[str, bytes]:
 def _readable(frame: Frame) -> Any:
     from pymq import codec
 
-    try:
-        return codec.decoder_for(frame.prefix.form, frame.prefix.type_name)(frame.payload)
-    except CodecError:
-        return frame.payload
+    for decoder_for in (codec.decoder_for, codec.plain_decoder_for):  # the second: the class that this program has is another version
+        try:
+            return decoder_for(frame.prefix.form, frame.prefix.type_name)(frame.payload)
+        except CodecError:
+            pass
+    return frame.payload
 
 
 def _timeout(block: bool, timeout: float | None) -> Any:

@@ -5,6 +5,8 @@
 large, into the log where ten wait already. The FIFO is kept for what a kernel queue cannot do: its reader's death is seen at its other
 end, and a write into it wakes a receive that is blocked, to look at the log or to end. The name is `/pymq-<uid>-<token>`. The token is
 in a file beside the inbox's others, written before the queue is made and removed after it, so that a sweep finds the queue of the dead.
+Where the directory was removed no sweep does: so the owner holds a shared lock on the queue itself, and `pymq clean` removes those on
+which nobody does.
 
 **Two lanes.** What is sent to this inbox alone (a request) has a higher priority in the kernel queue than what is published (an event),
 and may overtake it; within a lane each sender's order is kept. For events the word LOGGED closes the kernel queue as it does the FIFO;
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import fcntl
 import os
 import secrets
 import select
@@ -33,6 +36,7 @@ from pymq.provider._shm.inbox import Inbox
 from pymq.provider._shm.outlet import Outlet
 from pymq.provider._shm.registry import Registry
 from pymq.provider.base import BUSY
+from pymq.provider.ipc import kernel_queue
 
 posix_ipc: Any = import_module("posix_ipc")
 """The driver, which comes without types."""
@@ -61,16 +65,22 @@ class KernelInbox(Inbox):
             token = _new_token(directory, encode_name(name))
             undoing.callback(_remove, directory, encode_name(name))
             self._queue = _create(token)
-            self._queue_owned = Owned(partial(close_file, self._queue.mqd))
+            self._queue_owned = Owned(partial(close_file, self._queue.mqd), partial(_unlink, token))
             super().__init__(name, directory, bells)
             undoing.pop_all()
         self._receive = partial(_receive, self._queue, self._fifo)
         self.sources.append(self._queue.mqd)
         self._poll.register(self._queue.mqd, select.POLLIN)
 
+    def _load_pipe(self) -> bool:
+        return all(self._load() for _ in range(MESSAGES + 1))
+
 
 def _receive(queue: KernelQueue, fifo: int, size: int) -> bytes:
-    """One frame that is urgent, or all that wait; where none do, whole signals from the FIFO. Raises BlockingIOError."""
+    """One frame that is urgent, or all that wait; where none do, whole signals from the FIFO. Raises BlockingIOError.
+
+    Of the urgent only one: to ask whether there are more takes 0.8 us, a twentieth of a call.
+    """
     try:
         found, priority = queue.receive()
     except posix_ipc.BusyError:
@@ -100,6 +110,9 @@ class KernelOutlet(Outlet):
             lane._token, lane._next, lane._stuck_at = 0, 0, -1
             self._urgent = lane
         return self._urgent
+
+    def lane_of(self, former: Outlet) -> Outlet:
+        return self.urgent() if former._gate == URGENT else self
 
     def send_urgently(self, message: bytes) -> bool:
         """Deliver it by that lane, if that is possible at once and without the log."""
@@ -194,13 +207,11 @@ def _token(directory: Directory, stem: str) -> str:
         close_file(fd)
 
 
-def _name(token: str) -> str:
-    return f"/pymq-{os.geteuid()}-{token}"
-
-
 def _create(token: str) -> KernelQueue:
     try:
-        return _ready(_make(_name(token)))
+        queue = _ready(_make(kernel_queue(token)))
+        fcntl.flock(queue.mqd, fcntl.LOCK_SH)
+        return queue
     except (OSError, ValueError, posix_ipc.Error) as error:
         raise _refused(error) from error
 
@@ -219,7 +230,7 @@ def _make(name: str) -> KernelQueue:
 
 def _open(directory: Directory, stem: str) -> KernelQueue:
     try:
-        return _ready(posix_ipc.MessageQueue(_name(_token(directory, stem))))
+        return _ready(posix_ipc.MessageQueue(kernel_queue(_token(directory, stem))))
     except posix_ipc.Error:
         return None
 
@@ -231,11 +242,15 @@ def _ready(queue: KernelQueue) -> KernelQueue:
 
 
 def _remove(directory: Directory, stem: str) -> None:
-    try:
-        posix_ipc.unlink_message_queue(_name(_token(directory, stem)))
-    except posix_ipc.Error:
-        pass  # a FIFO, one whose process died before it was made, or one that was removed by hand
+    _unlink(_token(directory, stem))
     directory.unlink(f"{stem}.mq")
+
+
+def _unlink(token: str) -> None:
+    try:
+        posix_ipc.unlink_message_queue(kernel_queue(token))
+    except posix_ipc.Error:
+        pass  # a FIFO, one whose process died before it was made, or one that was removed already
 
 
 def _refused(error: Exception) -> ProviderError:
@@ -257,5 +272,5 @@ def _refused(error: Exception) -> ProviderError:
     return ProviderError(
         f"no more POSIX message queues for user {os.geteuid()}: together they may take {limit} bytes (RLIMIT_MSGQUEUE), this one takes "
         f"{_QUEUE_BYTES}; and the machine has at most fs.mqueue.queues_max. Raise the limit (ulimit -q, or LimitMSGQUEUE= of a systemd "
-        "unit), remove queues that nobody needs, or use shm, which needs none"
+        "unit), remove the queues of dead processes (pymq clean --yes), or use shm, which needs none"
     )

@@ -5,7 +5,7 @@ A provider moves opaque bytes between queues. It knows no events, no JSON, no ha
 kinds of queue:
 
 * a **temporary** queue (an inbox): one receiver, the process that declared it; no acks; gone with that process. What has
-  reached it is returned all at once.
+  reached it is returned many at a time.
 * a **shared** queue: durable, many senders, many receivers; each message goes to one of them, under a lease until it is
   settled, or without one (`lease=None`), in which case it is removed when it is returned.
 
@@ -181,7 +181,7 @@ class Provider(ABC):
         watch: Sequence[str] = (),
         busy: bool = False,
     ) -> list[Delivery]:
-        """The oldest messages: all that have come to a temporary queue, up to `limit` of a shared one.
+        """The oldest messages: all that have come to a temporary queue, or some of them first, and up to `limit` of a shared one.
 
         Those of a shared queue are invisible to others until they are settled, until `lease` seconds have passed or until this
         process dies; then they come again with `attempt` + 1. With `lease=None` they are removed and have no receipt.
@@ -209,7 +209,9 @@ class Provider(ABC):
 
     @abstractmethod
     def size(self, queue: str) -> int:
-        """How many messages wait in the queue: the leased do not count, the delayed do. 0 for an unknown one."""
+        """How many messages wait in the queue: the leased do not count, the delayed do; of a temporary one of this provider all that
+        have come. 0 for an unknown one.
+        """
 
     @abstractmethod
     def queues(self, prefix: str) -> Sequence[str]:
@@ -280,6 +282,14 @@ class Provider(ABC):
         if full is not None:
             raise full
         return None
+
+    def reply(self, queue: str, message: bytes) -> None:
+        """`send` the answer to a `request` to the queue that was its `reply_to`, waiting for room for a second.
+
+        It may come twice, and before what was sent earlier; where that queue is gone, nothing need be raised. Not abstract: over a
+        network, that there is one who waits for just this can save half of the work.
+        """
+        self.send(queue, message, timeout=1.0)
 
     def ack_and_receive(self, receipt: Receipt, *, lease: float = 30.0) -> list[Delivery]:
         """`ack`, and then one message of the same queue, as `receive` would return it, where it is at hand: nothing is waited for.

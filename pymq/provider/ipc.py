@@ -5,6 +5,7 @@ For programs that come from PyMQ's `IpcConfig`, or want requests to overtake eve
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 
 REPLIES = "reply/"
 """Temporary queues of these names stay FIFOs: a process has one for each thread that calls, and a user only some 70 kernel queues."""
+
+
+def kernel_queue(token: str) -> str:
+    """The name of one of this user's kernel queues."""
+    return f"/pymq-{os.geteuid()}-{token}"
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -50,6 +51,11 @@ def test_a_home_that_others_may_enter(stage: Path) -> None:
     assert lines_with(done, "fails", "home", "mode 755", "set PYMQ_HOME")
 
 
+def test_a_path_is_told_whole(stage: Path) -> None:
+    done = pymq_command("doctor", home=stage / ("long" * 20), COLUMNS="80")
+    assert "…" not in done.stdout
+
+
 def test_few_open_files(stage: Path) -> None:
     done = pymq_command("doctor", home=stage / "pymq", prefix=("sh", "-c", 'ulimit -n 30; exec "$@"', "sh"))
     assert done.returncode == 1
@@ -67,6 +73,14 @@ def test_what_pymq_url_names_cannot_be_reached(url: str, told: str, stage: Path)
     assert done.returncode == 1
     assert lines_with(done, "fails", "PYMQ_URL", told)
     assert "secret" not in done.stdout
+
+
+@pytest.mark.skipif(not find_spec("posix_ipc"), reason="needs the extra ipc")
+def test_what_pymq_url_names_has_no_room_for_an_inbox(stage: Path) -> None:
+    without = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_MSGQUEUE, (0, 0)); os.execv(sys.argv[1], sys.argv[1:])"
+    done = pymq_command("doctor", home=stage / "pymq", prefix=(sys.executable, "-c", without), PYMQ_URL="ipc://doctor")
+    assert done.returncode == 1
+    assert lines_with(done, "fails", "PYMQ_URL", "RLIMIT_MSGQUEUE")
 
 
 @pytest.mark.parametrize("service", ["redis", "aws"])
@@ -176,8 +190,8 @@ def test_what_the_dead_have_left(actors: Nursery, stage: Path) -> None:
     assert lines_with(looked, "nothing was removed", "--yes")
     assert sorted(map(str, stage.rglob("*"))) == before
     cleaned = pymq_command("clean", "--yes", home=home)
-    assert lines_with(cleaned, "removed", "Queue.free()")
-    assert lines_with(pymq_command("clean", "--yes", home=home), "nothing to remove", "Queue.free()")
+    assert lines_with(cleaned, "removed")
+    assert lines_with(pymq_command("clean", "--yes", home=home), "nothing to remove")
     assert [path for path in stage.rglob("*") if path.parent.name in {"bells", "inboxes"}] == []
     assert lines_with(pymq_command("doctor", home=home), "ok", "0 of dead ones")
     found = [line[1] for line in finish(actors, home) if line[0] == "found"]
@@ -192,6 +206,34 @@ def finish(actors: Nursery, home: Path) -> list[list[str]]:
         return actors.run("look", str(home))
     finally:
         witness.close()
+
+
+LEAVER = """
+import contextlib, pymq
+pymq.init({url!r})
+for number in range(3):
+    pymq.queue("jobs").put(number, priority=number % 2)
+pymq.queue("jobs").put("later", delay=1000)
+with contextlib.suppress(pymq.Reject), pymq.queue("jobs").take():
+    raise pymq.Reject
+for channel in ("a", "b"):
+    pymq.group("billing").bind(channel)
+    pymq.publish(1, channel)
+pymq.group("waiting").bind("nothing")
+pymq.queue("empty")
+pymq.queue("freed").put(1)
+pymq.queue("freed").free()
+"""
+
+
+@pytest.mark.parametrize("url", ["shm://shop", "ipc://shop"])
+def test_what_stays_is_named_and_counted(url: str, stage: Path) -> None:
+    home = stage / "pymq"
+    environment = {**os.environ, "PYMQ_HOME": str(home), "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", LEAVER.format(url=url)], env=environment, check=True)
+    for words in (["clean"], ["clean", "--yes"], ["clean"]):
+        told = [line.strip() for line in pymq_command(*words, home=home).stdout.splitlines() if line.startswith("    ")]
+        assert sorted(told) == ["dead letters of the queue 'jobs': 1", "group 'billing': 2", "group 'waiting': 0", "queue 'jobs': 3"]
 
 
 LISTENER = "import pymq, signal; pymq.init('ipc://shop'); pymq.subscribe(print, 'c'); print('ready', flush=True); signal.pause()"
@@ -210,6 +252,40 @@ def test_what_the_dead_have_left_in_kernel_queues(stage: Path) -> None:
     assert list(home.rglob("*")) == []
 
 
+KERNEL_QUEUES = f"""
+mount -t mqueue none $1/mqueue || exit
+export PYTHONPATH={ROOT}
+listen() {{
+    mkfifo $1.says
+    PYMQ_HOME=$1 {sys.executable} -c "{LISTENER}" >$1.says 2>&1 &
+    read said <$1.says
+}}
+listen $1/living
+trap "kill -9 $!" EXIT
+listen $1/dead
+kill -9 $! && rm -r $1/dead
+ls $1/mqueue | wc -l
+export PYMQ_HOME=$1/pymq
+for option in "" --yes ""; do {sys.executable} -m pymq.cli clean $option || exit 1; ls $1/mqueue | wc -l; done
+"""
+
+
+@pytest.mark.needs_root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_kernel_queues_whose_namespace_was_removed(stage: Path) -> None:
+    """In IPC and mount namespaces of its own, where nobody else's are; the one of a living bus in another home stays."""
+    (stage / "mqueue").mkdir()
+    command = ["unshare", "--mount", "--ipc", "sh", "-c", KERNEL_QUEUES, "sh", str(stage)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=os.environ | {"COLUMNS": "300"})
+    if "unshare" in done.stderr or "mount:" in done.stderr:
+        pytest.skip("needs the right to make namespaces")
+    told = [re.sub(r"pymq-0-[0-9a-f]{16}", "pymq-0-…", line) for line in done.stdout.splitlines()]
+    kernel_queue = f"{stage}/mqueue/pymq-0-…: a kernel queue of a dead process"
+    nothing = f"nothing to clean in {stage}/pymq"
+    nothing_removed = "nothing was removed; to remove it: pymq clean --yes"
+    assert told == ["2", kernel_queue, nothing_removed, "2", f"{kernel_queue}: removed", "1", nothing, "1"], done.stderr
+
+
 def test_the_living_stay(actors: Nursery, witness: Witness, stage: Path) -> None:
     leave_something(actors, stage / "pymq")
     done = pymq_command("clean", "--yes", home=stage / "pymq")
@@ -220,6 +296,25 @@ def test_the_living_stay(actors: Nursery, witness: Witness, stage: Path) -> None
     assert ["echo", "look"] in found
     assert [line[1] for line in found if line[0] == "found"] == ["a", "b", "c"]
     witness.heard()
+
+
+def test_what_is_not_pymqs_stays(stage: Path) -> None:
+    """A user's own directory as the home: what is in it may look a little like namespaces."""
+    photos, lp = stage / "photos" / "2024", stage / "printer" / "queues" / "lp"
+    for directory in (photos, lp, stage / "mail" / "inboxes", stage / "old"):
+        directory.mkdir(mode=0o700, parents=True)
+    for directory in stage.iterdir():
+        directory.chmod(0o700)
+    (photos.parent / "journal.txt").write_text("a day")
+    (lp / "job1").write_text("an invoice")
+    (stage / "mail" / "registry").write_bytes(bytes(4096))
+    (stage / "old" / "registry").write_text("of births")
+    before = sorted(stage.rglob("*"))
+    assert not lines_with(pymq_command("doctor", home=stage), "pymq clean")
+    done = pymq_command("clean", "--yes", home=stage)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert lines_with(done, "nothing to clean")
+    assert sorted(stage.rglob("*")) == before
 
 
 def test_nothing_to_clean(stage: Path) -> None:

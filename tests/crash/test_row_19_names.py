@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 import pymq
 from pymq.provider._shm.files import decode_name, encode_name
+from pymq.provider.ipc import IpcConfig
+from pymq.provider.shm import ShmConfig
 
 NASTY = [
     "",
@@ -113,3 +115,52 @@ def test_namespaces(place: Any, texts: list[str]) -> None:
         bus.queue("same").free()
         bus.shutdown()
     assert [path.name for path in Path(place.home).parent.iterdir()] in ([], [place.home.name])
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["notes.txt", "journal.txt", "queues/lp/job1", "inboxes/sent.txt", "bells/jingle", "photos/"],
+)
+@pytest.mark.parametrize("scheme", ["shm", "ipc"])
+def test_a_namespace_that_is_somebody_elses_directory_is_refused(scheme: str, what: str, stage: Path) -> None:
+    namespace = stage / {"shm": "printer", "ipc": "ipc.printer"}[scheme]
+    (namespace / what).parent.mkdir(parents=True)
+    (namespace / what).mkdir() if what.endswith("/") else (namespace / what).write_text("precious")
+    refuses(scheme, namespace, what.rstrip("/"))
+
+
+@pytest.mark.parametrize("content", [b"of births", b"births".ljust(4096)])
+def test_a_registry_of_something_else_is_refused(content: bytes, stage: Path) -> None:
+    namespace = stage / "printer"
+    namespace.mkdir()
+    (namespace / "registry").write_bytes(content)
+    refuses("shm", namespace, "registry")
+    assert (namespace / "registry").read_bytes() == content
+
+
+def refuses(scheme: str, namespace: Path, stranger: str) -> None:
+    for directory in [path for path in [namespace, *namespace.rglob("*")] if path.is_dir()]:
+        directory.chmod(0o700)
+    before = sorted(namespace.parent.rglob("*"))
+    with pytest.raises(pymq.ProviderError, match="set PYMQ_HOME to another directory") as refusal:
+        pymq.EventBus({"shm": ShmConfig, "ipc": IpcConfig}[scheme]("printer", home=str(namespace.parent))).start()
+    assert f"{namespace}/{stranger} is not pymq's" in str(refusal.value)
+    assert sorted(namespace.parent.rglob("*")) == before
+
+
+def test_what_was_put_beside_a_namespaces_files_stays(stage: Path) -> None:
+    with pymq.EventBus(ShmConfig("shop", str(stage))):
+        (stage / "shop" / "photos").mkdir()
+        for name in ("journal.txt", "journal.1.gz"):
+            (stage / "shop" / name).write_text("precious")
+    assert sorted(path.name for path in (stage / "shop").iterdir()) == ["journal.1.gz", "journal.txt", "photos"]
+
+
+def test_a_log_that_is_no_inboxs_stays(stage: Path) -> None:
+    for directory in (stage / "mail", stage / "mail" / "inboxes"):
+        directory.mkdir(mode=0o700)
+    log = stage / "mail" / "inboxes" / "sent.log"
+    log.write_text("precious")
+    pymq.EventBus(ShmConfig("mail", str(stage))).start()
+    pymq.EventBus(ShmConfig("mail", str(stage))).shutdown()
+    assert log.read_text() == "precious"

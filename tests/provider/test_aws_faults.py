@@ -792,6 +792,12 @@ def test_an_aws_that_is_not_there_is_named(monkeypatch):
         config.create().open()
 
 
+def test_a_profile_that_does_not_exist_is_told_as_our_error(monkeypatch):
+    monkeypatch.setenv("AWS_PROFILE", "nobodys")
+    with pytest.raises(ProviderError, match="nobodys"):
+        AwsConfig(region="eu-west-1").create().open()
+
+
 def test_without_a_region_or_credentials_it_says_so(monkeypatch):
     for name in ("AWS_DEFAULT_REGION", "AWS_REGION", "AWS_ACCESS_KEY_ID", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)

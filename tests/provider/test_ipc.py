@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from pathlib import Path
+from queue import Full
 from types import SimpleNamespace
 
 import pytest
@@ -23,7 +27,8 @@ from pymq.provider import config_from
 posix_ipc = pytest.importorskip("posix_ipc", reason="needs posix_ipc, which has no wheel for this Python")
 
 from pymq.provider import _kernel  # noqa: E402
-from pymq.provider.ipc import IpcConfig, IpcEventBus  # noqa: E402
+from pymq.provider._shm.frames import SLEEPERS  # noqa: E402
+from pymq.provider.ipc import IpcConfig, IpcEventBus, kernel_queue  # noqa: E402
 
 needs_a_user = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become a user who has no other queues")
 FORKING = {"PYTHONWARNINGS": "ignore::DeprecationWarning"}
@@ -133,6 +138,24 @@ def test_each_lane_keeps_its_order(pair, sizes):
         assert all(len(message) == 1 + sizes[number % len(sizes)] for number, message in enumerate(lane))
 
 
+def test_a_request_that_had_to_wait_for_room_is_not_overtaken_by_the_senders_next(config):
+    small = dataclasses.replace(config, max_pending=20_000)
+    with closing(small.create()) as receiver, closing(small.create()) as sender, ThreadPoolExecutor() as pool:
+        receiver.open()
+        sender.open()
+        receiver.declare("inbox", temporary=True)
+        filled = 0
+        with suppress(Full):
+            while True:
+                sender.send("inbox", bytes(900), timeout=0)
+                filled += 1
+        sent = [b"%d" % number for number in range(20)]
+        sending = pool.submit(lambda: [sender.send("inbox", message.rjust(900), timeout=10) for message in sent])
+        eventually(lambda: receiver._inboxes["inbox"].head[SLEEPERS])
+        assert [message.strip() for message in take(receiver, filled + len(sent))[filled:]] == sent
+        sending.result(10)
+
+
 def test_a_request_arrives_also_while_another_thread_asks_whether_the_receiver_is_dead(pair):
     receiver, sender = pair
     sender.send("inbox", b"first")
@@ -200,7 +223,7 @@ def test_one_that_was_removed_by_hand_is_done_without(pair, opened):
 
 
 def name_of(provider):
-    return _kernel._name(_kernel._token(provider._registry.inboxes, "inbox"))
+    return kernel_queue(_kernel._token(provider._registry.inboxes, "inbox"))
 
 
 # --- removal ----------------------------------------------------------------------------------------------------------
@@ -234,7 +257,7 @@ def test_the_next_participant_removes_that_of_a_dead_process(config, opened):
         peer.call(verbs.open, config)
         peer.subscribe(shop.orders)
         (token,) = Path(config.home).rglob("*.mq")
-        name = _kernel._name(token.read_text())
+        name = kernel_queue(token.read_text())
         assert exists(name)
         peer.kill()
         assert exists(name)
@@ -243,6 +266,18 @@ def test_the_next_participant_removes_that_of_a_dead_process(config, opened):
     finally:
         peer.end()
     assert watching._registry.inboxes.names() == []
+
+
+def test_it_goes_with_its_bus_also_where_the_directory_was_removed(config):
+    with pymq.EventBus(config) as bus:
+        bus.subscribe(print, "news")
+        names = [kernel_queue(token.read_text()) for token in Path(config.home).rglob("*.mq")]
+        shutil.rmtree(config.home)
+        bus.health()
+        names += [kernel_queue(token.read_text()) for token in Path(config.home).rglob("*.mq")]
+        shutil.rmtree(config.home)
+    assert len(names) == 2
+    assert not any(map(exists, names))
 
 
 @pytest.mark.parametrize("written", [b"", b"0123456789abcdef"])
@@ -276,7 +311,10 @@ def test_twenty_buses_at_once_without_privileges_under_the_default_limits():
 @needs_a_user
 def test_the_limit_is_named_and_nothing_else_suffers():
     error, *rest = run_program("limited.py", "one_too_many", env=FORKING)
-    assert all(word in error for word in ("22400 bytes (RLIMIT_MSGQUEUE)", "11200", "ulimit -q", "fs.mqueue.queues_max", "shm"))
+    assert all(
+        word in error
+        for word in ("22400 bytes (RLIMIT_MSGQUEUE)", "11200", "ulimit -q", "pymq clean --yes", "fs.mqueue.queues_max", "shm")
+    )
     assert rest == ["2 ['still', 'still']", "[1, 1]", "2", "[]"]
 
 

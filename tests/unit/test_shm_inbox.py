@@ -583,7 +583,7 @@ def test_what_a_killed_writer_left_in_the_journal_is_ignored_and_overwritten(con
 def test_a_namespace_of_another_version_is_refused(config, opened):
     first = opened()
     words = first._words
-    ours, words[0] = words[0], 99
+    ours, words[0] = words[0], words[0] + (1 << 56)
     with pytest.raises(ProviderError, match="another version"):
         config.create().open()
     words[0] = ours

@@ -104,6 +104,10 @@ class Outlet:
         self._log = log
         self._lock = Lock(log)
 
+    def lane_of(self, former: Outlet) -> Outlet:
+        """The way into this inbox that takes the place of that one: messages in different lanes may overtake each other."""
+        return self
+
     def send(self, message: bytes) -> bool:
         """Deliver it without waiting; False where the inbox is full."""
         return self.send_past_log(message) or self.offer(frames_of(message))

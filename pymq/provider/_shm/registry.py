@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
@@ -32,20 +33,31 @@ from pymq.provider._shm.files import (
     Removed,
     close_file,
     encode_name,
+    exists,
     is_removed,
     map_file,
     open_writer,
     write_at,
 )
+from pymq.provider._shm.state import read_format
 from pymq.topics import Bindings
 
 _VERSION = int.from_bytes(b"pymq-r\0\2", "little")
+_ANY_VERSION = (1 << 56) - 1
+"""All of it but the version's number."""
 _MAGIC, WORD, _COMPACTED = range(3)
 REMOVED = (1 << 64) - 1
 """What WORD is where the directory was removed."""
 _EPOCH = 1 << 40
 _SMALLEST_COMPACTION = 1 << 16
 _MOST_ATTEMPTS = 100
+_OURS = re.compile(
+    r"journal\.\d+|bells(/[0-9a-f]{16})?|inboxes(/[^./]+\.(fifo|head|log|mq|[0-9a-f]{16}))?"
+    r"|queues(/[^./]+(/(state|lock|log\.[0-9a-f]{8}))?)?"
+)
+"""What is in a namespace beside `registry`."""
+_INBOX = re.compile(r"([^.]+)\.(fifo|head|mq|[0-9a-f]{16})")
+"""A file by which a sweep knows an inbox: a log alone could be somebody's own."""
 logger = logging.getLogger("pymq")
 
 
@@ -75,6 +87,8 @@ class Registry:
 
         self._base, self._name = directory(base), name
         self.directory = directory(name, self._base)
+        if not exists("registry", self.directory) and (stranger := _stranger(self.directory)):
+            raise _not_ours(self.directory, stranger)
         fd = self.directory.open("registry", os.O_RDWR | os.O_CREAT)
         stack.callback(close_file, fd)
         self.lock = Lock(fd)
@@ -85,8 +99,9 @@ class Registry:
         with self.lock:
             if not os.fstat(fd).st_nlink:
                 raise FileNotFoundError(f"{self.directory.path}/registry")
+            self._check_version(read_format(fd))
             self.words = map_file(self.directory, "registry", os.O_RDWR, 4096).cast("Q")
-            self._check_version()
+            self.words[_MAGIC] = _VERSION
             bells, self.inboxes, self.queues = (directory(part, self.directory) for part in ("bells", "inboxes", "queues"))
             self._resume()
             stack.callback(lambda: close_file(self._journal))
@@ -95,11 +110,12 @@ class Registry:
             self.member = self.bells.new().number
             self.sweep()
 
-    def _check_version(self) -> None:
-        if not self.words[_MAGIC]:
-            self.words[_MAGIC] = _VERSION
-        if self.words[_MAGIC] != _VERSION:
-            raise ProviderError(f"{self.directory.path} is of another version of pymq ({self.words[_MAGIC]:x}); remove it")
+    def _check_version(self, found: int) -> None:
+        if found in (0, _VERSION):
+            return
+        if not _is_a_version(found):
+            raise _not_ours(self.directory, "registry")
+        raise ProviderError(f"{self.directory.path} is of another version of pymq ({found:x}); remove it")
 
     def _resume(self) -> None:
         """Replay the journal; begin one where all is new. Where it is gone, as after a death inside `leave`, all begins anew."""
@@ -174,14 +190,15 @@ class Registry:
         for name in self.bells.directory.names():
             if not _has_reader(self.bells.directory, name):
                 self.bells.directory.unlink(name)
-        for stem in {name.split(".")[0] for name in self.inboxes.names()}:
+        for stem in {found[1] for found in map(_INBOX.fullmatch, self.inboxes.names()) if found}:
             if not _has_reader(self.inboxes, f"{stem}.fifo"):
                 self.remove_inbox(stem)
         known = {name.split(".")[0] for name in self.inboxes.names() + self.queues.names()}
         self.record([("drop", queue) for queue in self.bound_queues() if encode_name(queue) not in known])
 
     def remove_inbox(self, stem: str) -> None:
-        """Remove an inbox's files."""
+        """Remove an inbox's files; those by which a sweep knows it last."""
+        self.inboxes.unlink(f"{stem}.log")
         for name in self.inboxes.names():
             if name.split(".")[0] == stem:
                 self.inboxes.unlink(name)
@@ -223,10 +240,10 @@ class Registry:
         if self.bindings.of():
             self._compact()
             return
-        for name in self.directory.names():
+        for name in filter(_OURS.fullmatch, self.directory.names()):
             if name.startswith("journal."):
                 self.directory.unlink(name)
-            elif name != "registry":
+            else:
                 _remove_if_empty(name, self.directory)
         self.directory.unlink("registry")
         _remove_if_empty(self._name, self._base)
@@ -281,6 +298,39 @@ class Registry:
         except (ValueError, TypeError, KeyError):
             self.corrupted += 1
             logger.warning("skipped a damaged line of the registry in %s: %r", self.directory.path, line)
+
+
+def is_namespace(directory: Directory) -> bool:
+    """Whether that is one, of whatever version: what is in any other directory is not pymq's to remove."""
+    try:
+        fd = directory.open("registry", os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            return _is_a_version(read_format(fd))
+        finally:
+            close_file(fd)
+    except OSError:
+        return False
+
+
+def _is_a_version(word: int) -> bool:
+    return word & _ANY_VERSION == _VERSION & _ANY_VERSION
+
+
+def _stranger(directory: Directory) -> str | None:
+    """Something in there that is none of a namespace's files."""
+    for path, directories, files, _ in os.fwalk(".", dir_fd=directory.fd):
+        for name in (*directories, *files):
+            found = os.path.normpath(f"{path}/{name}")
+            if not _OURS.fullmatch(found) and found != "registry":  # which another process may have made just now
+                return found
+    return None
+
+
+def _not_ours(directory: Directory, stranger: str) -> ProviderError:
+    return ProviderError(
+        f"{directory.path}/{stranger} is not pymq's, so the directory is no namespace: "
+        "choose another namespace, or set PYMQ_HOME to another directory"
+    )
 
 
 _SUM = 9
