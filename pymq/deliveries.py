@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from pymq import message as frames
 from pymq.dispatch import persist
-from pymq.exceptions import CodecError, LeaseLost, ProviderError, Reject, Retry
+from pymq.exceptions import CodecError, LeaseLost, ProviderError, PymqError, Reject, Retry
 from pymq.message import Frame, Message, Prefix
 from pymq.provider.base import Provider, Receipt
 
@@ -198,16 +198,23 @@ class Leases:
                 lease, due = entry
                 if due <= now and receipt in self._held:
                     entry[1] = now + lease / 3  # in place: one that is released at this moment must not come back
-                    self._extend(receipt, lease)
+                    self._begin_to_extend(receipt, lease)
 
     def _first_due(self) -> float:
         return min([due for _, due in list(self._held.values())], default=math.inf)
+
+    def _begin_to_extend(self, receipt: Receipt, lease: float) -> None:
+        """Over a network each from a thread of its own: a lost packet, and 15 s of waiting for its answer, cost others' leases."""
+        if self._provider().features.waits_on_io:
+            threading.Thread(target=self._extend, args=(receipt, lease), name="pymq-lease", daemon=True).start()
+        else:
+            self._extend(receipt, lease)
 
     def _extend(self, receipt: Receipt, lease: float) -> None:
         try:
             self._provider().extend(receipt, lease)
         except LeaseLost:
             self._held.pop(receipt, None)
-        except ProviderError as error:
+        except PymqError as error:
             if not self._closed:
                 log.warning("a lease on %r could not be extended: %s", receipt.queue, error)
