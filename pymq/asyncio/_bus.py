@@ -8,7 +8,7 @@ import os
 import weakref
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, ParamSpec, TypeVar, overload
 
 from pymq.asyncio._calls import MultiStub, Stub
 from pymq.asyncio._core import Core
@@ -53,6 +53,15 @@ class _Start:
         self.wanted = 0
 
 
+class _Declared(NamedTuple):
+    """What a decorator has said; `begin` does it, and gives what undoes it."""
+
+    verb: str
+    function: Any
+    options: dict[str, Any]
+    begin: Callable[[], Callable[[], None]]
+
+
 class EventBus:
     """Events, queues and remote calls from one event loop: `pymq.EventBus` with its verbs to be awaited.
 
@@ -63,19 +72,24 @@ class EventBus:
     def __init__(self, config: Config | str | None = None) -> None:
         target = os.environ.get("PYMQ_URL") or None if config is None else config
         self._core = Core(config_from(target) if isinstance(target, str) else target)
-        self._early: list[Callable[[], Awaitable[None]]] = []
+        self._declared: list[_Declared] = []
         self._routes: dict[Any, Route] = {}
         self._iterations: weakref.WeakSet[Events[Any]] = weakref.WeakSet()
         self._is_open = False
         self._start: _Start | None = None
+        self._ending: asyncio.Task[None] | None = None
 
     # ------------------------------------------------------------------ lifecycle
 
     async def start(self) -> None:
-        """Open the provider, and apply what was subscribed and exposed before. Idempotent. Raises ProviderError.
+        """Open the provider, and apply what was subscribed and exposed before. Idempotent; waits for a shutdown that still runs.
 
-        One that fails or is cancelled has opened nothing.
+        One that fails or is cancelled has opened nothing. Raises ProviderError, and RuntimeError while the bus runs in another loop.
         """
+        if self._is_open:
+            await self._leave_closed_loop()
+        while self._ending is not None:
+            await asyncio.shield(self._ending)
         start = self._start
         if start is None:
             start = self._start = _Start(asyncio.ensure_future(self._begin()))
@@ -97,42 +111,75 @@ class EventBus:
 
     async def _open(self) -> None:
         loop = asyncio.get_running_loop()
-        await in_thread(loop, None, self._core.start)
+        try:
+            await in_thread(loop, None, self._core.start)
+        except asyncio.CancelledError:  # by the end of the loop: a thread that opens a provider cannot be called back
+            await in_thread(loop, None, self._core.shutdown)
+            raise
         port = self._core.enter()
         self._is_open = True
         self._ended = asyncio.Event()
         if port.direct:
             self._routes = self._core.routes
-        early, self._early = self._early, []
-        for apply in early:
-            await apply()
+        for declared in self._declared:
+            await self._do_or_undo(declared.begin)
 
     async def _close_again(self, start: _Start) -> None:
-        await asyncio.wait([start.opening])  # a thread that opens a provider cannot be called back
+        await asyncio.wait([start.opening])
         if not start.wanted and self._start is start:
             await self.shutdown(0)
+
+    async def _leave_closed_loop(self) -> None:
+        """Close what a loop has left open that was closed without a shutdown. Raises RuntimeError where another loop runs the bus."""
+        port = self._core.port
+        if not port.loop.is_closed():
+            port.here()
+            return
+        self._iterations.clear()
+        self._is_open, self._start, self._routes = False, None, {}
+        await in_thread(asyncio.get_running_loop(), None, partial(self._close_at_once, port))
 
     async def shutdown(self, timeout: float = SHUTDOWN_SECONDS) -> None:
         """Stop receiving, give handlers `timeout` seconds to end, cancel them, and close. Whoever waits gets NotInitialized.
 
-        Goes on to its end where it is cancelled.
+        Goes on to its end where it is cancelled; only the end of the loop makes it close at once. In the handler of a group it
+        returns at once: the bus closes when the handler has returned and its event was acked.
         """
         if self._is_open:
-            self._is_open, self._start = False, None
-            await asyncio.shield(self._shut_down(self._core.port.here(), timeout, asyncio.current_task()))
+            await self._leave_closed_loop()
+        handler = self._core.handler()
+        is_acked = not self._core.is_of_a_group(handler)
+        if self._is_open:
+            self._is_open, self._start, self._routes = False, None, {}
+            port = self._core.port
+            self._ending = asyncio.ensure_future(self._shut_down(port, timeout, handler if is_acked else None))
+            self._ending.add_done_callback(partial(self._end, port))
+        if self._ending is not None and is_acked:
+            await asyncio.shield(self._ending)
 
-    async def _shut_down(self, port: Port, timeout: float, caller: asyncio.Task[Any] | None) -> None:
-        self._routes = {}
+    async def _shut_down(self, port: Port, timeout: float, handler: asyncio.Task[Any] | None) -> None:
+        port.post(self._core.remotes.withdraw)  # first: who asks meanwhile asks somebody else
         self._core.quiet()
         self._core.caller.close()
+        port.stop()
         for events in list(self._iterations):
             events.end()
-        await port.close()
-        abandoned = await self._core.tasks.finish(timeout, but=caller)
+        await port.let_go()
+        abandoned = await self._core.tasks.finish(timeout, but=handler)
         await in_thread(port.loop, None, partial(self._close, port))
-        self._ended.set()
         if abandoned:
             log.warning("shutdown after %s s abandoned %s", timeout, ", ".join(abandoned))
+
+    def _end(self, port: Port, ending: asyncio.Task[None]) -> None:
+        if ending.cancelled():  # by the end of the loop
+            self._close_at_once(port)
+        self._ending = None
+        self._ended.set()
+
+    def _close_at_once(self, port: Port) -> None:
+        self._core.caller.close()
+        port.stop()
+        self._close(port)
 
     def _close(self, port: Port) -> None:
         port.end()
@@ -224,15 +271,24 @@ class EventBus:
     async def unsubscribe(
         self, callback: Callable[..., Any], channel: str | None = None, pattern: bool = False, *, group: str | None = None
     ) -> None:
-        """`pymq.unsubscribe`, awaited: a handler that runs goes on, and is not begun again. Raises ValueError."""
+        """`pymq.unsubscribe`, awaited: a handler that runs goes on, and is not begun again, by no later start. Raises ValueError."""
+
+        def is_meant(subscribed: Any, **options: Any) -> bool:
+            is_there = channel is None or (options.get("channel"), options.get("pattern", False)) == (channel, pattern)
+            return bool(subscribed == callback) and is_there and group in (None, options.get("group"))
+
         await self._opened().do(self._core.unsubscribe, callback, channel, pattern, group)
+        self._undeclare("subscribe", is_meant)
+
+    def _undeclare(self, verb: str, is_meant: Callable[..., bool]) -> None:
+        self._declared = [it for it in self._declared if it.verb != verb or not is_meant(it.function, **it.options)]
 
     @overload
     def subscriber(self, callback: F, /, *given: Any, **options: Unpack[SubscribeOptions]) -> F: ...
     @overload
     def subscriber(self, channel: str | None = None, /, *given: Any, **options: Unpack[SubscribeOptions]) -> Callable[[F], F]: ...
     def subscriber(self, *given: Any, **options: Any) -> Any:
-        """`subscribe` as a decorator, in force from `start` on. Raises TypeError once the bus is started: await `subscribe` then."""
+        """`subscribe` as a decorator, in force from each `start` on. Raises TypeError on a started bus: await `subscribe` there."""
         return decorator(partial(self._at_start, self.subscribe, self._core.subscribing), given, options)
 
     def _at_start(
@@ -246,7 +302,7 @@ class EventBus:
         if self._is_open:
             raise TypeError(f"the bus is started: `await bus.{verb.__name__}({getattr(function, '__name__', function)}, ...)` instead")
         named = options_of(verb, function, given, options)
-        self._early.append(partial(self._do_or_undo, prepare(function, **named)))
+        self._declared.append(_Declared(verb.__name__, function, named, prepare(function, **named)))
 
     @overload
     def events(self, channel: type[T]) -> Events[T]: ...
@@ -301,15 +357,17 @@ class EventBus:
         await self._do_or_undo(self._core.exposing(fn, channel))
 
     async def unexpose(self, fn: Callable[..., Any] | str) -> None:
-        """`pymq.unexpose`, awaited. Raises ValueError."""
+        """`pymq.unexpose`, awaited: not served by the next start, either. Raises ValueError."""
+        name_of = self._core.remotes.name_of
         await self._opened().do(self._core.unexpose, fn)
+        self._undeclare("expose", lambda exposed, channel=None: fn in (exposed, name_of(exposed, channel)))
 
     @overload
     def remote(self, fn: F, /, channel: str | None = None) -> F: ...
     @overload
     def remote(self, channel: str | None = None) -> Callable[[F], F]: ...
     def remote(self, *given: Any, **options: Any) -> Any:
-        """`expose` as a decorator, in force from `start` on. Raises TypeError once the bus is started: await `expose` then."""
+        """`expose` as a decorator, in force from each `start` on. Raises TypeError on a started bus: await `expose` there."""
         return decorator(partial(self._at_start, self.expose, self._core.exposing), given, options)
 
     @overload

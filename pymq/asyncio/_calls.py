@@ -11,6 +11,7 @@ from queue import Full
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from pymq.asyncio._port import Inflow, Port, send_patiently
+from pymq.asyncio._threads import fail
 from pymq.calls import pack_call
 from pymq.exceptions import NoSuchRemoteError, NotInitialized, RpcException, RpcTimeout
 from pymq.provider.base import Delivery, Provider
@@ -68,8 +69,8 @@ class Call:
 
     def fail(self, error: Exception) -> None:
         """The bus was shut down."""
-        if self._changed is not None and not self._changed.done():
-            self._changed.set_exception(error)
+        if self._changed is not None:
+            fail(self._changed, error)
 
     async def next(self) -> Any:
         """The next answer. Raises StopAsyncIteration when all have answered."""

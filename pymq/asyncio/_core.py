@@ -7,6 +7,8 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
+from contextvars import ContextVar
 from functools import partial
 from queue import Empty, Full
 from time import monotonic
@@ -17,7 +19,7 @@ from pymq.asyncio._port import Inflow, NoPort, Port, is_direct, send_patiently
 from pymq.bus import EventBus, _Closed
 from pymq.deliveries import Leased, Leases
 from pymq.dispatch import Task
-from pymq.exceptions import PymqError, QueueNotFound, Retry
+from pymq.exceptions import ProviderError, PymqError, QueueNotFound, Retry
 from pymq.groups import Group, Member, Options, refuse_without_group
 from pymq.handlers import Target, hints_in_reach, targets_of, unrun
 from pymq.loop import COUNTS_CANCELLATIONS, Loop, Shift
@@ -141,12 +143,24 @@ class Core(EventBus):
         self._members = [*self._members, member]
         return member
 
+    def handler(self) -> asyncio.Task[Any] | None:
+        """The task of the handler of this bus from which this is called, also by way of a task that it has begun."""
+        task = _RUN_BY.get()
+        return task if task in self.tasks.running else None
+
+    def is_of_a_group(self, handler: asyncio.Task[Any] | None) -> bool:
+        """Whether that task handles the event of a group now."""
+        return any(member.is_handled_by(handler) for member in self._members if isinstance(member, LoopMember))
+
     def quiet(self) -> None:
         """Begin no handler any more."""
         for member in self._members:
             member.leave()
         if self._dispatcher is not None:
             self._dispatcher.close(0)
+
+
+_RUN_BY: ContextVar[asyncio.Task[Any] | None] = ContextVar("the task of a handler", default=None)
 
 
 class Tasks(Loop):
@@ -164,6 +178,10 @@ class Tasks(Loop):
         task = self._core.port.loop.create_task(self._outcome(name, coroutine))
         self.running[task] = name
         task.add_done_callback(self.running.pop)
+
+    async def _outcome(self, name: str, coroutine: Coroutine[Any, Any, Any]) -> tuple[Any, BaseException | None]:
+        _RUN_BY.set(asyncio.current_task())
+        return await super()._outcome(name, coroutine)
 
     async def finish(self, timeout: float, but: asyncio.Task[Any] | None) -> list[str]:
         """Give what runs so many seconds to end, then cancel it; what was abandoned. Not `but`, the handler that ends the bus."""
@@ -231,6 +249,12 @@ class Servers(Remotes):
         super().__init__(core)
         self._core = core
 
+    def withdraw(self) -> None:
+        """No further call is sent to this bus."""
+        with suppress(ProviderError):  # its server is away
+            for name in list(self._remotes):
+                self._core.provider.unbind(self._core.inbox, "r/" + name, exact=True)
+
     def send(self, queue: str, message: bytes) -> None:
         port = self._core.port
         if not port.direct:
@@ -285,7 +309,12 @@ class LoopMember(Member):
         super().__init__(core, group, target, options._replace(workers=0))
         self._core = core
         self._workers = options.workers
+        self._working: set[asyncio.Task[Any]] = set()
         self._idle: set[asyncio.Task[Any]] = set()
+
+    def is_handled_by(self, task: asyncio.Task[Any] | None) -> bool:
+        """Whether that task runs the handler, or settles an event by what came of it."""
+        return task in self._working and task not in self._idle
 
     def start(self) -> None:
         super().start()
@@ -303,6 +332,7 @@ class LoopMember(Member):
     async def _take_part(self) -> None:
         task = asyncio.current_task()
         assert task is not None
+        self._working.add(task)
         shift = Shift()
         while not self._stopping:
             try:

@@ -136,12 +136,15 @@ class Port:
             if timer is not None:
                 timer.cancel()
 
-    async def close(self) -> None:
-        """Whoever waits gets NotInitialized, and has let go of the provider when this returns."""
+    def stop(self) -> None:
+        """Whoever waits gets NotInitialized."""
         self._closed = True
         self._fetches.close(NotInitialized("the bus was shut down"))
         for future in self._waiting:
             fail(future, NotInitialized("the bus was shut down"))
+
+    async def let_go(self) -> None:
+        """Whoever waited has let go of the provider when this returns."""
         while self._polling:
             await asyncio.sleep(0)
 
@@ -328,7 +331,8 @@ class Inflow:
         if self._timer is not None:
             self._timer.cancel()
         if self._ready is not None:
-            self._port.loop.remove_reader(self._ready.fd)
+            if not self._port.loop.is_closed():
+                self._port.loop.remove_reader(self._ready.fd)
             self._ready.close()
 
 

@@ -139,5 +139,5 @@ class Fetches:
 
 def fail(future: asyncio.Future[Any], error: Exception) -> None:
     """An exception for whoever waits, if anybody still does."""
-    if not future.done():
+    if not (future.done() or future.get_loop().is_closed()):
         future.set_exception(error)

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from loops import until, until_it_is
+from loops import aside, until, until_it_is
 
 import pymq
 import pymq.asyncio
@@ -75,8 +75,29 @@ def test_a_start_that_fails_leaves_nothing_open(run, aconfig):
             await bus.start()
         with pytest.raises(pymq.NotInitialized):
             await bus.publish("x", "news")
+        with pytest.raises(ValueError, match="name"):
+            await bus.start()
+
+    run(main())
+
+
+def test_what_was_declared_is_in_force_after_each_start(run, aconfig):
+    async def main() -> None:
+        bus = pymq.asyncio.connect(aconfig)
+        bus.subscriber("news")(on_news)
+        bus.subscriber("news", group="readers")(on_news)
+        bus.remote("double")(double)
+        for moment in MOMENTS[:4]:
+            if await cancelled_after(moment, bus.start()):
+                await bus.start()
+            assert (await bus.publish("x", "news"), await bus.stub(double, timeout=20)(2)) == (2, 4)
+            await bus.shutdown()
         async with bus:
-            assert await bus.publish("x", "news") == 0
+            await bus.unsubscribe(on_news, group="readers")
+            await bus.unexpose("double")
+        async with bus:
+            assert works(bus) == ["on_news"]
+            await bus.group("readers").delete()
 
     run(main())
 
@@ -300,5 +321,136 @@ def test_a_handler_may_end_the_bus(run, aconfig):
         await bus.publish("the end", "news")
         assert await waiting
         await ended.wait()
+
+    run(main())
+
+
+@pytest.mark.parametrize("by_a_task", [False, True])
+def test_a_handler_of_a_group_may_end_the_bus_and_its_event_is_acked(run, aconfig, by_a_task):
+    async def main() -> None:
+        attempts: list[int] = []
+        bus = pymq.asyncio.connect(aconfig)
+
+        @bus.subscriber("news", group="readers")
+        async def last(event: str, message: pymq.Message) -> None:
+            attempts.append(message.attempt)
+            await (asyncio.wait_for(bus.shutdown(), 60) if by_a_task else bus.shutdown())
+
+        async with bus:
+            await bus.publish("the end", "news")
+            assert await bus.wait(timeout=20)
+        async with pymq.asyncio.connect(aconfig) as bus:
+            assert await bus.group("readers").qsize() == 0
+            await bus.group("readers").delete()
+        assert attempts == [1]
+
+    run(main())
+
+
+async def ending(config: Any) -> tuple[pymq.asyncio.EventBus, asyncio.Event]:
+    """A bus that waits for its handler when it ends, and what lets that handler return."""
+    begun, release = asyncio.Event(), asyncio.Event()
+    bus = pymq.asyncio.connect(config)
+
+    async def waits(event: str) -> None:
+        begun.set()
+        await release.wait()
+
+    await bus.start()
+    await bus.subscribe(waits, "news")
+    await bus.publish("x", "news")
+    await begun.wait()
+    return bus, release
+
+
+def test_a_start_and_a_shutdown_wait_for_the_shutdown_that_still_runs(run, aconfig):
+    async def main() -> None:
+        bus, release = await ending(aconfig)
+        assert await cancelled_after(0.01, bus.shutdown(timeout=60))
+        again = [asyncio.ensure_future(bus.shutdown()), asyncio.ensure_future(bus.start())]
+        _, waiting = await asyncio.wait(again, timeout=0.05)
+        assert len(waiting) == 2
+        release.set()
+        await asyncio.wait_for(asyncio.gather(*again), 20)
+        await bus.subscribe(on_news, "news")
+        assert await bus.publish("x", "news") == 1
+        await bus.shutdown()
+
+    run(main())
+
+
+def test_a_shutdown_that_is_cut_short_by_the_end_of_the_loop_has_closed_the_bus(run, aconfig, watched):
+    async def main() -> None:
+        before = asyncio.all_tasks()
+        for rounds in range(4):
+            bus, _ = await ending(aconfig)
+            provider = bus._core.provider
+            shutdown = asyncio.ensure_future(bus.shutdown(timeout=60))
+            for _ in range(rounds):
+                await asyncio.sleep(0)
+            watched.deactivate()  # nobody else needs the loop any more
+            await cancel_what_runs(but=before)
+            watched.activate()
+            assert shutdown.cancelled()
+            if rounds == 0:  # it had not begun
+                await bus.shutdown(timeout=0)
+            assert bus._core.provider is not provider
+            async with pymq.asyncio.connect(aconfig) as other:
+                assert await other.publish("anybody?", "news") == 0
+
+    run(main())
+
+
+async def cancel_what_runs(but: set[asyncio.Task[Any]]) -> None:
+    """As `asyncio.run` does at its end."""
+    tasks = asyncio.all_tasks() - but
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    await asyncio.sleep(0)
+
+
+def test_a_bus_whose_loop_was_closed_without_a_shutdown_can_be_started_in_the_next(run, aconfig):
+    bus = pymq.asyncio.connect(aconfig)
+    heard: list[str] = []
+    bus.subscriber("news")(heard.append)
+
+    async def first() -> None:
+        await bus.start()
+        await bus.subscribe(on_news, "old news")
+        assert await bus.publish("first", "news") == 1
+
+    async def second() -> None:
+        async with bus:
+            assert await bus.publish("x", "old news") == 0
+            assert await bus.publish("second", "news") == 1
+            await until(lambda: "second" in heard)
+            with pytest.raises(RuntimeError, match="another loop"):
+                await asyncio.to_thread(asyncio.run, bus.start())
+            with pytest.raises(RuntimeError, match="another loop"):
+                await asyncio.to_thread(asyncio.run, bus.shutdown())
+
+    run(first())
+    run(second())
+
+
+def test_a_server_that_shuts_down_is_asked_no_more(run, aconfig):
+    async def main() -> None:
+        begun, release = asyncio.Event(), asyncio.Event()
+
+        async def slow() -> int:
+            begun.set()
+            await release.wait()
+            return 1
+
+        async with pymq.asyncio.connect(aconfig) as server, pymq.asyncio.connect(aconfig) as bus:
+            await server.expose(slow, "slow")
+            first = asyncio.ensure_future(bus.stub("slow", timeout=20)())
+            await begun.wait()
+            shutdown = asyncio.ensure_future(server.shutdown(timeout=60))
+            await until_it_is([], lambda: aside(lambda: list(bus._core.provider.consumers("r/slow"))))
+            release.set()
+            assert await first == 1
+            await shutdown
 
     run(main())
