@@ -16,7 +16,7 @@ from typing import Any
 
 from pymq.asyncio._calls import LoopCaller
 from pymq.asyncio._port import Inflow, NoPort, Port, is_direct, send_patiently
-from pymq.bus import EventBus, _Closed
+from pymq.bus import SHUTDOWN_SECONDS, EventBus, _Closed
 from pymq.deliveries import Leased, Leases
 from pymq.dispatch import Task
 from pymq.exceptions import ProviderError, PymqError, QueueNotFound, Retry
@@ -57,6 +57,12 @@ class Core(EventBus):
         self.port = Port(asyncio.get_running_loop(), provider, direct)
         self.caller = LoopCaller(self, self.port)
         return self.port
+
+    def shutdown(self, timeout: float = SHUTDOWN_SECONDS) -> None:
+        """As ever. At the end of a program that has not awaited its own, a thread may still wait for replies."""
+        if isinstance(self.caller, LoopCaller):
+            self.caller.close()
+        super().shutdown(timeout)
 
     def _after_fork(self) -> None:
         inherited = self.port
