@@ -839,6 +839,16 @@ def test_a_keeper_that_could_not_be_started_is_started_by_the_next_job(monkeypat
     keeper.close()
 
 
+def test_a_job_that_hangs_does_not_hold_up_the_others():
+    """The extension of one lease, say: the process would be taken for dead."""
+    keeper, may_end, called = Keeper(0.01), threading.Event(), threading.Event()
+    keeper.add(may_end.wait, "one that hangs")
+    keeper.add(called.set, "another")
+    assert called.wait(GUARD)
+    keeper.close()
+    may_end.set()
+
+
 def refuse_once(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """The first thread of that name does not start."""
     start, refusals = threading.Thread.start, [RuntimeError("can't start new thread")]
