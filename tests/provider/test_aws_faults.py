@@ -250,6 +250,16 @@ def test_who_serves_is_looked_up_once_in_a_while(wire):
         assert len(wire.named("ListSubscriptionsByTopic")) == before
 
 
+def test_calls_to_two_remotes_in_turn_spread_over_the_servers_of_each(wire):
+    config = wire.config(refresh=60.0)
+    with pymq.EventBus(config) as one, pymq.EventBus(config) as other, pymq.EventBus(config) as bus:
+        for server in (one, other):
+            for name in ("a", "b"):
+                server.expose(lambda: "here", name)
+        first = [(bus.provider.consumers("r/a")[0], bus.provider.consumers("r/b")[0]) for _ in range(4)]
+        assert [len(set(servers)) for servers in zip(*first)] == [2, 2]
+
+
 def test_a_server_is_found_where_its_subscription_says(wire):
     """Not looked for by its name, which costs two calls more."""
     config = wire.config(refresh=60.0)
