@@ -587,6 +587,31 @@ def test_what_is_removed_already_is_returned_though_aws_fails_then(wire, provide
     assert len(provider.receive("jobs", GUARD, limit=3, lease=None)) == 1
 
 
+def test_an_item_whose_removal_takes_too_long_is_not_got_twice(wire, caplog):
+    """It is hidden for as long as a lease may be, 30 s at most; then the next one gets it."""
+    config = wire.config(lease=1.0)
+    one, other = config.create(), config.create()
+    for provider in (one, other):
+        provider.open()
+    one.declare("jobs")
+    one.send("jobs", b"once")
+    may_be_removed = threading.Event()
+    calls = itertools.count()
+
+    def wait(call):
+        assert next(calls) or may_be_removed.wait(GUARD)
+
+    wire.answers["DeleteMessageBatch"] = wait
+    getting = in_thread(one.receive, "jobs", 0, lease=None)
+    eventually(lambda: wire.named("DeleteMessageBatch"))
+    assert some(other, "jobs", lease=None) == [(b"once", None)]
+    may_be_removed.set()
+    assert getting.result(GUARD) == []
+    assert "somebody else may have it" in caplog.text
+    for provider in (one, other):
+        provider.close()
+
+
 EXPIRED = "Value AQEB for parameter ReceiptHandle is invalid. Reason: Message does not exist or is not available."
 
 
