@@ -17,7 +17,8 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -75,7 +76,7 @@ class AwsProvider(Provider):
         self._mailboxes: dict[str, Mailbox] = {}
         self._owners: dict[str, Mailbox] = {}
         self._consumers: dict[str, tuple[float, list[str]]] = {}
-        self._turns = itertools.count()
+        self._turns: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
         self._keeper = Keeper(config.lease / 3)
         self._leases = Leases(self._keeper, config.lease)
         self._making = threading.Lock()
@@ -371,7 +372,7 @@ class AwsProvider(Provider):
         if not found or time.monotonic() >= until:
             found = self.sweeper.consumers(topic)
             self._consumers[topic] = time.monotonic() + self._config.refresh, found
-        turn = next(self._turns) % max(1, len(found))
+        turn = next(self._turns[topic]) % max(1, len(found))
         return found[turn:] + found[:turn]
 
 

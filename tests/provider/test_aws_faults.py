@@ -250,6 +250,16 @@ def test_who_serves_is_looked_up_once_in_a_while(wire):
         assert len(wire.named("ListSubscriptionsByTopic")) == before
 
 
+def test_calls_to_two_remotes_in_turn_spread_over_the_servers_of_each(wire):
+    config = wire.config(refresh=60.0)
+    with pymq.EventBus(config) as one, pymq.EventBus(config) as other, pymq.EventBus(config) as bus:
+        for server in (one, other):
+            for name in ("a", "b"):
+                server.expose(lambda: "here", name)
+        first = [(bus.provider.consumers("r/a")[0], bus.provider.consumers("r/b")[0]) for _ in range(4)]
+        assert [len(set(servers)) for servers in zip(*first)] == [2, 2]
+
+
 def test_a_server_is_found_where_its_subscription_says(wire):
     """Not looked for by its name, which costs two calls more."""
     config = wire.config(refresh=60.0)
@@ -577,6 +587,31 @@ def test_what_is_removed_already_is_returned_though_aws_fails_then(wire, provide
     assert len(provider.receive("jobs", GUARD, limit=3, lease=None)) == 1
 
 
+def test_an_item_whose_removal_takes_too_long_is_not_got_twice(wire, caplog):
+    """It is hidden for as long as a lease may be, 30 s at most; then the next one gets it."""
+    config = wire.config(lease=1.0)
+    one, other = config.create(), config.create()
+    for provider in (one, other):
+        provider.open()
+    one.declare("jobs")
+    one.send("jobs", b"once")
+    may_be_removed = threading.Event()
+    calls = itertools.count()
+
+    def wait(call):
+        assert next(calls) or may_be_removed.wait(GUARD)
+
+    wire.answers["DeleteMessageBatch"] = wait
+    getting = in_thread(one.receive, "jobs", 0, lease=None)
+    eventually(lambda: wire.named("DeleteMessageBatch"))
+    assert some(other, "jobs", lease=None) == [(b"once", None)]
+    may_be_removed.set()
+    assert getting.result(GUARD) == []
+    assert "somebody else may have it" in caplog.text
+    for provider in (one, other):
+        provider.close()
+
+
 EXPIRED = "Value AQEB for parameter ReceiptHandle is invalid. Reason: Message does not exist or is not available."
 
 
@@ -837,6 +872,16 @@ def test_a_keeper_that_could_not_be_started_is_started_by_the_next_job(monkeypat
     keeper.add(called.set, "another")
     assert called.wait(GUARD)
     keeper.close()
+
+
+def test_a_job_that_hangs_does_not_hold_up_the_others():
+    """The extension of one lease, say: the process would be taken for dead."""
+    keeper, may_end, called = Keeper(0.01), threading.Event(), threading.Event()
+    keeper.add(may_end.wait, "one that hangs")
+    keeper.add(called.set, "another")
+    assert called.wait(GUARD)
+    keeper.close()
+    may_end.set()
 
 
 def refuse_once(monkeypatch: pytest.MonkeyPatch, name: str) -> None:

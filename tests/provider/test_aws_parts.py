@@ -155,18 +155,32 @@ WAYS = {
 KEYS = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_init_takes(way, monkeypatch):
-    environment = {"AWS_ENDPOINT_URL": emulator(), "AWS_DEFAULT_REGION": "us-east-1"} | {
-        key.upper(): value for key, value in KEYS.items()
-    }
-    for name, value in environment.items():
+@pytest.fixture
+def environment(monkeypatch) -> None:
+    said = {"AWS_ENDPOINT_URL": emulator(), "AWS_DEFAULT_REGION": "us-east-1"} | {key.upper(): value for key, value in KEYS.items()}
+    for name, value in said.items():
         monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("environment")
+@pytest.mark.parametrize("way", WAYS)
+def test_init_takes(way):
     heard = Heard()
     with pymq.init(WAYS[way]()):
         pymq.subscribe(heard, "c")
         pymq.publish(way, "c")
         assert heard.next() == way
+
+
+@pytest.mark.usefixtures("environment")
+def test_each_init_finds_the_environment_of_its_time(monkeypatch):
+    for region, key in (("us-east-1", "old"), ("eu-west-1", "new")):
+        monkeypatch.setenv("AWS_DEFAULT_REGION", region)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", key)
+        provider = AwsConfig().create()
+        provider.open()
+        client = provider._account._sqs
+        assert (client.meta.region_name, client._request_signer._credentials.access_key) == (region, key)
 
 
 def test_the_emulator_for_users_is_free_and_seen_from_this_machine_only():

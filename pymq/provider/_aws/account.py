@@ -53,12 +53,13 @@ class Identity(NamedTuple):
 class Account:
     """Calls AWS. Throttled calls, and those that got no answer, are made again by botocore, after 1, 2, 4 … s with jitter.
 
-    Safe in all threads; the clients are shared by all buses of the process, and made anew after a fork. Raises QueueNotFound,
-    LeaseLost, ConnectionLost (not known whether it took place), AwsError (refused).
+    Safe in all threads. The clients are shared by the buses of the process that were given the same, and found the same environment;
+    they are made anew after a fork. Raises QueueNotFound, LeaseLost, ConnectionLost (not known whether it took place), AwsError.
     """
 
     def __init__(self, session: Any, region: str | None, endpoint_url: str | None, emulated: bool) -> None:
-        self._clients = _clients(os.getpid(), session, region, endpoint_url, emulated)
+        said = frozenset((name, text) for name, text in os.environ.items() if name.startswith("AWS_"))
+        self._clients = _clients(os.getpid(), said, session, region, endpoint_url, emulated)
         self._sqs, self._sns = self._clients.sqs, self._clients.sns
         self.identity: Identity = _identity(self._clients)
 
@@ -97,9 +98,13 @@ class _Clients(NamedTuple):
     hasty_sns: Any
 
 
-@lru_cache(maxsize=16)
-def _clients(pid: int, session: Any, region: str | None, endpoint_url: str | None, emulated: bool) -> _Clients:
-    """Cached, since making one takes 20 ms and the first of a session 170; by process, since sockets do not survive a fork."""
+@lru_cache(maxsize=4)
+def _clients(
+    pid: int, said: frozenset[tuple[str, str]], session: Any, region: str | None, endpoint_url: str | None, emulated: bool
+) -> _Clients:
+    """Cached, since making one takes 20 ms and the first of a session 170; by process, since sockets do not survive a fork; and by
+    what the environment `said`, since that is what boto3 asks. Few: a session stays in memory with them.
+    """
     try:
         import boto3
         from botocore.config import Config
@@ -124,7 +129,7 @@ def _clients(pid: int, session: Any, region: str | None, endpoint_url: str | Non
         raise translated(error) from error
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=4)
 def _identity(clients: _Clients) -> Identity:
     answer = call(clients.sts, "get_caller_identity", {})
     partition = answer["Arn"].split(":")[1]

@@ -1,4 +1,4 @@
-"""The keeper: one thread of a provider that does again and again what keeps things alive, and ends with the provider."""
+"""The keeper: does again and again what keeps things alive, and ends with the provider."""
 
 from __future__ import annotations
 
@@ -9,35 +9,38 @@ from pymq.provider._aws.sweep import quietly
 
 
 class Keeper:
-    """Calls each job every `seconds`, from a thread that the first job starts. A job that fails is called again next time."""
+    """Calls each job every `seconds`, from a thread of its own: a call that hangs must not hold up what says that this process lives.
+
+    A job that fails is called again next time.
+    """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._jobs: dict[Callable[[], object], str] = {}
-        self._closed = threading.Event()
+        self._ends: dict[Callable[[], object], threading.Event] = {}
+        self._closed = False
         self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
 
     def add(self, job: Callable[[], object], what: str) -> None:
-        """From now on; `what` names it where it fails."""
+        """From now on, unless it is known; `what` names it where it fails."""
         with self._lock:
-            self._jobs = {**self._jobs, job: what}
-            if self._thread is None:
-                thread = threading.Thread(target=self._run, name="pymq-aws-keeper", daemon=True)
-                thread.start()
-                self._thread = thread
+            if not self._closed and job not in self._ends:
+                end = threading.Event()
+                threading.Thread(target=self._run, args=(job, what, end), name="pymq-aws-keeper", daemon=True).start()
+                self._ends[job] = end
 
     def remove(self, job: Callable[[], object]) -> None:
         """No more; ignored where it is unknown."""
         with self._lock:
-            self._jobs = {known: what for known, what in self._jobs.items() if known != job}
+            if (end := self._ends.pop(job, None)) is not None:
+                end.set()
 
     def close(self) -> None:
         """No job is begun any more."""
-        self._closed.set()
+        with self._lock:
+            self._closed = True
+            for end in self._ends.values():
+                end.set()
 
-    def _run(self) -> None:
-        while not self._closed.wait(self._seconds):
-            for job, what in self._jobs.items():
-                if not self._closed.is_set():
-                    quietly(job, what)
+    def _run(self, job: Callable[[], object], what: str, end: threading.Event) -> None:
+        while not end.wait(self._seconds):
+            quietly(job, what)

@@ -232,13 +232,20 @@ class SharedQueue:
     def claim(self, receipt: SqsReceipt, lease: float | None) -> bool:
         """Whether the receiver gets it: with its own lease, or, without one, removed first."""
         if lease is None:
-            return self.forget(receipt)
+            return self.forget(receipt) and self._was_hidden(receipt)
         if receipt.lease != lease or receipt.until - monotonic() < 0.75 * lease:
             receipt.lease = lease
             if not self.hide(receipt, min(lease, self._longest_lease)):
                 return False
             receipt.until = monotonic() + lease
         return True
+
+    def _was_hidden(self, receipt: SqsReceipt) -> bool:
+        """Until it was removed: else somebody else may have it, and two may not."""
+        if monotonic() < receipt.hidden_until:
+            return True
+        log.warning("removing an item of %r took AWS so long that somebody else may have it: it is not returned here", self.name)
+        return False
 
     def forget(self, receipt: SqsReceipt) -> bool:
         """Remove it, and its copies when they come; False where it was somebody else's by now."""
