@@ -11,12 +11,12 @@ from queue import Full
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from pymq.asyncio._port import Inflow, Port, send_patiently
-from pymq.asyncio._threads import fail
+from pymq.asyncio._threads import fail, resolve
 from pymq.calls import pack_call
 from pymq.exceptions import NoSuchRemoteError, NotInitialized, RpcException, RpcTimeout
 from pymq.provider.base import Delivery, Provider
 from pymq.remotes import DEADLINE, NEVER, SEQUENCE
-from pymq.rpc import Caller, ReplyQueue, RpcResponse, StubMethod
+from pymq.rpc import _START, Caller, ReplyQueue, RpcResponse, StubMethod
 
 if TYPE_CHECKING:
     from pymq.asyncio._core import Core
@@ -37,7 +37,7 @@ class Call:
         self.results: dict[int, Any] = {}
         self._caller = caller
         self._answers: deque[Any] = deque()
-        self._changed: asyncio.Future[None] | None = None
+        self._waiting: set[asyncio.Future[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._is_late = False
 
@@ -57,8 +57,8 @@ class Call:
         del self.pending[request]
         self.results[request] = result
         self._answers.append(result)
-        if self._changed is not None and not self._changed.done():
-            self._changed.set_result(None)
+        for future in self._waiting:
+            resolve(future)
 
     def expire(self) -> None:
         """It has taken too long."""
@@ -69,16 +69,20 @@ class Call:
 
     def fail(self, error: Exception) -> None:
         """The bus was shut down."""
-        if self._changed is not None:
-            fail(self._changed, error)
+        for future in self._waiting:
+            fail(future, error)
 
     async def next(self) -> Any:
         """The next answer. Raises StopAsyncIteration when all have answered."""
         while not self._answers:
             if not self.pending:
                 raise StopAsyncIteration
-            self._changed = self._caller.port.loop.create_future()
-            await self._changed
+            changed = self._caller.port.loop.create_future()
+            self._waiting.add(changed)
+            try:
+                await changed
+            finally:
+                self._waiting.discard(changed)
         return self._answers.popleft()
 
     def end(self) -> None:
@@ -87,6 +91,7 @@ class Call:
             self._timer.cancel()
         for request in self.pending:
             self._caller.forget(request)
+        self.pending.clear()
 
 
 class LoopCaller(Caller):
@@ -105,7 +110,7 @@ class LoopCaller(Caller):
 
     async def _opened(self) -> ReplyQueue:
         """The reply queue; the first caller opens it for all, also where that one is cancelled meanwhile."""
-        if self._opening is None:
+        if self._opening is None or _has_failed(self._opening):
             self._opening = asyncio.ensure_future(self.port.do(self._inflow.start))
         await asyncio.shield(self._opening)
         self._is_open = True
@@ -150,6 +155,8 @@ class LoopCaller(Caller):
         return False
 
     def _receive(self, message: bytes) -> None:
+        if len(message) < _START:
+            return  # not ours
         (request,) = SEQUENCE.unpack_from(message)
         call = self._calls.pop(request, None)
         if call is not None:
@@ -182,6 +189,10 @@ class LoopCaller(Caller):
         self._inflow.close()
         for call in set(self._calls.values()):
             call.fail(NotInitialized(_SHUT_DOWN))
+
+
+def _has_failed(opening: asyncio.Future[None]) -> bool:
+    return opening.done() and (opening.cancelled() or opening.exception() is not None)
 
 
 class _Hasty:
@@ -260,25 +271,29 @@ class MultiStub(Generic[P, R]):
 
 
 class Results(Generic[R]):
-    """The results of a call of all servers."""
+    """The results of a call of all servers. A step that is cancelled loses nothing: the result comes with the next one."""
 
     def __init__(self, call: Call, pack: Callable[[], bytes]) -> None:
         self._call = call
         self._pack: Callable[[], bytes] | None = pack
 
-    async def _begin(self) -> None:
-        if self._pack is not None:
-            pack, self._pack = self._pack, None
+    async def _begin(self, pack: Callable[[], bytes]) -> None:
+        self._pack = None
+        try:
             await self._call.begin(pack())
+        except BaseException:
+            self._call.end()
+            raise
 
     def __aiter__(self) -> AsyncIterator[R]:
         return self
 
     async def __anext__(self) -> R:
+        if self._pack is not None:
+            await self._begin(self._pack)
         try:
-            await self._begin()
             return await self._call.next()  # type: ignore[no-any-return]
-        except BaseException:
+        except (StopAsyncIteration, NotInitialized):  # not a cancellation: a step can be tried again
             self._call.end()
             raise
 

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Generic, TypeVar
 
+from pymq.asyncio._threads import resolve
 from pymq.message import Message
 
 T = TypeVar("T")
@@ -22,7 +23,7 @@ class _Buffer:
     def __init__(self, hint: Any) -> None:
         self.events: deque[tuple[Any, Message]] = deque()
         self.is_ended = False
-        self._changed: asyncio.Future[None] | None = None
+        self._waiting: set[asyncio.Future[None]] = set()
         self._room: asyncio.Future[None] | None = None
 
         async def handler(event: Any, message: Message) -> None:
@@ -36,34 +37,36 @@ class _Buffer:
         self.handler = handler
 
     def wake(self) -> None:
-        _resolve(self._changed)
+        for future in self._waiting:
+            resolve(future)
 
     async def next(self) -> tuple[Any, Message]:
         while not self.events:
             if self.is_ended:
                 raise StopAsyncIteration
-            self._changed = asyncio.get_running_loop().create_future()
-            await self._changed
-        if len(self.events) < HELD // 2:
-            _resolve(self._room)
+            changed = asyncio.get_running_loop().create_future()
+            self._waiting.add(changed)
+            try:
+                await changed
+            finally:
+                self._waiting.discard(changed)
+        if self._room is not None and len(self.events) < HELD // 2:
+            resolve(self._room)
         return self.events.popleft()
 
     def end(self) -> None:
         self.is_ended = True
-        _resolve(self._room)
+        if self._room is not None:
+            resolve(self._room)
         self.wake()
-
-
-def _resolve(future: asyncio.Future[None] | None) -> None:
-    if future is not None and not future.done():
-        future.set_result(None)
 
 
 class Events(Generic[T]):
     """`async for event, message in bus.events(OrderPlaced)`: subscribed from the first step on, until the iteration is left.
 
     `async with bus.events(OrderPlaced) as orders` is subscribed when the block begins, and no more when it ends. A step that is
-    cancelled loses nothing: the event comes with the next one. It ends when the bus is shut down.
+    cancelled loses nothing: the event comes with the next one. It ends when the bus is shut down. Of several tasks that iterate
+    over one, each event goes to one.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Events(Generic[T]):
         unsubscribe: Callable[[Callable[..., Any]], Awaitable[None]],
         let_go: Callable[[Callable[..., Any]], object],
     ) -> None:
+        self._hint = hint
         self._buffer = _Buffer(hint)
         self._subscribe = subscribe
         self._unsubscribe = unsubscribe
@@ -80,6 +84,10 @@ class Events(Generic[T]):
         self._finalizer: Any = None
 
     async def __aenter__(self) -> Events[T]:
+        if self._buffer.is_ended:  # by an earlier block, or by the end of the bus
+            self._buffer, finalizer, self._finalizer = _Buffer(self._hint), self._finalizer, None
+            if finalizer is not None:
+                finalizer.detach()
         if self._finalizer is None:
             await self._subscribe(self._buffer.handler)
             self._finalizer = weakref.finalize(self, self._let_go, self._buffer.handler)

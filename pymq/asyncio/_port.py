@@ -14,7 +14,7 @@ from functools import partial
 from queue import Empty, Full
 from typing import Any, ParamSpec, TypeVar
 
-from pymq.asyncio._threads import SLICE, Fetches, fail, in_thread
+from pymq.asyncio._threads import SLICE, Fetches, fail, in_thread, resolve
 from pymq.dispatch import join
 from pymq.exceptions import NotInitialized, ProviderError, QueueNotFound
 from pymq.patience import Patience
@@ -125,8 +125,8 @@ class Port:
             raise NotInitialized("the bus was shut down")
         future: asyncio.Future[None] = self.loop.create_future()
         self._waiting.add(future)
-        self.loop.add_reader(ready.fd, _resolve, future)
-        timer = None if seconds == math.inf else self.loop.call_later(seconds, _resolve, future)
+        self.loop.add_reader(ready.fd, resolve, future)
+        timer = None if seconds == math.inf else self.loop.call_later(seconds, resolve, future)
         try:
             return await future
         finally:
@@ -191,11 +191,6 @@ async def with_room(port: Port, attempt: Callable[[], None], timeout: float | No
                 raise
         await asyncio.sleep(pause if deadline is None else max(0.0, min(pause, deadline - port.loop.time())))
         pause = min(pause * 2, 0.02)
-
-
-def _resolve(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
 
 
 def _logging(call: Callable[[], object]) -> None:
@@ -295,10 +290,14 @@ class Inflow:
                 pass
 
     def _hand_over(self, batch: Sequence[Delivery]) -> None:
-        if not self._closed and self._deliver(batch):
-            self._port.loop.call_soon(self._hand_over, [])
-        else:
-            self._next.set()
+        is_behind = False
+        try:
+            is_behind = not self._closed and self._deliver(batch)
+        finally:  # a thread that waits for ever would hear nothing more
+            if is_behind:
+                self._port.loop.call_soon(self._hand_over, [])
+            else:
+                self._next.set()
 
     def watch(self, queue: str) -> None:
         """`deliver` is called when that queue's process dies. Where it is dead already, soon."""

@@ -141,3 +141,9 @@ def fail(future: asyncio.Future[Any], error: Exception) -> None:
     """An exception for whoever waits, if anybody still does."""
     if not (future.done() or future.get_loop().is_closed()):
         future.set_exception(error)
+
+
+def resolve(future: asyncio.Future[None]) -> None:
+    """Wake whoever waits, if anybody still does."""
+    if not future.done():
+        future.set_result(None)

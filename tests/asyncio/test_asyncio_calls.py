@@ -286,3 +286,63 @@ def test_a_receive_that_was_about_to_begin_hears_of_a_new_server_all_the_same():
         assert len(wakes) <= told + 1
 
     asyncio.run(main())
+
+
+def test_a_step_that_is_cancelled_can_be_repeated(run, aconfig):
+    async def main() -> None:
+        release = asyncio.Event()
+
+        async def slow(number: int) -> int:
+            await release.wait()
+            return number
+
+        async with pymq.asyncio.connect(aconfig) as bus:
+            await bus.expose(slow, "slow")
+            results = bus.stub("slow", timeout=20, multi=True)(3)
+            first = asyncio.ensure_future(anext(results))
+            await until(lambda: results._call._waiting)
+            second = asyncio.ensure_future(anext(results))
+            first.cancel()
+            await asyncio.wait([first])
+            release.set()
+            assert await second == 3
+            with pytest.raises(StopAsyncIteration):
+                await anext(results)
+            assert await results == [3]
+
+    run(main())
+
+
+def upper_case(text: str) -> str:
+    return text.upper()
+
+
+def test_what_is_no_reply_is_ignored(run, aconfig, config):
+    async def main() -> None:
+        async with pymq.asyncio.connect(aconfig) as bus:
+            await bus.expose(upper_case, "upper")
+            upper = bus.stub("upper", timeout=20)
+            assert await upper("a") == "A"
+            for message in (b"", b"1234567", b"123456789"):
+                await aside(bus._core.provider.send, bus._core.caller._queue.name, message, timeout=0)
+            assert await upper("b") == "B"
+
+    run(main())
+
+
+def test_a_first_call_that_could_not_be_made_does_not_keep_the_next_ones_from_it(run, aconfig, monkeypatch):
+    async def main() -> None:
+        async with pymq.asyncio.connect(aconfig) as bus:
+            await bus.expose(upper_case, "upper")
+            upper, declare = bus.stub("upper", timeout=20), bus._core.provider.declare
+
+            def fail(*args: Any, **options: Any) -> None:
+                raise pymq.ProviderError("the server is away")
+
+            monkeypatch.setattr(bus._core.provider, "declare", fail)
+            with pytest.raises(pymq.ProviderError):
+                await upper("a")
+            monkeypatch.setattr(bus._core.provider, "declare", declare)
+            assert await upper("a") == "A"
+
+    run(main())

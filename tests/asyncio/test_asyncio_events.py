@@ -713,3 +713,41 @@ def test_before_the_start_and_after_the_end(run, aconfig):
             assert await bus.publish(Counted(1)) == 0
 
     run(main())
+
+
+def test_each_event_goes_to_one_of_several_tasks_that_iterate_and_all_of_them_end(run, aconfig):
+    async def main() -> None:
+        heard: list[int] = []
+
+        async def iterate(events: pymq.asyncio.Events[Counted]) -> None:
+            async for event, _ in events:
+                heard.append(event.number)
+
+        async with pymq.asyncio.connect(aconfig) as bus, bus.events(Counted) as events:
+            tasks = [asyncio.ensure_future(iterate(events)) for _ in range(3)]
+            await asyncio.sleep(0)
+            for number in range(6):
+                await bus.publish(Counted(number))
+            await until(lambda: len(heard) == 6)
+            assert sorted(heard) == list(range(6))
+        await asyncio.wait_for(asyncio.gather(*tasks), 20)
+
+    run(main())
+
+
+def test_each_block_of_the_same_events_is_subscribed(run, aconfig):
+    async def main() -> None:
+        bus = pymq.asyncio.connect(aconfig)
+        events = bus.events(Counted)
+        for number in range(4):
+            if number % 2 == 0:
+                await bus.start()
+            async with events:
+                await bus.publish(Counted(number))
+                assert (await events.__anext__())[0] == Counted(number)
+                if number % 2:
+                    await bus.shutdown()
+            with pytest.raises(StopAsyncIteration):
+                await events.__anext__()
+
+    run(main())
