@@ -146,13 +146,28 @@ class Message:
         frame = data[_CHECKED.size :]
         return received(frame)[0]
 
+    def __eq__(self, other: object) -> bool:
+        """Whether it is the same message: no two have the same id, but a copy may have been changed."""
+        if not isinstance(other, Message):
+            return NotImplemented
+        mine, theirs = ((each.id, each.timestamp, each.topic, each.content, each.headers) for each in (self, other))
+        return mine == theirs
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
     def __repr__(self) -> str:
         return f"Message(id={self.id}, topic={self.topic!r}, content_length={len(self.content)})"
 
 
 def as_bytes(data: Any) -> bytes:
     """What is bytes-like as bytes. Raises TypeError for anything else."""
-    return data if type(data) is bytes else bytes(memoryview(data))
+    if type(data) is bytes:
+        return data
+    try:
+        return bytes(memoryview(data))
+    except TypeError:
+        raise TypeError(f"content is bytes-like, not {data!r:.100}") from None
 
 
 def reader_of(packed: bytes) -> Callable[[bytes], Message | None]:

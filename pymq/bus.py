@@ -16,39 +16,64 @@ Topics of events begin with "e/", those of remotes with "r/": a pattern of the u
 from __future__ import annotations
 
 import atexit
+import inspect
 import logging
 import os
 import secrets
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from functools import partial
 from queue import Full
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypedDict, TypeVar, overload
 
 from pymq import message as frames
-from pymq.deliveries import Leases
+from pymq.deliveries import BACKOFF, RETRIES, Leases
 from pymq.dispatch import Dispatcher, Task
 from pymq.exceptions import CodecError, NotInitialized, ProviderError, PymqError
 from pymq.groups import Group, Member, Options
-from pymq.handlers import Target, describe, targets_of
+from pymq.handlers import Shape, Target, describe, hints_in_reach, targets_of
 from pymq.loop import Loop
 from pymq.provider import Config
 from pymq.provider.base import Health, Provider
 from pymq.queues import Queue
 from pymq.remotes import Remotes
 from pymq.routes import Route, check_seconds
-from pymq.rpc import Caller, StubMethod
+from pymq.rpc import Caller, MultiStubMethod, StubMethod
 from pymq.schedule import Schedule
 from pymq.subscriptions import Subscriptions, Work
 from pymq.topics import check_channel
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 log: logging.Logger = logging.getLogger("pymq")
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 SHUTDOWN_SECONDS = 2.0
+GIVE_BACK_SECONDS = 0.5
+
+
+class GroupOptions(TypedDict, total=False):
+    """What `subscribe` takes beside the group, for type checkers."""
+
+    retries: int | None
+    backoff: float | None
+    lease: float | None
+    workers: int | None
+
+
+class SubscribeOptions(GroupOptions, total=False):
+    """What `@subscriber` takes by name, for type checkers."""
+
+    channel: str | None
+    pattern: bool
+    group: str | None
 
 
 class EventBus:
@@ -103,8 +128,12 @@ class EventBus:
             self._ended.clear()
             self._open()
             early, self._early = self._early, []
-            for apply in early:
-                apply()
+            try:
+                for apply in early:
+                    apply()
+            except BaseException:
+                self.shutdown(0)  # it is not started
+                raise
 
     def _open(self) -> Provider:
         from pymq import core
@@ -127,9 +156,11 @@ class EventBus:
     def shutdown(self, timeout: float = SHUTDOWN_SECONDS) -> None:
         """Stop receiving and close, within `timeout` seconds whatever handlers do; what is abandoned is logged. Idempotent.
 
-        In the handler of a group it returns at once: the bus closes when the handler has returned and its event was acked.
+        In the handler of a group, and on the bus's event loop, it returns at once: the bus closes when the handler has returned and
+        its event was acked.
         """
-        if any(member.is_handling(threading.current_thread()) for member in self._members):
+        thread = threading.current_thread()
+        if self._loop.is_run_by(thread) or any(member.is_handling(thread) for member in self._members):
             threading.Thread(target=self.shutdown, args=[timeout], name="pymq-shutdown").start()
             return
         with self._lock:
@@ -147,10 +178,11 @@ class EventBus:
             if not dispatcher.may_receive:
                 self._tell_unread(provider)
         for member in members:
-            abandoned += member.join(deadline)
+            member.join(deadline)
         abandoned += self.subscriptions.finish(deadline)
-        abandoned += loop.close(min(timeout, 0.5))
-        self.subscriptions.end()
+        abandoned += loop.close(max(0.0, deadline - time.monotonic()), self.subscriptions.end) + self.subscriptions.end()
+        for member in members:  # the events of the cancelled are given back while there is a provider
+            abandoned += member.join(time.monotonic() + GIVE_BACK_SECONDS if member.shape.is_async else deadline)
         self.leases.close()
         try:
             provider.close()
@@ -250,7 +282,10 @@ class EventBus:
         queue stays full, ProviderError.
         """
         # no argument is keyword-only: CPython 3.11 takes 0.06 us more for the call of such a function
-        route = self.routes.get(type(event) if channel is None else (channel, type(event)))
+        try:
+            route = self.routes.get(type(event) if channel is None else (channel, type(event)))
+        except TypeError:  # no text, and not to be hashed: often an event, with the channel in its place
+            route = None
         if route is None:
             route = self._make_route(type(event), channel)
         if headers is None and ttl is None and not delay:
@@ -259,7 +294,7 @@ class EventBus:
 
     def _make_route(self, cls: type, channel: str | None) -> Route:
         if channel is not None and not isinstance(channel, str):
-            raise TypeError(f"a channel is a text, not {channel!r}")
+            raise TypeError(f"publish(event, channel): the channel is a text, not {channel!r:.100}")
         with self._lock:
             route = Route(cls, channel, self.token, len(self.routes) + 1, self.provider)
             self.routes[cls if channel is None else (channel, cls)] = route
@@ -275,21 +310,21 @@ class EventBus:
         channel: str | None = None,
         pattern: bool = False,
         group: str | None = None,
-        retries: int = 5,
-        backoff: float = 1.0,
-        lease: float = 30.0,
-        workers: int = 1,
+        retries: int | None = None,
+        backoff: float | None = None,
+        lease: float | None = None,
+        workers: int | None = None,
     ) -> None:
         """Call `callback(event)` for every event of its hint's class, or of the channel; in force on return.
 
         With `group`, each event goes to one member, and is acked after the callback returned; one that raises is called again up to
-        `retries` times, after `backoff` seconds doubling each time, then the event is in `bus.group(group).dead`. `lease` is in
-        seconds, extended while the callback runs; `workers` callbacks run at once (and order is given up). Without a group,
-        `workers` above 1 lets that many run at once as well, of a callback that is no `async def`. Raises TypeError for a callback
-        that cannot take an event, ValueError where neither a hint nor `channel` says what to subscribe to.
+        `retries` times (5), after `backoff` seconds (1) doubling each time, then the event is in `bus.group(group).dead`. `lease` is in
+        seconds (30), extended while the callback runs; `workers` callbacks (1) run at once, and more than one give up the order.
+        Without a group, `workers` above 1 lets that many run at once as well, of a callback that is no `async def`. Raises TypeError
+        for a callback that cannot take an event, ValueError where neither a hint nor `channel` says what to subscribe to, and for
+        `retries`, `backoff` and `lease` without a group.
         """
-        targets, options = targets_of(callback, channel, pattern), Options(retries, backoff, lease, workers)
-        options.check()
+        targets, options = targets_of(callback, channel, pattern), Options.of(group, retries, backoff, lease, workers)
         for target in targets:
             self._when_open(partial(self._subscribe, target, group, options))
 
@@ -319,12 +354,12 @@ class EventBus:
             raise ValueError(f"{describe(callback)} is not subscribed{f' to {channel!r}' if channel else ''}")
 
     @overload
-    def subscriber(self, callback: F, /, *given: Any, **options: Any) -> F: ...
+    def subscriber(self, callback: F, /, *given: Any, **options: Unpack[SubscribeOptions]) -> F: ...
     @overload
-    def subscriber(self, channel: str | None = None, /, *given: Any, **options: Any) -> Callable[[F], F]: ...
+    def subscriber(self, channel: str | None = None, /, *given: Any, **options: Unpack[SubscribeOptions]) -> Callable[[F], F]: ...
     def subscriber(self, *given: Any, **options: Any) -> Any:
         """`subscribe` as a decorator, with or without arguments."""
-        return decorator(self.subscribe, given, options)
+        return decorator(partial(_apply, self.subscribe), given, options)
 
     def group(self, name: str) -> Group:
         """The consumer group of that name."""
@@ -332,9 +367,18 @@ class EventBus:
 
     # ------------------------------------------------------------------ queues
 
-    def queue(self, name: str, type: Any = Any, maxsize: int = 0) -> Queue[Any]:
-        """The queue of that name, which exists from now on; its items are decoded to `type`."""
-        return Queue(self, name, type, maxsize)
+    @overload
+    def queue(self, name: str, type: type[T], maxsize: int = 0, *, retries: int = RETRIES, backoff: float = BACKOFF) -> Queue[T]: ...
+    @overload
+    def queue(
+        self, name: str, type: Any = Any, maxsize: int = 0, *, retries: int = RETRIES, backoff: float = BACKOFF
+    ) -> Queue[Any]: ...
+    def queue(self, name: str, type: Any = Any, maxsize: int = 0, *, retries: int = RETRIES, backoff: float = BACKOFF) -> Queue[Any]:
+        """The queue of that name, which exists from now on; its items are decoded to `type`.
+
+        `maxsize` is for this object's `put`, `retries` and `backoff` (seconds) for its `take`. Raises ValueError and TypeError.
+        """
+        return Queue(self, name, type, maxsize, retries=retries, backoff=backoff)
 
     # ------------------------------------------------------------------ remote calls
 
@@ -344,7 +388,8 @@ class EventBus:
         Raises ValueError where this bus serves another function under that name, or where a lambda has none.
         """
         name = self.remotes.name_of(fn, channel)
-        self._when_open(lambda: self.remotes.add(fn, name))
+        hints = hints_in_reach(fn)
+        self._when_open(lambda: self.remotes.add(fn, name, hints))
 
     def unexpose(self, fn: Callable[..., Any] | str) -> None:
         """Serve no further calls to it. Raises ValueError where it is not exposed, NotInitialized before `start`."""
@@ -352,13 +397,29 @@ class EventBus:
         self.remotes.remove(fn)
 
     @overload
-    def remote(self, fn: F, /, *given: Any, **options: Any) -> F: ...
+    def remote(self, fn: F, /, channel: str | None = None) -> F: ...
     @overload
-    def remote(self, channel: str | None = None, /, *given: Any, **options: Any) -> Callable[[F], F]: ...
+    def remote(self, channel: str | None = None) -> Callable[[F], F]: ...
     def remote(self, *given: Any, **options: Any) -> Any:
         """`expose` as a decorator, with or without a name."""
-        return decorator(self.expose, given, options)
+        return decorator(partial(_apply, self.expose), given, options)
 
+    @overload
+    def stub(
+        self, fn: Callable[P, Coroutine[Any, Any, R]], timeout: float | None = None, multi: Literal[False] = False
+    ) -> StubMethod[P, R]: ...
+    @overload
+    def stub(
+        self, fn: Callable[P, Coroutine[Any, Any, R]], timeout: float | None = None, *, multi: Literal[True]
+    ) -> MultiStubMethod[P, R]: ...
+    @overload
+    def stub(self, fn: Callable[P, R], timeout: float | None = None, multi: Literal[False] = False) -> StubMethod[P, R]: ...
+    @overload
+    def stub(self, fn: Callable[P, R], timeout: float | None = None, *, multi: Literal[True]) -> MultiStubMethod[P, R]: ...
+    @overload
+    def stub(self, fn: str, timeout: float | None = None, *, multi: Literal[True]) -> MultiStubMethod[..., Any]: ...
+    @overload
+    def stub(self, fn: str, timeout: float | None = None, multi: bool = False) -> StubMethod[..., Any]: ...
     def stub(self, fn: Any, timeout: float | None = None, multi: bool = False) -> StubMethod[..., Any]:
         """A callable that calls the remote `fn`, given by its name or by the function itself.
 
@@ -367,7 +428,7 @@ class EventBus:
         """
         check_seconds(timeout=timeout)
         self._raise_unless_started()
-        return StubMethod(self, fn, timeout, multi)
+        return (MultiStubMethod if multi else StubMethod)(self, fn, timeout)
 
     # ------------------------------------------------------------------ numbers
 
@@ -473,6 +534,23 @@ class Topic:
         return f"Topic({self.name!r}{', pattern=True' if self.is_pattern else ''})"
 
 
+def options_of(verb: Callable[..., Any], function: Callable[..., Any], given: Sequence[Any], options: dict[str, Any]) -> dict[str, Any]:
+    """What `verb(function, …)` is given, by name. Raises TypeError, with the function's name, for what it does not take."""
+    signature = inspect.signature(verb)
+    try:
+        _, *named = signature.bind(function, *given, **options).arguments.items()
+    except TypeError as error:
+        known = ", ".join([*signature.parameters][1:])
+        raise TypeError(f"{describe(function)}: {error}; its options are {known}") from None
+    return dict(named)
+
+
+def check_subscription(function: Callable[..., Any], options: dict[str, Any]) -> Shape:
+    """What the handler wants. Raises TypeError and ValueError as `subscribe` does, also while there is no bus."""
+    Options.of(**{name: value for name, value in options.items() if name not in ("channel", "pattern")})
+    return Shape(function)
+
+
 def decorator(apply: Callable[..., Any], given: Sequence[Any], options: dict[str, Any]) -> Any:
     """Make a decorator of `apply(function, …)` that works as `@d`, `@d("channel", …)`, `@d(channel="x", …)` and `d(function, …)`."""
     if given and given[0] is not None and not isinstance(given[0], str):
@@ -486,18 +564,30 @@ def decorator(apply: Callable[..., Any], given: Sequence[Any], options: dict[str
     return decorate
 
 
+def _apply(verb: Callable[..., None], function: Callable[..., Any], *given: Any, **options: Any) -> None:
+    options_of(verb, function, given, options)
+    verb(function, *given, **options)  # as they came: a subclass may have a verb of its own
+
+
 _buses: weakref.WeakSet[EventBus] = weakref.WeakSet()
 
 
-def _after_fork_in_child() -> None:
+def _each_bus(when: str, call: Callable[[EventBus], None]) -> None:
+    """One that raises, such as a subclass's own `shutdown`, must not keep the others from theirs."""
     for bus in list(_buses):
-        bus._after_fork()
+        try:
+            call(bus)
+        except Exception:
+            log.exception("a bus failed %s", when)
+
+
+def _after_fork_in_child() -> None:
+    _each_bus("in a forked child", lambda bus: bus._after_fork())
 
 
 @atexit.register
 def _at_exit() -> None:
-    for bus in list(_buses):
-        bus.shutdown()
+    _each_bus("at the end of the program", lambda bus: bus.shutdown())
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

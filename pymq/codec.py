@@ -8,7 +8,8 @@ Four forms of payload:
   0.3 us less on either side than a JSON object with its names, 0.5 us for an instance that is sent once.
 * TYPED: a JSON array of the fields' values, written and read by pydantic-core, for a dataclass whose JSON tells everything: all
   fields hold exactly a str, int, float, bool, None, Decimal, UUID, naive datetime, date, an enum of texts or ints, or lists,
-  str-keyed dicts and dataclasses of these: `orders.Order(id,lines)`.
+  str-keyed dicts and dataclasses of these: `orders.Order(id,total){"total":"decimal"}`. What is a text in JSON and is none is told
+  behind the names, for who does not know the class.
 * TAGGED: the JSON of `pymq._tagged`, for everything else; also, in the place of a row, for an instance of which that would not tell
   everything (a subclass in a field, an attribute too many).
 
@@ -20,6 +21,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import inspect
+import json
 from collections.abc import Callable
 from datetime import date, datetime
 from decimal import Decimal
@@ -40,7 +42,7 @@ from pymq.message import PACKED, RAW, TAGGED, TYPED, names_in
 from pymq.topics import topic_of
 
 __all__ = ["PACKED", "RAW", "TAGGED", "TYPED", "Encoder", "convert", "decode_arguments", "decoder_for", "encode_arguments"]
-__all__ += ["encoder_for", "name_type"]
+__all__ += ["encoder_for", "name_type", "plain_decoder_for"]
 
 to_json([None])
 """pydantic-core sets itself up in its first call, under a lock: a process forked while another thread was in there hung for ever."""
@@ -76,7 +78,10 @@ def _make_encoder(cls: type) -> Encoder:
     name = topic_of(cls).removeprefix("builtins.")
     if cls in _SCALARS:
         return Encoder(TAGGED, name, _SCALARS[cls])
-    return Encoder(TAGGED, name, write) if plan is None else Encoder(plan.form, f"{name}({','.join(plan.fields)})", plan.encode)
+    if plan is None:
+        return Encoder(TAGGED, name, write)
+    kinds = json.dumps(plan.kinds, separators=(",", ":")) if plan.kinds else ""
+    return Encoder(plan.form, f"{name}({','.join(plan.fields)}){kinds}", plan.encode)
 
 
 def _write_int(value: int) -> bytes:
@@ -100,19 +105,30 @@ def decoder_for(form: int, type_name: str, hint: Any = Any) -> Decode:
     hint, find = bare(hint), finder(hint)
     if form == RAW:
         return _decode_raw(hint)
+    slow = _careful_decoder(form, type_name, find, hint)
     if form == TAGGED:
-        slow = _guarded(type_name, lambda data: fit(raise_(parse(data), find), hint))
         scalar = {"int": int, "str": str, "bool": bool, "float": float}.get(type_name)
         return slow if scalar is None or hint not in (Any, scalar) else _decode_scalar(scalar, slow)
-    if form not in (TYPED, PACKED):
-        raise CodecError(f"no payload has the form {form}; was it sent by a newer pymq?")
-    name, fields = names_in(form, type_name)
-    slow = _guarded(name, lambda data: fit(_read_values(data, name, fields, find, hint), hint))
+    name, fields, _ = names_in(form, type_name)
     cls = find(name)
     plan = None if cls is None else _plan_class(cls)
     if plan is None or (plan.form, plan.fields) != (form, fields) or not (hint is Any or hint in plan.cls.__mro__):
         return slow
     return plan.decoder(plan.make, slow)
+
+
+def plain_decoder_for(form: int, type_name: str) -> Decode:
+    """The same, but nothing becomes an instance of a class: the fields are a dict, as where the class is unknown."""
+    return bytes if form == RAW else _careful_decoder(form, type_name, lambda name: None, Any)
+
+
+def _careful_decoder(form: int, type_name: str, find: Find, hint: Any) -> Decode:
+    if form == TAGGED:
+        return _guarded(type_name, lambda data: fit(raise_(parse(data), find), hint))
+    if form not in (TYPED, PACKED):
+        raise CodecError(f"no payload has the form {form}; was it sent by a newer pymq?")
+    name, fields, kinds = names_in(form, type_name)
+    return _guarded(name, lambda data: fit(_read_values(data, name, fields, kinds, find, hint), hint))
 
 
 def _decode_scalar(scalar: type, slow: Decode) -> Decode:
@@ -130,7 +146,7 @@ def _decode_raw(hint: Any) -> Decode:
     return bytes if hint in (Any, bytes) else _guarded("bytes", lambda data: fit(bytes(data), hint))
 
 
-def _read_values(data: bytes, type_name: str, fields: tuple[str, ...], find: Find, hint: Any) -> Any:
+def _read_values(data: bytes, type_name: str, fields: tuple[str, ...], kinds: str, find: Find, hint: Any) -> Any:
     """The careful way: what the fast one refused may be in the tagged form, of an older or newer class, or of an unknown one."""
     if data[:1] == b"\0":
         names, codes = zip(*[field.split(":") for field in fields]) if fields else ((), ())
@@ -144,7 +160,20 @@ def _read_values(data: bytes, type_name: str, fields: tuple[str, ...], find: Fin
     if "~" in node:
         return raise_(node, find)
     cls = find(type_name)
-    return fit(node, hint, JSON) if cls is None else construct(cls, node)
+    if cls is not None:
+        return construct(cls, node)
+    return fit(_as_sent(node, json.loads(kinds)) if kinds else node, hint, JSON)
+
+
+def _as_sent(value: Any, kinds: Any) -> Any:
+    """What JSON has made a text of, in what it was sent as; a kind that only a newer pymq knows stays one."""
+    if value is None or kinds is None:
+        return value
+    if type(kinds) is list:
+        return [_as_sent(item, kinds[0]) for item in value]
+    if type(kinds) is dict:
+        return {name: _as_sent(item, kinds.get(name, kinds.get(_EVERY))) for name, item in value.items()}
+    return _READERS.get(kinds, str)(value)
 
 
 def _guarded(type_name: str, decode: Decode) -> Decode:
@@ -208,6 +237,7 @@ class _Plan(NamedTuple):
     cls: type
     fields: tuple[str, ...]
     schema: CoreSchema
+    kinds: dict[str, Any]
     is_exact: Callable[[Any], bool]
     encode: Callable[[Any], bytes]
     decoder: Callable[[Callable[..., Any], Decode], Decode]
@@ -215,10 +245,14 @@ class _Plan(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """The TYPED form of a field: its schema, and an expression that tells whether the value `{0}` is exactly of that type."""
+    """The TYPED form of a field: its schema, and an expression that tells whether the value `{0}` is exactly of that type.
+
+    The kind says what JSON does not: a word, [that of the items], {name: that of the field}, or {"": that of every value}.
+    """
 
     schema: CoreSchema
     test: str
+    kind: Any = None
 
 
 _CONFIG = CoreConfig(ser_json_inf_nan="constants")
@@ -229,11 +263,18 @@ _LEAVES: dict[Any, _Part] = {
     int: _Part(cs.int_schema(strict=True), f"type({{0}}) is int and {-(1 << 63)} <= {{0}} < {1 << 63}"),
     float: _Part(cs.float_schema(strict=True), "type({0}) is float"),
     str: _Part(cs.str_schema(strict=True), "type({0}) is str"),
-    Decimal: _Part(cs.decimal_schema(strict=True, allow_inf_nan=True), "type({0}) is Decimal"),
-    UUID: _Part(cs.uuid_schema(strict=True), "type({0}) is UUID"),
-    date: _Part(cs.date_schema(strict=True), "type({0}) is date"),
-    datetime: _Part(cs.datetime_schema(strict=True), "type({0}) is datetime and {0}.tzinfo is None and not {0}.fold"),
+    Decimal: _Part(cs.decimal_schema(strict=True, allow_inf_nan=True), "type({0}) is Decimal", "decimal"),
+    UUID: _Part(cs.uuid_schema(strict=True), "type({0}) is UUID", "uuid"),
+    date: _Part(cs.date_schema(strict=True), "type({0}) is date", "date"),
+    datetime: _Part(cs.datetime_schema(strict=True), "type({0}) is datetime and {0}.tzinfo is None and not {0}.fold", "datetime"),
 }
+_READERS: dict[str, Callable[[str], Any]] = {
+    "decimal": Decimal,
+    "uuid": UUID,
+    "date": date.fromisoformat,
+    "datetime": datetime.fromisoformat,
+}
+_EVERY = ""
 
 
 @cached
@@ -291,7 +332,8 @@ def _compile(cls: type, parts: dict[str, _Part], names: dict[str, Any], kinds: d
     loads = "; ".join(f"f{number} = v.{name}" for number, name in enumerate(parts)) or "pass"
     whole = ["True" if slots else f"len(v.__dict__) == {len(parts)}"]
     exec(_SOURCE.format(loads=loads, test=" and ".join(tests + whole), fits=" and ".join(fits + whole), encoded=encoded), names)
-    return _Plan(form, cls, tuple(fields), schema, names["is_exact"], names["encode"], decoder, _maker(cls))
+    told = {name: part.kind for name, part in parts.items() if part.kind is not None}
+    return _Plan(form, cls, tuple(fields), schema, told, names["is_exact"], names["encode"], decoder, _maker(cls))
 
 
 def _json_row(parts: dict[str, _Part]) -> tuple[str, dict[str, Any], Callable[[Callable[..., Any], Decode], Decode]]:
@@ -352,15 +394,18 @@ def _part(hint: Any, outer: tuple[type, ...], names: dict[str, Any]) -> _Part | 
         return _LEAVES[hint]
     if is_union(hint) and len(args) == 2 and type(None) in args:
         inner = _part(args[args[0] is type(None)], outer, names)
-        return inner and _Part(cs.nullable_schema(inner.schema), f"({{0}} is None or {inner.test})")
+        return inner and _Part(cs.nullable_schema(inner.schema), f"({{0}} is None or {inner.test})", inner.kind)
     if origin is list and args:
         inner = _part(args[0], outer, names)
-        return inner and _Part(cs.list_schema(inner.schema, strict=True), _all_of("list", "{0}", inner))
+        kind = None if inner is None or inner.kind is None else [inner.kind]
+        return inner and _Part(cs.list_schema(inner.schema, strict=True), _all_of("list", "{0}", inner), kind)
     if origin is dict and args and args[0] is str:
         inner = _part(args[1], outer, names)
         keys = " and all([type(key) is str and (key.isascii() or not surrogate(key)) for key in {0}])"  # to_json would replace it
         return inner and _Part(
-            cs.dict_schema(cs.str_schema(strict=True), inner.schema, strict=True), _all_of("dict", "{0}.values()", inner) + keys
+            cs.dict_schema(cs.str_schema(strict=True), inner.schema, strict=True),
+            _all_of("dict", "{0}.values()", inner) + keys,
+            None if inner.kind is None else {_EVERY: inner.kind},
         )
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         return _enum(hint, names)
@@ -384,7 +429,7 @@ def _enum(cls: type[enum.Enum], names: dict[str, Any]) -> _Part | None:
 
 def _nested(cls: Any, outer: tuple[type, ...], names: dict[str, Any]) -> _Part | None:
     plan = _make_plan(cls, outer)
-    return plan and _Part(plan.schema, f"{_bind(plan.is_exact, names)}({{0}})")
+    return plan and _Part(plan.schema, f"{_bind(plan.is_exact, names)}({{0}})", plan.kinds or None)
 
 
 def _bind(target: Any, names: dict[str, Any]) -> str:

@@ -10,16 +10,19 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, cast, overload
 
-from pymq.bus import SHUTDOWN_SECONDS, EventBus, Topic, decorator
+from pymq.bus import SHUTDOWN_SECONDS, EventBus, GroupOptions, SubscribeOptions, Topic, check_subscription, decorator, options_of
+from pymq.deliveries import BACKOFF, RETRIES
 from pymq.exceptions import NotInitialized
-from pymq.handlers import Shape, channels_of
+from pymq.handlers import channels_of
 from pymq.provider import Config, config_from
 from pymq.remotes import Remotes, remember_name
 from pymq.routes import Route
-from pymq.rpc import StubMethod
+from pymq.rpc import MultiStubMethod, StubMethod
 from pymq.topics import EVENT_NAME
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from pymq.groups import Group
     from pymq.queues import Queue
 
@@ -35,10 +38,6 @@ bus: EventBus | None = None
 
 _lock = threading.RLock()
 _declared: dict[tuple[Any, ...], tuple[str, Callable[..., Any], dict[str, Any]]] = {}
-_BY_POSITION = {
-    "subscribe": ("channel", "pattern", "group", "retries", "backoff", "lease", "workers"),
-    "expose": ("channel",),
-}
 _early: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
 _inherited = False
 _routes: dict[Any, Route] = {}
@@ -78,7 +77,10 @@ def _make(factory: Any) -> EventBus:
         return EventBus(config_from(factory))
     made = factory if isinstance(factory, EventBus) or not callable(factory) else factory()
     if not isinstance(made, EventBus):
-        raise TypeError(f"{factory!r} is no config, URL or factory of an EventBus; try pymq.init() or pymq.init('simple://')")
+        raise TypeError(
+            "init wants a config, a URL or a factory of an EventBus: init(), init('redis://host/0'), or, with what you have, "
+            f"init(RedisConfig(client)), init(AwsConfig(session)); not {factory!r:.100}"
+        )
     return made
 
 
@@ -131,13 +133,17 @@ def publish(
 
 
 def subscribe(
-    callback: Callable[..., Any], channel: str | None = None, pattern: bool = False, *, group: str | None = None, **options: Any
+    callback: Callable[..., Any],
+    channel: str | None = None,
+    pattern: bool = False,
+    *,
+    group: str | None = None,
+    **more: Unpack[GroupOptions],
 ) -> None:
     """`EventBus.subscribe` on the process-wide bus; before `init`, on the next one."""
-    if group is not None:
-        options["group"] = group
+    options: dict[str, Any] = {**more} if group is None else {"group": group, **more}
     if bus is None:
-        Shape(callback)
+        check_subscription(callback, options_of(partial(EventBus.subscribe, cast(EventBus, None)), callback, (), options))
     _now_or_early("subscribe", (callback, channel, pattern), options)
 
 
@@ -166,9 +172,9 @@ def unsubscribe(callback: Callable[..., Any], channel: str | None = None, patter
 
 
 @overload
-def subscriber(callback: F, /, *given: Any, **options: Any) -> F: ...
+def subscriber(callback: F, /, *given: Any, **options: Unpack[SubscribeOptions]) -> F: ...
 @overload
-def subscriber(channel: str | None = None, /, *given: Any, **options: Any) -> Callable[[F], F]: ...
+def subscriber(channel: str | None = None, /, *given: Any, **options: Unpack[SubscribeOptions]) -> Callable[[F], F]: ...
 def subscriber(*given: Any, **options: Any) -> Any:
     """Declare a handler: `@subscriber`, `@subscriber("channel")`, `@subscriber(channel=, pattern=, group=, retries=, …)`.
 
@@ -194,9 +200,9 @@ def unexpose(fn: Callable[..., Any] | str) -> None:
 
 
 @overload
-def remote(fn: F, /, *given: Any, **options: Any) -> F: ...
+def remote(fn: F, /, channel: str | None = None) -> F: ...
 @overload
-def remote(channel: str | None = None, /, *given: Any, **options: Any) -> Callable[[F], F]: ...
+def remote(channel: str | None = None) -> Callable[[F], F]: ...
 def remote(*given: Any, **options: Any) -> Any:
     """Declare a function that others may call: `@remote`, `@remote("name")`, `@remote(channel="name")`."""
     return decorator(partial(_declare, "expose"), given, options)
@@ -205,16 +211,19 @@ def remote(*given: Any, **options: Any) -> Any:
 @overload
 def stub(fn: Callable[P, Coroutine[Any, Any, R]], timeout: float | None = None, multi: Literal[False] = False) -> StubMethod[P, R]: ...
 @overload
-def stub(fn: Callable[P, Coroutine[Any, Any, R]], timeout: float | None = None, *, multi: Literal[True]) -> StubMethod[P, list[R]]: ...
+def stub(fn: Callable[P, Coroutine[Any, Any, R]], timeout: float | None = None, *, multi: Literal[True]) -> MultiStubMethod[P, R]: ...
 @overload
 def stub(fn: Callable[P, R], timeout: float | None = None, multi: Literal[False] = False) -> StubMethod[P, R]: ...
 @overload
-def stub(fn: Callable[P, R], timeout: float | None = None, *, multi: Literal[True]) -> StubMethod[P, list[R]]: ...
+def stub(fn: Callable[P, R], timeout: float | None = None, *, multi: Literal[True]) -> MultiStubMethod[P, R]: ...
+@overload
+def stub(fn: str, timeout: float | None = None, *, multi: Literal[True]) -> MultiStubMethod[..., Any]: ...
 @overload
 def stub(fn: str, timeout: float | None = None, multi: bool = False) -> StubMethod[..., Any]: ...
 def stub(fn: Any, timeout: float | None = None, multi: bool = False) -> StubMethod[..., Any]:
     """`EventBus.stub` on the process-wide bus. Raises NotInitialized before `init`."""
-    return _bus().stub(fn, timeout, multi)
+    made: StubMethod[..., Any] = _bus().stub(fn, timeout, multi)
+    return made
 
 
 def topic(name: str, pattern: bool = False) -> Topic:
@@ -223,14 +232,14 @@ def topic(name: str, pattern: bool = False) -> Topic:
 
 
 @overload
-def queue(name: str, *, maxsize: int = 0) -> Queue[Any]: ...
+def queue(name: str, type: type[T], maxsize: int = 0, *, retries: int = RETRIES, backoff: float = BACKOFF) -> Queue[T]: ...
 @overload
-def queue(name: str, type: type[T], maxsize: int = 0) -> Queue[T]: ...
-def queue(name: str, type: Any = Any, maxsize: int = 0) -> Any:
+def queue(name: str, type: Any = Any, maxsize: int = 0, *, retries: int = RETRIES, backoff: float = BACKOFF) -> Queue[Any]: ...
+def queue(name: str, type: Any = Any, maxsize: int = 0, *, retries: int = RETRIES, backoff: float = BACKOFF) -> Any:
     """`EventBus.queue` on the process-wide bus. Raises NotInitialized before `init`."""
-    if type is Any and maxsize == 0:
-        return _bus().queue(name)
-    return _bus().queue(name, type, maxsize)
+    if (retries, backoff) != (RETRIES, BACKOFF):
+        return _bus().queue(name, type, maxsize, retries=retries, backoff=backoff)
+    return _bus().queue(name) if type is Any and maxsize == 0 else _bus().queue(name, type, maxsize)
 
 
 def group(name: str) -> Group:
@@ -284,13 +293,10 @@ def _bus() -> EventBus:
 
 def _declare(verb: str, fn: Callable[..., Any], *given: Any, **options: Any) -> None:
     """Keep a module-level function for every `init`, in the place of the one that had its name, and apply it to the running bus."""
-    names = _BY_POSITION[verb]
-    if len(given) > len(names) or options.keys() & names[: len(given)]:
-        raise TypeError(f"{verb}: beside the function, each of {', '.join(names)} at most once, not {given!r} and {options!r}")
-    options |= dict(zip(names, given))
+    options = options_of(partial(getattr(EventBus, verb), None), fn, given, options)
     says = options.get("channel")
     if verb == "subscribe":
-        hint = Shape(fn).hint
+        hint = check_subscription(fn, options).hint
         says = says or tuple(name for name, _ in channels_of(hint))  # one name for several classes: each has its own handler
     else:
         remember_name(fn, Remotes.name_of(fn, says))

@@ -14,19 +14,24 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from functools import cached_property
+from numbers import Real
 from queue import Full
 from typing import Any, NamedTuple
 
 from pymq import message as frames
 from pymq.dispatch import persist
-from pymq.exceptions import CodecError, LeaseLost, ProviderError, Reject, Retry
+from pymq.exceptions import CodecError, LeaseLost, ProviderError, PymqError, Reject, Retry
 from pymq.message import Frame, Message, Prefix
 from pymq.provider.base import Provider, Receipt
 
 log: logging.Logger = logging.getLogger("pymq")
 
 DEAD_HEADERS = ("dead-error", "dead-text", "dead-traceback", "dead-attempts", "dead-channel", "dead-first-failure")
+RETRIES = 5
+BACKOFF = 1.0
 MAX_BACKOFF = 3600.0
+LEASE = 30.0
 UNREADABLE = 255
 """The form of a payload that is whatever came in the place of a frame: no codec reads it."""
 
@@ -41,6 +46,12 @@ class Policy(NamedTuple):
     def delay(self, failures: int) -> float:
         """Seconds until the next attempt: doubling, at most an hour, with a jitter of a quarter so that retries spread."""
         return min(self.backoff * 2.0 ** min(failures - 1, 40), MAX_BACKOFF) * random.uniform(0.75, 1.0)
+
+
+def check_retries(retries: int, backoff: float) -> None:
+    """Raises ValueError for what cannot be."""
+    if not (isinstance(retries, int) and retries >= 0 and isinstance(backoff, Real) and backoff >= 0):
+        raise ValueError(f"retries={retries!r}, backoff={backoff!r}: a number of times and one of seconds, 0 or more")
 
 
 class Leased:
@@ -67,6 +78,11 @@ class Leased:
         """Whether the attempts before this one, each ended by a crash or a lost lease, were already one too many."""
         return self.failures > self.policy.retries + 1
 
+    @cached_property
+    def pause(self) -> float | None:
+        """Seconds until the next attempt, should this one fail; None: it was the last one."""
+        return None if self.failures > self.policy.retries else self.policy.delay(self.failures)
+
     def raise_if_exhausted(self) -> None:
         """Raises Reject, which takes it to the dead letters."""
         if self.exhausted:
@@ -78,11 +94,11 @@ class Leased:
 
     def fail(self, error: BaseException) -> str:
         """After an error: "retried", or "dead" after the last attempt. Raises LeaseLost."""
-        if self.failures > self.policy.retries:
+        if self.pause is None:
             self.bury(error)
             return "dead"
         first = self.frame.options.get("first-failure", time.time())
-        self._again(self.policy.delay(self.failures), {"first-failure": first})
+        self._again(self.pause, {"first-failure": first})
         return "retried"
 
     def retry(self, again: Retry) -> None:
@@ -182,16 +198,23 @@ class Leases:
                 lease, due = entry
                 if due <= now and receipt in self._held:
                     entry[1] = now + lease / 3  # in place: one that is released at this moment must not come back
-                    self._extend(receipt, lease)
+                    self._begin_to_extend(receipt, lease)
 
     def _first_due(self) -> float:
         return min([due for _, due in list(self._held.values())], default=math.inf)
+
+    def _begin_to_extend(self, receipt: Receipt, lease: float) -> None:
+        """Over a network each from a thread of its own: a lost packet, and 15 s of waiting for its answer, cost others' leases."""
+        if self._provider().features.waits_on_io:
+            threading.Thread(target=self._extend, args=(receipt, lease), name="pymq-lease", daemon=True).start()
+        else:
+            self._extend(receipt, lease)
 
     def _extend(self, receipt: Receipt, lease: float) -> None:
         try:
             self._provider().extend(receipt, lease)
         except LeaseLost:
             self._held.pop(receipt, None)
-        except ProviderError as error:
+        except PymqError as error:
             if not self._closed:
                 log.warning("a lease on %r could not be extended: %s", receipt.queue, error)

@@ -9,10 +9,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from pymq import message as frames
-from pymq.deliveries import Leased, Policy
+from pymq.deliveries import BACKOFF, LEASE, RETRIES, Leased, Policy, check_retries
 from pymq.dispatch import join, persist
 from pymq.exceptions import CodecError, LeaseLost, PymqError, QueueNotFound, Reject, Retry
-from pymq.handlers import Target
+from pymq.handlers import Target, unrun
+from pymq.loop import is_cancelled
 from pymq.provider.base import Delivery, Receipt
 from pymq.queues import DeadLetters
 from pymq.routes import check_lease
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 log: logging.Logger = logging.getLogger("pymq")
 
 MAX_PLAIN = 10_000
-LATE = "%s took longer than its lease; the event was given to another member"
 
 Plain: TypeAlias = "tuple[bytes, int, Callable[[bytes], Any], int]"
 """A prefix with its length, where it ends, what decodes the payload, where that begins."""
@@ -34,17 +34,37 @@ Plain: TypeAlias = "tuple[bytes, int, Callable[[bytes], Any], int]"
 class Options(NamedTuple):
     """How a group's member works: retries, seconds before the first of them, seconds of a lease, threads."""
 
-    retries: int
-    backoff: float
-    lease: float
-    workers: int
+    retries: int = 5
+    backoff: float = 1.0
+    lease: float = 30.0
+    workers: int = 1
 
-    def check(self) -> None:
-        """Raises ValueError for what cannot be."""
-        retries, backoff, lease, workers = self
+    @classmethod
+    def of(
+        cls,
+        group: str | None = None,
+        retries: int | None = None,
+        backoff: float | None = None,
+        lease: float | None = None,
+        workers: int | None = None,
+    ) -> Options:
+        """With the defaults in the places of None. Raises ValueError for what cannot be, or means nothing without a group."""
+        if group is None:
+            refuse_without_group(retries=retries, backoff=backoff, lease=lease)
+        retries, workers = RETRIES if retries is None else retries, 1 if workers is None else workers
+        backoff, lease = BACKOFF if backoff is None else backoff, LEASE if lease is None else lease
         check_lease(lease)
-        if not (workers >= 1 and retries >= 0 and backoff >= 0):
-            raise ValueError(f"workers={workers}, retries={retries}, backoff={backoff}: at least 1, 0 and 0")
+        check_retries(retries, backoff)
+        if not workers >= 1:
+            raise ValueError(f"workers={workers!r}: at least 1")
+        return cls(retries, backoff, lease, workers)
+
+
+def refuse_without_group(**options: float | None) -> None:
+    """Raises ValueError for one that is given."""
+    for name, value in options.items():
+        if value is not None:
+            raise ValueError(f"{name}={value!r} needs group=: it is for consumer groups, and would do nothing here")
 
 
 class Group:
@@ -65,6 +85,8 @@ class Group:
 
     def delete(self) -> None:
         """The group, all it keeps and its dead letters are gone; its members stop."""
+        for member in self._bus._members:
+            member.is_deleted_here = member.is_deleted_here or member.group.name == self.name
         for queue in self._queues():
             self._bus.provider.delete(queue)
         self._bus.provider.delete(self.dead_queue)
@@ -112,6 +134,7 @@ class Member(Work):
         self._policy = Policy(retries, backoff, group.dead_queue)
         self._lease = lease
         self._queue = group.queue_of(target.channel, target.pattern)
+        self.is_deleted_here: bool = False
         self._stopping = self._is_inherited = False
         self._handling: set[threading.Thread] = set()
         self._plain: dict[bytes, Plain] = {}
@@ -149,8 +172,8 @@ class Member(Work):
             waiting[0].join(0.01)
 
     def is_handling(self, thread: threading.Thread) -> bool:
-        """Whether that thread runs the handler, or, an event loop's, may do so for one that waits."""
-        return thread in self._handling or (bool(self._handling) and self.shape.is_async and self.bus.loop.is_run_by(thread))
+        """Whether that thread runs the handler; not the event loop's."""
+        return thread in self._handling
 
     def join(self, deadline: float) -> list[str]:
         """Wait for the handlers that run; say which still do."""
@@ -166,12 +189,21 @@ class Member(Work):
                 while found:
                     found = self._handle(found, thread)
             except QueueNotFound:
-                return log.warning("the group %r was deleted; %s stops", self.group.name, self.name)
+                return self._tell_deleted()
             except Exception as error:
                 if not self._stopping:
                     log.error("group %r: %s; trying again", self.group.name, error, exc_info=not isinstance(error, PymqError))
                     time.sleep(0.1)
         return None
+
+    def _tell_deleted(self) -> None:
+        """Who has deleted the group knows; for everybody else its work ends without their doing."""
+        level = logging.INFO if self.is_deleted_here else logging.WARNING
+        log.log(level, "the group %r was deleted; %s stops", self.group.name, self.name)
+
+    def _tell_late(self) -> None:
+        if not self.is_deleted_here:
+            log.warning("%s took longer than its lease; the event was given to another member", self.name)
 
     def _handle(self, found: list[Delivery], thread: threading.Thread) -> list[Delivery]:
         """Run the handler for one event and settle it by what came of it; the next one, where that is at hand."""
@@ -200,12 +232,12 @@ class Member(Work):
             found = self.bus.provider.ack_and_receive(receipt, lease=self._lease)
             self.delivered += 1
         except LeaseLost:
-            log.warning(LATE, self.name)
+            self._tell_late()
             return []
         return found
 
     def settle(self, message: bytes, receipt: Receipt, error: BaseException | None) -> None:
-        """Ack the event, or do with it what follows from the handler's error."""
+        """Ack the event, or do with it what follows from the error; a handler that the end of the bus has cancelled has not failed."""
         if self._is_inherited:
             return
         try:
@@ -213,9 +245,10 @@ class Member(Work):
                 self.bus.provider.ack(receipt)
                 self.delivered += 1
             else:
-                self._fail(Leased(self.bus.provider, message, receipt, self._policy), error)
+                abandoned = self._stopping and is_cancelled(error)
+                self._fail(Leased(self.bus.provider, message, receipt, self._policy), Retry() if abandoned else error)
         except LeaseLost:
-            log.warning(LATE, self.name)
+            self._tell_late()
 
     def _call(self, message: bytes, receipt: Receipt) -> None:
         """Most messages have no options, are delivered for the first time, and their handler takes the event alone: the hot path."""
@@ -228,7 +261,9 @@ class Member(Work):
                 return self._call_with_care(message, receipt)
             self._latest = plain
             _, _, decode, start = plain
-        self.callback(decode(message[start:]))
+        result = self.callback(decode(message[start:]))
+        if result is not None and (error := unrun(self.callback, result)):
+            raise error
         return None
 
     def _call_with_care(self, message: bytes, receipt: Receipt) -> None:
@@ -245,17 +280,22 @@ class Member(Work):
         result = self.callback(*args, **kwargs)
         if self.shape.is_async:
             self.bus.loop.wait_for(self.name, result)
+        elif error := unrun(self.callback, result):
+            raise error
 
     def _fail(self, leased: Leased, error: BaseException) -> None:
+        where = f"{self.name} of group {self.group.name!r}", leased.frame.prefix.channel or self.channel
         if isinstance(error, Retry):
             self.retried += 1
             leased.retry(error)
         elif isinstance(error, Reject | CodecError):
             self.dead += 1
-            log.error("%s: an event on %r goes to the dead letters: %s", self.name, self.channel, error)
+            log.error("%s: an event on %r goes to the dead letters: %s", *where, error)
             leased.bury(error)
         else:
             self.failed += 1
-            log.error("%s failed, attempt %d", self.name, leased.attempt, exc_info=error)
+            then = "to the dead letters" if leased.pause is None else f"again in {round(leased.pause, 2)} s"
+            tries = self._policy.retries + 1
+            log.error("%s failed on %r, attempt %d of %d: %s", *where, leased.failures, tries, then, exc_info=error)
             outcome = leased.fail(error)
             setattr(self, outcome, getattr(self, outcome) + 1)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping
 from dataclasses import InitVar
 from typing import Any, NamedTuple, Union
 
@@ -39,7 +40,7 @@ class Shape:
         self.hint: Any = hints.get(positional[0].name, Any)
         self.message_position: bool = len(required) == 2
         self.message_keyword: str | None = None if self.message_position or not by_hint else by_hint[0]
-        self.is_async = inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(vars(type(handler)).get("__call__"))
+        self.is_async: bool = is_async(handler)
 
     @property
     def wants_message(self) -> bool:
@@ -90,16 +91,59 @@ def channels_of(hint: Any) -> list[tuple[str, Any]]:
     return [(topic_of(hint), hint)] if named else []
 
 
+def is_async(function: Handler) -> bool:
+    """Whether its calls are to be awaited: an `async def`, also in a partial or a staticmethod, or as the `__call__` of an object.
+
+    Raises TypeError for a generator function, whose calls run nothing.
+    """
+    function = _unbound(function)
+    forms = (function, _callee(function))
+    if any(inspect.isgeneratorfunction(form) or inspect.isasyncgenfunction(form) for form in forms):
+        raise TypeError(f"{describe(function)} is a generator function: a call of it runs nothing; write it without `yield`")
+    return any(map(inspect.iscoroutinefunction, forms))
+
+
+def unrun(function: Handler, result: Any) -> TypeError | None:
+    """What to report where a call has run nothing: a lambda, or a decorator's wrapper, that returns the coroutine of another."""
+    if not isinstance(result, Coroutine | Generator | AsyncGenerator):
+        return None
+    if isinstance(result, Coroutine):
+        result.close()
+    kind = type(result).__name__
+    return TypeError(f"{describe(function)} returned a {kind}, which nothing runs: make it, or the decorator around it, `async def`")
+
+
 def hints_of(function: Handler) -> dict[str, Any]:
     """The function's type hints, also of classes that are local to the callers (which a string hint cannot name alone)."""
-    target = function if inspect.isroutine(function) or inspect.isclass(function) else vars(type(function)).get("__call__", function)
-    while hasattr(target, "func"):
-        target = target.func
+    function = _unbound(function)
+    target = function if inspect.isfunction(function) or inspect.ismethod(function) else _callee(inspect.unwrap(function))
     try:
         hints = typing.get_type_hints(target, include_extras=True)
     except NameError:
         hints = typing.get_type_hints(target, None, _names_in_callers(), include_extras=True)
     return or_none(hints, {name: parameter.default for name, parameter in signature_of(target).parameters.items()})
+
+
+def hints_in_reach(function: Handler) -> dict[str, Any] | None:
+    """Its hints where the callers' names say all of them: they are gone later. None: one is of a class that follows in its module."""
+    try:
+        return hints_of(function)
+    except NameError:
+        return None
+
+
+def _unbound(function: Handler) -> Handler:
+    """Without the arguments that it was given already. By their types: a mock has every attribute, `func` among them."""
+    while isinstance(function, functools.partial | staticmethod):
+        function = function.func if isinstance(function, functools.partial) else function.__func__
+    return function
+
+
+def _callee(function: Handler) -> Handler:
+    """What a call runs: the function itself, or an object's `__call__`, also where its class is a descriptor as functions are."""
+    call: Handler = type(function).__call__
+    is_object = not inspect.isclass(function) and (inspect.isfunction(call) or not inspect.isroutine(function))
+    return call if is_object else function
 
 
 def or_none(hints: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,8 +153,9 @@ def or_none(hints: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, 
 
 def _or_none(hint: Any) -> Any:
     try:
+        hash(hint)
         return hint if hint is Any or isinstance(hint, InitVar) else Union[hint, None]  # noqa: UP007 - a text has no |
-    except TypeError:  # `Final`, and notes that are no types, such as [int]
+    except TypeError:  # notes that are no types, such as [int], and `Final`
         return hint
 
 
@@ -132,7 +177,7 @@ def signature_of(function: Callable[..., Any]) -> inspect.Signature:
     """Its signature; that of a builtin that tells none (`print` before Python 3.11, `dict.update`) is `(*args, **kwargs)`."""
     try:
         return inspect.signature(function)
-    except ValueError:
+    except (ValueError, TypeError):  # TypeError: of an AsyncMock, before Python 3.11
         return inspect.signature(lambda *args, **kwargs: None)
 
 

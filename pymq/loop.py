@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from time import monotonic
 from typing import TYPE_CHECKING, Any
+
+from pymq.dispatch import SLOW
 
 if TYPE_CHECKING:
     import asyncio
@@ -79,8 +83,11 @@ class Loop:
         if self._loop is not None:
             self._loop.stop()
 
-    def close(self, timeout: float) -> list[str]:
-        """Give what runs up to `timeout` seconds to end, then cancel it; say what was abandoned."""
+    def close(self, timeout: float, end: Callable[[], list[str]]) -> list[str]:
+        """Give what runs up to `timeout` seconds to end, then cancel it; say what was abandoned.
+
+        `end` is called before that: a handler that is cancelled must not be begun again with its next event.
+        """
         with self._lock:
             loop, self._loop = self._loop, None
         if loop is None or self._thread is None:
@@ -91,7 +98,7 @@ class Loop:
         def finish() -> None:
             if given_up.is_set():
                 return
-            task = loop.create_task(_finish_tasks(timeout, self._names))
+            task = loop.create_task(_finish_tasks(timeout, self._names, end))
             task.add_done_callback(lambda done: finished.set_result(done.result()))
 
         loop.call_soon_threadsafe(finish)
@@ -99,23 +106,95 @@ class Loop:
             abandoned = finished.result(timeout + 0.5)
         except (FutureTimeout, TimeoutError):  # a handler blocks the loop itself
             given_up.set()
-            abandoned = list(self._names)
+            abandoned = _still_running(self._names)
         loop.call_soon_threadsafe(loop.stop)
         if self._thread is not threading.current_thread():
             self._thread.join(0.5)
-        return [f"the handler {name}, which still ran" for name in abandoned]
+        return abandoned
 
 
-async def _finish_tasks(timeout: float, names: list[str]) -> list[str]:
+COUNTS_CANCELLATIONS = sys.version_info >= (3, 11)
+"""Whether a task knows its own cancellation from one inside of what it awaits."""
+
+
+class Shift:
+    """What one task does that runs handlers one after the other. To be made in that task."""
+
+    def __init__(self) -> None:
+        import asyncio
+
+        task = asyncio.current_task()
+        assert task is not None
+        self._task: asyncio.Task[Any] = task
+        self._is_over = False
+        self.turn_ends = monotonic() + SLOW
+        """When to ask whether it `goes_on`, as after each failure: handlers that never wait would keep the loop from all else."""
+
+    async def goes_on(self) -> bool:
+        """Let the loop do something else; whether to begin more: not where the task was cancelled, whatever a handler made of it."""
+        import asyncio
+
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            self._is_over = True
+        self.turn_ends = monotonic() + SLOW
+        return not self.is_over()
+
+    def is_over(self) -> bool:
+        """Whether the task was cancelled."""
+        return self._is_over or (sys.version_info >= (3, 11) and self._task.cancelling() > 0)
+
+    async def apart(self, handler: Coroutine[Any, Any, Any]) -> None:
+        """Await it in a task of its own, where tasks do not count their cancellations."""
+        import asyncio
+
+        inner = asyncio.ensure_future(_error_of(handler))
+        try:
+            await asyncio.wait([inner])
+        except asyncio.CancelledError:
+            self._is_over = True
+            inner.cancel()
+            await asyncio.wait([inner])
+            raise
+        error = inner.result()
+        if error is not None:
+            raise error
+
+
+async def _error_of(handler: Coroutine[Any, Any, Any]) -> BaseException | None:
+    """What it raised: asyncio ends the whole loop for a SystemExit or KeyboardInterrupt in one task."""
+    try:
+        await handler
+    except BaseException as error:
+        return error
+    return None
+
+
+def is_cancelled(error: BaseException) -> bool:
+    """Whether it is what ends a cancelled task, or one whose loop is gone. Imports asyncio only where it may be."""
+    if isinstance(error, Exception):
+        return False
+    import asyncio
+
+    return isinstance(error, asyncio.CancelledError | GeneratorExit)
+
+
+def _still_running(names: list[str]) -> list[str]:
+    return [f"the handler {name}, which still ran" for name in names]
+
+
+async def _finish_tasks(timeout: float, names: list[str], end: Callable[[], list[str]]) -> list[str]:
     import asyncio
 
     others = asyncio.all_tasks() - {asyncio.current_task()}
     if not others:
         return []
     _, pending = await asyncio.wait(others, timeout=timeout)
-    abandoned = list(names)
+    if not pending:
+        return []
+    abandoned = _still_running(names) + end()
     for task in pending:
         task.cancel()
-    if pending:
-        await asyncio.wait(pending, timeout=0.2)
+    await asyncio.wait(pending, timeout=0.2)
     return abandoned

@@ -91,12 +91,13 @@ def unpack_prefix(packed: bytes) -> Prefix:
         raise error if isinstance(error, CodecError) else CodecError(f"not a message of ours: {packed[:40]!r}") from error
 
 
-def names_in(form: int, type_name: str) -> tuple[str, tuple[str, ...]]:
-    """The name of the type alone, and the fields whose values are the payload, as their names (PACKED: `name:code`)."""
-    name, parenthesis, fields = type_name.rpartition("(")
+def names_in(form: int, type_name: str) -> tuple[str, tuple[str, ...], str]:
+    """The name of the type alone, the fields whose values are the payload (PACKED: `name:code`), and what the codec says of them."""
+    name, parenthesis, rest = type_name.rpartition("(")
     if form not in (TYPED, PACKED) or not parenthesis:
-        return type_name, ()
-    return name, tuple(filter(None, fields[:-1].split(",")))
+        return type_name, (), ""
+    fields, _, kinds = rest.partition(")")
+    return name, tuple(filter(None, fields.split(","))), kinds
 
 
 def time_size(prefix: Prefix) -> int:

@@ -203,7 +203,10 @@ def publish(topic: str, data: bytes, headers: Mapping[str, Header] | None = None
 
 def fetch(channel: Channel) -> Message | None:
     """The channel's next message, or None; never blocks. Raises RuntimeError where the channel is not open."""
-    channel._check_open()
+    try:
+        channel._check_open()
+    except AttributeError:
+        raise _no_channel(channel) from None
     message = channel._next()
     if message is None:
         channel._read(0, wait=False)
@@ -221,6 +224,8 @@ def subscribe(channel: Channel, callback: Callable[[Message], Any], timeout_seco
     """
     if not timeout_seconds >= 0:
         raise ValueError(f"timeout_seconds={timeout_seconds!r}: 0 or more")
+    if not isinstance(channel, Channel):
+        raise _no_channel(channel)
     channel._check_open()
     if not channel._subscribed.acquire(blocking=False):
         raise RuntimeError(f"{channel!r} is subscribed to already: make another Channel of that topic")
@@ -230,6 +235,10 @@ def subscribe(channel: Channel, callback: Callable[[Message], Any], timeout_seco
     finally:
         channel._subscribed.release()
     return -1 if caught else handled
+
+
+def _no_channel(given: Any) -> TypeError:
+    return TypeError(f"it wants a channel, as in `with Channel('logs') as channel:`, not {given!r:.100}")
 
 
 def _listen(channel: Channel, callback: Callable[[Message], Any], end: float, caught: Caught) -> int:

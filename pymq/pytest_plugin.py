@@ -35,6 +35,8 @@ def pymq_config(pytestconfig: pytest.Config) -> Config:
     from pymq.provider import config_from
 
     config: Any = copy.copy(config_from(pytestconfig.getoption("--pymq-url") or pytestconfig.getini("pymq_url")))
+    if not hasattr(config, "namespace"):
+        raise TypeError(f"{config!r} has no attribute `namespace`, by which each test gets a place of its own")
     object.__setattr__(config, "namespace", f"{config.namespace}-test-{secrets.token_hex(8)}")
     chosen: Config = config
     return chosen
@@ -47,9 +49,10 @@ def pymq_bus(pymq_config: Config) -> Iterator[RecordingBus]:
     from pymq.recording import RecordingBus
 
     bus = RecordingBus(pymq_config)
-    pymq.init(bus)
-    yield bus
-    pymq.shutdown()
+    with bus.listening():
+        pymq.init(bus)
+        yield bus
+        pymq.shutdown()
 
 
 @pytest.fixture

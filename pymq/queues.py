@@ -5,13 +5,15 @@ from __future__ import annotations
 import itertools
 import logging
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pymq import message as frames
-from pymq.deliveries import DEAD_HEADERS, Leased, Policy, dead_letter, unpack_anything
+from pymq.deliveries import BACKOFF, DEAD_HEADERS, LEASE, RETRIES, Leased, Policy, check_retries, dead_letter, unpack_anything
 from pymq.exceptions import CodecError, LeaseLost, PymqError, QueueNotFound, Reject, Retry
 from pymq.message import SEQUENCE_BYTES, Frame, Prefix
 from pymq.provider.base import Provider
@@ -25,8 +27,8 @@ T = TypeVar("T")
 Empty = queue.Empty
 Full = queue.Full
 
-LEASE = 30.0
-RETRIES = 5
+AT_ONCE = 10
+"""How many dead letters are leased at once: over a network each takes some round trips."""
 MOST_PREFIXES = 10_000
 """How many senders and types a queue's decoders are held for: 3 us an item instead of 100."""
 
@@ -34,20 +36,33 @@ MOST_PREFIXES = 10_000
 class Queue(Generic[T]):
     """A queue of all processes of the namespace: first in, first out, kept while no process at all is attached.
 
-    `name` is its name, `maxsize` how many items `put` lets wait (0: no bound; the leased do not count). Safe in all threads.
+    `name` is its name, `maxsize` how many items `put` lets wait (0: no bound; the leased do not count). An item that a `take` of this
+    object failed with comes again up to `retries` times, after `backoff` seconds doubling each time, then it is in `dead`. Safe in
+    all threads.
     """
 
-    def __init__(self, bus: EventBus, name: str, type: Any = Any, maxsize: int = 0) -> None:
+    def __init__(
+        self,
+        bus: EventBus,
+        name: str,
+        type: Any = Any,
+        maxsize: int = 0,
+        *,
+        retries: int = RETRIES,
+        backoff: float = BACKOFF,
+    ) -> None:
         from pymq import codec
 
         if not isinstance(name, str) or not name:
             raise ValueError(f"a queue's name is a text, not {name!r}")
         if not isinstance(maxsize, int):
             raise TypeError(f"maxsize is a number of items, not {maxsize!r}")
+        check_retries(retries, backoff)
         self._bus = bus
         self.name = name
         self.maxsize = maxsize
         self._type = type
+        self._policy = Policy(retries, backoff, f"queue-dead/{name}")
         self._queue = f"queue/{name}"
         self._closed = False
         self._encodings: dict[Any, tuple[Callable[[Any], bytes], Iterator[bytes]]] = {}
@@ -71,11 +86,12 @@ class Queue(Generic[T]):
 
         Where `maxsize` items wait already, waits up to `timeout` seconds (None: without end; not at all unless `block`), then raises
         Full. `delay`: nobody gets it before so many seconds; `ttl`: it is dropped so many after that; `priority`: higher ones first,
-        where the provider has levels. Raises CodecError for an item that cannot travel, MessageTooLarge, ProviderError, ValueError.
+        where the provider has levels. Raises CodecError for an item that cannot travel, or that does not fit the queue's type
+        (looked at until one of its class has), MessageTooLarge, ProviderError, ValueError.
         """
         provider = self._bus.provider if not self._closed else self._provider()  # 0.05 us less than the call
         left = None if block and timeout is None else _timeout(block, timeout)
-        encode, heads = self._encodings.get(type(item)) or self._encoding(type(item))
+        encode, heads = self._encodings.get(type(item)) or self._encoding(item)
         payload = encode(item)  # first: what cannot travel takes no number
         message = next(heads) + payload
         lives = None
@@ -89,11 +105,19 @@ class Queue(Generic[T]):
                 return
             except QueueNotFound:  # freed meanwhile, perhaps again and again: the put makes it anew
                 provider.declare(self._queue)
+            except Full:
+                raise Full(f"no room in the queue {self.name!r}") from None  # the provider knows it by another name
 
-    def _encoding(self, cls: Any) -> tuple[Callable[[Any], bytes], Iterator[bytes]]:
+    def _encoding(self, item: Any) -> tuple[Callable[[Any], bytes], Iterator[bytes]]:
         from pymq import codec
 
+        cls = type(item)
         encoder = codec.encoder_for(cls)
+        if self._type is not Any and cls is not self._type:  # looked at once for each class: what fits then may be put from then on
+            try:
+                codec.decoder_for(encoder.form, encoder.type_name, self._type)(encoder.encode(item))
+            except CodecError as error:
+                raise CodecError(f"the queue {self.name!r} is of {self._type!r}, and nobody could get this: {error}") from error
         prefix = Prefix(frames.ITEM, encoder.form, 0, self._bus.token, self.name, encoder.type_name, ())
         found = self._encodings[cls] = encoder.encode, frames.heads(self._sequence, frames.pack_prefix(prefix))
         return found
@@ -129,12 +153,11 @@ class Queue(Generic[T]):
         """
         check_lease(lease)
         deadline = None if timeout is None else time.monotonic() + _timeout(True, timeout)
-        policy = Policy(RETRIES, 0.0, f"queue-dead/{self.name}")
         while True:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             message, receipt = self._receive(left, lease)
             assert receipt is not None
-            leased = Leased(self._provider(), message, receipt, policy)
+            leased = Leased(self._provider(), message, receipt, self._policy)
             if leased.exhausted:
                 leased.bury(Reject(f"{leased.attempt - 1} deliveries ended without an ack"))
                 continue
@@ -147,7 +170,8 @@ class Queue(Generic[T]):
     def take(self, timeout: float | None = None, lease: float = LEASE) -> Delivery[T]:
         """`receive`, for a `with` block: `with q.take() as job: work(job.value)` acks when the block ends well.
 
-        A block that raises gives the item back at once (after 5 retries to `dead`); the lease is extended while it runs.
+        A block that raises gives the item back: it comes again after the queue's `backoff`, and after `retries` of these it is in
+        `dead`. The lease is extended while the block runs.
         """
         return self.receive(timeout, lease)
 
@@ -286,6 +310,8 @@ class Delivery(Generic[T]):
             self._leased.retry(error)
         elif isinstance(error, Reject):
             self._leased.bury(error)
+        elif not isinstance(error, Exception):  # the program is told to end: Ctrl-C, SystemExit
+            self._leased.retry(Retry())
         else:
             self._leased.fail(error)
 
@@ -294,7 +320,10 @@ class Delivery(Generic[T]):
 
 
 class DeadLetter:
-    """A message that failed too often: `value`, `channel`, and `headers` that say why (`dead-error`, `dead-text`, …)."""
+    """A message that failed too often: `value`, `channel`, and `headers` that say why (`dead-error`, `dead-text`, …).
+
+    What cannot become an instance of its class, since that is another version here, is a dict of its fields.
+    """
 
     def __init__(self, frame: Frame) -> None:
         self.headers: dict[str, Any] = frame.options.get("headers", {})
@@ -319,42 +348,50 @@ class DeadLetters:
     __len__ = qsize
 
     def __iter__(self) -> Iterator[DeadLetter]:
-        provider = self._bus.provider
-        held = self._all(LEASE)
+        held = list(self._each(LEASE, self.qsize()))
         try:
             return iter([DeadLetter(frames.unpack(message)) for message, _ in held])
         finally:
-            for _, receipt in held:
-                provider.nack(receipt)
+            self._put_back([receipt for _, receipt in held])
 
     def requeue(self) -> int:
         """Give all back to the queues they came from, to be tried again from the start; how many: fewer where one of those is full."""
         provider, done = self._bus.provider, 0
-        for message, receipt in self._all(LEASE):
-            frame = frames.unpack(message)
-            headers = {name: value for name, value in frame.options["headers"].items() if name not in DEAD_HEADERS}
-            again = frame._replace(options={"headers": headers} if headers else {}).pack()
-            provider.declare(frame.options["origin"])
-            try:
-                provider.send(frame.options["origin"], again, timeout=0)
-                provider.ack(receipt)
+        full: list[Any] = []
+        declared: set[str] = set()
+        try:
+            for message, receipt in self._each(LEASE, self.qsize()):
+                origin, again = _tried_never(frames.unpack(message))
+                if origin not in declared:
+                    provider.declare(origin)
+                    declared.add(origin)
+                try:
+                    provider.send(origin, again, timeout=0)
+                except Full:
+                    full.append(receipt)
+                    continue
                 done += 1
-            except Full:
-                provider.nack(receipt)
+                with suppress(LeaseLost):
+                    provider.ack(receipt)
+        finally:
+            self._put_back(full)
         return done
 
     def purge(self) -> int:
         """Forget all; how many."""
-        return len(self._all(None))
+        return sum(1 for _ in self._each(None, sys.maxsize))
 
-    def _all(self, lease: float | None) -> list[Any]:
-        found: list[Any] = []
-        try:
-            while batch := self._bus.provider.receive(self._queue, 0, limit=100, lease=lease):
-                found += batch
-        except QueueNotFound:
-            pass
-        return found
+    def _each(self, lease: float | None, most: int) -> Iterator[Any]:
+        """A few at a time, so that each few have the whole lease; at most so many, since those given back may die again at once."""
+        with suppress(QueueNotFound):
+            while most > 0 and (batch := self._bus.provider.receive(self._queue, 0, limit=min(most, AT_ONCE), lease=lease)):
+                yield from batch
+                most -= len(batch)
+
+    def _put_back(self, receipts: list[Any]) -> None:
+        for receipt in receipts:
+            with suppress(LeaseLost):  # then it is back already
+                self._bus.provider.nack(receipt)
 
 
 _numbers = itertools.count(1).__next__
@@ -375,13 +412,21 @@ def _with_options(message: bytes, provider: Provider, delay: float, ttl: float |
     return frames.unpack(message)._replace(options=options).pack()
 
 
+def _tried_never(letter: Frame) -> tuple[str, bytes]:
+    """The queue that a dead letter came from, and what was in it."""
+    headers = {name: value for name, value in letter.options["headers"].items() if name not in DEAD_HEADERS}
+    return letter.options["origin"], letter._replace(options={"headers": headers} if headers else {}).pack()
+
+
 def _readable(frame: Frame) -> Any:
     from pymq import codec
 
-    try:
-        return codec.decoder_for(frame.prefix.form, frame.prefix.type_name)(frame.payload)
-    except CodecError:
-        return frame.payload
+    for decoder_for in (codec.decoder_for, codec.plain_decoder_for):  # the second: the class that this program has is another version
+        try:
+            return decoder_for(frame.prefix.form, frame.prefix.type_name)(frame.payload)
+        except CodecError:
+            pass
+    return frame.payload
 
 
 def _timeout(block: bool, timeout: float | None) -> Any:

@@ -17,7 +17,7 @@ from pymq import message as frames
 from pymq.calls import CallReader
 from pymq.dispatch import Serial, Task
 from pymq.exceptions import PymqError, QueueNotFound
-from pymq.handlers import describe, hints_of, signature_of
+from pymq.handlers import describe, hints_of, is_async, signature_of, unrun
 from pymq.message import SEQUENCE_BYTES, Prefix
 from pymq.topics import qualified_name
 
@@ -53,7 +53,7 @@ def forget_name(fn: Callable[..., Any], *attributes: str) -> None:
 class Remote:
     """One exposed function: decodes a call, makes it, replies. Serial, as a subscription is, unless it is `async def`."""
 
-    def __init__(self, bus: EventBus, remotes: Remotes, fn: Callable[..., Any], name: str) -> None:
+    def __init__(self, bus: EventBus, remotes: Remotes, fn: Callable[..., Any], name: str, hints: dict[str, Any] | None = None) -> None:
         from pymq import codec
 
         self.bus = bus
@@ -61,8 +61,8 @@ class Remote:
         self.fn = fn
         self.name = name
         self.serial: Serial = Serial()
-        self.is_async: bool = inspect.iscoroutinefunction(fn)
-        hints = hints_of(fn)
+        self.is_async: bool = is_async(fn)
+        hints = hints_of(fn) if hints is None else hints
         for hint in hints.values():
             codec.name_type(hint)
         self.returns: Any = hints.get("return", Any)
@@ -114,7 +114,7 @@ class Remote:
             prefix, encode = remotes.encodings.get(type(result)) or remotes.encoding(type(result))
             remotes.send(reply_to, request + prefix + encode(result))
         except Exception as error:  # the result cannot travel, or is not what the function promises
-            remotes.fail(reply_to, request, error)
+            remotes.fail(reply_to, request, unrun(self.fn, result) or error)
 
 
 class _Requests:
@@ -165,9 +165,9 @@ class Remotes:
         exposed = served[0] if served else getattr(fn, REMOTE_NAME, None) or getattr(fn, EXPOSED_NAME, None)
         return self.name_of(fn, exposed)
 
-    def add(self, fn: Callable[..., Any], name: str, replace: bool = False) -> Remote | None:
+    def add(self, fn: Callable[..., Any], name: str, hints: dict[str, Any] | None = None, replace: bool = False) -> Remote | None:
         """Serve `fn`; callers find it on return. What began, unless it was served under that name before."""
-        remote = Remote(self._bus, self, fn, name)
+        remote = Remote(self._bus, self, fn, name, hints)
         remember_name(fn, name, EXPOSED_NAME)
         with self._lock:
             served = self._remotes.get(name)
@@ -244,7 +244,7 @@ class Remotes:
         if self._bus.remotes is not self:
             return  # a fork, or the end of the bus, came in the call: after the one, the answer is the parent's to give
         try:
-            self._bus.provider.send(queue, message, timeout=1.0)
+            self._bus.provider.reply(queue, message)
         except QueueNotFound:
             pass  # the caller is gone
 

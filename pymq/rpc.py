@@ -228,12 +228,14 @@ def _left(provider: Provider, deadline: float) -> float | None:
 class StubMethod(Generic[P, R]):
     """A remote function, to be called like a local one. Safe in all threads."""
 
-    def __init__(self, bus: EventBus, fn: Callable[P, R] | str, timeout: float | None = None, multi: bool = False) -> None:
+    multi = False
+    """Whether every live server is called."""
+
+    def __init__(self, bus: EventBus, fn: Callable[..., Any] | str, timeout: float | None = None) -> None:
         self._bus = bus
         self.name: str = bus.remotes.name_to_call(fn)
         self.topic: str = "r/" + self.name
         self.timeout = timeout
-        self.multi = multi
         self._returns = Any if isinstance(fn, str) else hints_of(fn).get("return", Any)
         self._decoders: dict[bytes, Callable[[bytes], Any]] = {}
         self._last: tuple[bytes, Callable[[bytes], Any]] = b"\0\0", _refuse
@@ -249,13 +251,12 @@ class StubMethod(Generic[P, R]):
             raise result
         return result  # type: ignore[no-any-return]
 
-    def rpc(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+    def rpc(self, *args: P.args, **kwargs: P.kwargs) -> RpcResponse:
         """The raw `RpcResponse` (multi: a list of them): a failure is in its result instead of being raised.
 
         Raises NoSuchRemoteError, and CodecError for an argument that cannot travel.
         """
-        result = self._bus.caller.call(self, pack_call(args, kwargs))
-        return [self._response(each) for each in result] if self.multi else self._response(result)
+        return self._response(self._bus.caller.call(self, pack_call(args, kwargs)))
 
     def _response(self, result: Any) -> RpcResponse:
         raised = result.remote_type if isinstance(result, RemoteInvocationError) else ""
@@ -288,6 +289,16 @@ class StubMethod(Generic[P, R]):
 
     def __repr__(self) -> str:
         return f"<stub of {self.name!r}{', multi' if self.multi else ''}>"
+
+
+class MultiStubMethod(StubMethod[P, list[R]]):
+    """A remote function of which every live server is called; the results are a list."""
+
+    multi = True
+
+    def rpc(self, *args: P.args, **kwargs: P.kwargs) -> list[RpcResponse]:  # type: ignore[override]
+        """The raw `RpcResponse` of each server. Raises CodecError for an argument that cannot travel."""
+        return [self._response(each) for each in self._bus.caller.call(self, pack_call(args, kwargs))]
 
 
 def _refuse(data: bytes) -> Any:

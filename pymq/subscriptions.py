@@ -8,12 +8,14 @@ import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from pymq import message as frames
 from pymq.dispatch import MAX_BACKLOG, Serial, Task, join, persist
 from pymq.exceptions import CodecError, NotInitialized
-from pymq.handlers import Handler, Shape, Target, describe
+from pymq.handlers import Handler, Shape, Target, describe, unrun
+from pymq.loop import COUNTS_CANCELLATIONS, Shift, is_cancelled
 from pymq.message import Message, Prefix, beside, size_of
 from pymq.topics import matcher
 
@@ -74,7 +76,9 @@ class Subscription(Work):
         try:
             event, about = self.unpack(message)
             args, kwargs = self.shape.arguments(event, about)
-            self.callback(*args, **kwargs)
+            result = self.callback(*args, **kwargs)
+            if result is not None and (error := unrun(self.callback, result)):
+                raise error
             self.delivered += 1
         except _Expired:
             self.expired += 1
@@ -99,6 +103,11 @@ class Subscription(Work):
     def counts(self) -> dict[str, int]:
         return super().counts() | ({"dropped": self.serial.dropped} if self.serial.dropped else {})
 
+    @property
+    def waiting(self) -> int:
+        """How many messages have come and wait for the handler."""
+        return len(self.serial.backlog)
+
     def end(self) -> None:
         """No event reaches the handler any more."""
         self.active = False
@@ -122,7 +131,9 @@ class _Plain:
         def run(message: bytes) -> None:
             try:
                 if subscription.active:
-                    callback(decode(message[start:] or beside(message)))
+                    result = callback(decode(message[start:] or beside(message)))
+                    if result is not None and (failure := unrun(callback, result)):
+                        raise failure
                     subscription.delivered += 1
             except BaseException as error:
                 subscription.fail(error)
@@ -155,26 +166,36 @@ class Coroutines(Subscription):
         self.bus.loop.submit(self.name, self._drain())
 
     async def _drain(self) -> None:
+        shift, goes_on = Shift(), True
         while True:
             with self._mutex:
-                if not self._waiting or not self.active:
+                if not self._waiting or not self.active or not goes_on:
                     self._busy = False
                     return
                 message = self._waiting.popleft()
                 self._bytes -= size_of(message)
-            await self._handle(message)
+            is_well = await self._handle(message, shift)
+            if not is_well or monotonic() > shift.turn_ends:
+                goes_on = await shift.goes_on()
 
-    async def _handle(self, message: bytes) -> None:
+    async def _handle(self, message: bytes, shift: Shift) -> bool:
         try:
             event, about = self.unpack(message)
             args, kwargs = self.shape.arguments(event, about)
             coroutine: Coroutine[Any, Any, Any] = self.callback(*args, **kwargs)
-            await coroutine
+            await (coroutine if COUNTS_CANCELLATIONS else shift.apart(coroutine))
             self.delivered += 1
+            return True
         except _Expired:
             self.expired += 1
         except BaseException as error:
-            self.fail(error)
+            if self.active or not is_cancelled(error):  # what the end of the bus has cancelled is told by that
+                self.fail(error)
+        return False
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
 
 
 class Pooled(Subscription):
@@ -204,6 +225,10 @@ class Pooled(Subscription):
             super().run(message)
             with self._mutex:  # afterwards: none means that nothing waits and nothing runs
                 self._bytes -= size_of(message)
+
+    @property
+    def waiting(self) -> int:
+        return max(0, self._queue.qsize() - len(self.threads))  # behind them is one None for each thread
 
     def stop(self) -> None:
         """The threads end when they have handled what has come."""
@@ -256,9 +281,12 @@ class Subscriptions:
             subscription.stop()
         return [f"the handler {s.name}, which still runs" for s in pooled if not join(s.threads, lambda: None, deadline)]
 
-    def end(self) -> None:
-        """No handler is called any more: the bus ends."""
-        self._forget(self._all)
+    def end(self) -> list[str]:
+        """No handler is called any more: the bus ends. Say what waited for those that still ran."""
+        ended = self._all
+        abandoned = [f"{s.waiting} messages that waited for the handler {s.name}" for s in ended if s.waiting]
+        self._forget(ended)
+        return abandoned
 
     def remove(self, callback: Callable[..., Any], channel: str | None, pattern: bool) -> bool:
         """Unsubscribe; whether there was anything."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+import pymq
 
 ROOT = Path(__file__).parent.parent
 COMMAND = [sys.executable, "-m", "pymq.cli"]
@@ -44,8 +47,16 @@ def _read(path: Path) -> bytes:
         return b""  # it has ended, or is another user's
 
 
-def homes() -> set[str]:
-    return {path.name for path in SHM.glob("pymq-demo-*")}
+def homes() -> set[Path]:
+    return set(SHM.glob("pymq-demo-*"))
+
+
+def left_behind(before: set[Path]) -> set[Path]:
+    """What does not go away: there may be other demos beside this one."""
+    end = time.monotonic() + 60
+    while (left := homes() - before) and time.monotonic() < end:
+        time.sleep(0.1)
+    return left
 
 
 @needs_cli
@@ -66,29 +77,31 @@ def test_demo_shows_what_travels_and_leaves_nothing(environment: dict[str, str])
         r"speed +remote calls: [\d,]+ microseconds",
     ):
         assert re.search(line, done.stdout, re.M), f"{line} is not in\n{done.stdout}"
-    assert homes() == before
+    assert left_behind(before) == set()
     assert marked(environment) == []
 
 
 @needs_cli
-def test_ctrl_c_ends_the_demo_and_all_its_processes(environment: dict[str, str]) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_who_ends_the_demo_ends_all_its_processes(environment: dict[str, str], number: signal.Signals) -> None:
     before = homes()
     with start_demo(environment) as demo:
         until_it_talks(demo)
-        demo.send_signal(signal.SIGINT)
+        demo.send_signal(number)
         rest, _ = demo.communicate(timeout=20)
     assert demo.returncode == 130
     assert b"Traceback" not in rest
-    assert homes() == before
+    assert left_behind(before) == set()
     assert marked(environment) == []
 
 
 @needs_cli
 def test_the_programs_end_with_a_director_that_was_killed(environment: dict[str, str]) -> None:
-    before = homes()
     with start_demo(environment) as demo:
         until_it_talks(demo)
-        others = [os.pidfd_open(pid) for pid in marked(environment) if pid != demo.pid]
+        programs = [pid for pid in marked(environment) if pid != demo.pid]
+        (home,) = {re.findall(rb"PYMQ_HOME=([^\0]*)/pymq\0", _read(Path(f"/proc/{pid}/environ")))[0] for pid in programs}
+        others = [os.pidfd_open(pid) for pid in programs]
         demo.kill()
     try:
         assert len(others) >= 4
@@ -96,8 +109,32 @@ def test_the_programs_end_with_a_director_that_was_killed(environment: dict[str,
     finally:
         for fd in others:
             os.close(fd)
-        for home in homes() - before:
-            subprocess.run(["rm", "-r", str(SHM / home)], check=True)
+        shutil.rmtree(home)
+
+
+@needs_cli
+def test_the_next_demo_removes_what_a_killed_one_has_left(tmp_path: Path) -> None:
+    from pymq.cli.demo.director import remove_stale
+
+    for name, age in (("pymq-demo-old", 3600), ("pymq-demo-new", 0), ("another", 3600)):
+        (tmp_path / name / "pymq").mkdir(parents=True)
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    remove_stale(str(tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == {"pymq-demo-new", "another"}
+
+
+@needs_cli
+def test_a_program_of_the_demo_that_is_told_to_end_at_once_says_nothing(environment: dict[str, str]) -> None:
+    command = [sys.executable, "-c", "import pymq.cli.demo.stage as stage; stage.run('worker')"]
+    done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+@needs_cli
+def test_output_that_cannot_be_written_is_told_in_a_sentence(environment: dict[str, str]) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*COMMAND, "doctor"], env=environment, stdout=full, stderr=subprocess.PIPE, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (1, b"pymq: [Errno 28] No space left on device\n")
 
 
 def has_ended(pidfd: int) -> bool:
@@ -133,6 +170,12 @@ def test_without_the_extra_the_command_names_it(missing: str, environment: dict[
     done = run([sys.executable, "-c", program], environment)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"pymq: the command needs {missing}; in a checkout of pymq: pip install -e '.[cli]'\n"
+
+
+@needs_cli
+def test_the_command_says_its_version(environment: dict[str, str]) -> None:
+    done = run([*COMMAND, "--version"], environment)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"pymq {pymq.__version__}\n", "")
 
 
 @needs_cli

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from importlib import metadata
@@ -11,9 +12,11 @@ import pytest
 from harness import ROOT, run_program
 
 import pymq
+import pymq.asyncio
+from pymq import core
 from pymq.provider.ipc import IpcConfig, IpcEventBus
 from pymq.provider.redis import RedisConfig, RedisEventBus
-from pymq.provider.simple import SimpleEventBus
+from pymq.provider.simple import SimpleConfig, SimpleEventBus
 
 EXPORTS = [
     "CodecError",
@@ -89,25 +92,61 @@ def test_buses_of_pymq_take_a_namespace():
 
 
 def test_decorators_take_a_function_and_more():
-    heard: list[object] = []
+    def hear(event: object) -> None: ...
+
     with pymq.init(SimpleEventBus) as bus:
-        pymq.subscriber(heard.append, "direct")
-        pymq.subscriber("a/*", True)(heard.append)
-        bus.subscriber(heard.append, "b/*", True)
+        pymq.subscriber(hear, "direct")
+        pymq.subscriber("a/*", True)(hear)
+        bus.subscriber(hear, "b/*", True)
         pymq.remote(lambda: 2, "two")
         assert [pymq.publish(1, channel) for channel in ("direct", "a/x", "b/x", "*")] == [1, 1, 1, 0]
         assert pymq.stub("two", timeout=10)() == 2
 
 
-def test_decorators_drop_nothing_that_they_are_given():
-    with pytest.raises(TypeError, match="channel, pattern, group"):
-        pymq.subscriber("a", channel="b")(lambda event: None)
-    with pytest.raises(TypeError, match="at most once"):
-        pymq.remote(lambda: 1, "a", True)
+def note(text: str) -> None: ...
+
+
+@pytest.mark.parametrize("way", ["module", "threads", "loop"])
+def test_decorators_drop_nothing_that_they_are_given(way):
+    verbs = {"module": pymq, "threads": pymq.EventBus(SimpleConfig("x")), "loop": pymq.asyncio.EventBus(SimpleConfig("x"))}[way]
+    with pytest.raises(TypeError, match="note: multiple values for argument 'channel'; its options are channel, pattern, group"):
+        verbs.subscriber("a", channel="b")(note)
+    with pytest.raises(TypeError, match=r"note: got an unexpected keyword argument 'retry'; .* retries"):
+        verbs.subscriber("jobs", group="billing", retry=2)(note)
+    with pytest.raises(TypeError, match="note: too many positional arguments; its options are channel"):
+        verbs.remote(note, "a", True)
+    with pytest.raises(TypeError, match="note: got an unexpected keyword argument 'name'"):
+        verbs.remote(name="double")(note)
+    with pytest.raises(TypeError, match="note: got an unexpected keyword argument 'retry'"):
+        pymq.subscribe(note, "jobs", group="billing", retry=2)
+
+
+def test_decorators_take_all_by_position_too():
     with pymq.init(SimpleEventBus) as bus:
         pymq.subscriber("jobs", False, "workers")(lambda event: None)
         assert [member.group.name for member in bus._members] == ["workers"]
         bus.group("workers").delete()
+
+
+def test_what_is_no_config_is_told_how_to_be_one():
+    with pytest.raises(TypeError, match=r"^init wants a config, .* init\(RedisConfig\(client\)\), .*; not \[1, 1, 1") as raised:
+        pymq.init([1] * 1000)  # type: ignore[arg-type]
+    assert len(str(raised.value)) < 350
+
+
+@pytest.mark.parametrize("option", [{"retries": 3}, {"retries": 5}, {"backoff": 1.0}, {"lease": 30.0}])
+def test_an_option_of_groups_without_one_is_refused_where_it_stands(option):
+    (named,) = option
+    with pytest.raises(ValueError, match=f"{named}=.* needs group="):
+        pymq.EventBus(SimpleConfig("options")).subscribe(print, "x", **option)
+    with pytest.raises(ValueError, match=f"{named}=.* needs group="):
+        pymq.subscriber("x", **option)(note)
+    assert note not in [declared for _, declared, _ in core._declared.values()]
+    for loops in (option, {"workers": 2}):
+        with pytest.raises(ValueError, match="needs group="):
+            pymq.asyncio.EventBus(SimpleConfig("options")).subscriber("x", **loops)(note)
+        with pytest.raises(ValueError, match="needs group="):
+            asyncio.run(pymq.asyncio.EventBus(SimpleConfig("options")).subscribe(note, "x", **loops))
 
 
 def test_the_version_is_that_of_the_package():

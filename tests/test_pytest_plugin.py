@@ -186,6 +186,7 @@ def test_publish_before_init_is_an_error_too(pymq_bus):
     result = check(tests, passed=3, failed=2)
     result.stdout.fnmatch_lines(["*AssertionError: a handler failed: ValueError: no such order: -1"])
     result.stdout.fnmatch_lines(["FAILED test_shop.py::test_bad*"])
+    result.stdout.fnmatch_lines(["*AssertionError: a handler failed: RuntimeError: publish before pymq.init()*"])
 
 
 def test_tests_that_do_not_name_the_fixture_as_a_parameter_fail_as_well(check):
@@ -279,6 +280,56 @@ def test_says_what_does_not_end(pymq_bus):
     gate.set()
 """
     check(tests, passed=6)
+
+
+def test_drain_waits_for_the_groups_of_a_provider_that_counts_nothing(check):
+    """As the contract's `counters` allows."""
+    tests = """
+import threading
+
+@pytest.fixture
+def pymq_config():
+    from pymq.provider.simple import SimpleConfig, SimpleProvider
+    class Uncounting(SimpleProvider):
+        def counters(self):
+            return {}
+    class Config(SimpleConfig):
+        def create(self):
+            return Uncounting(self)
+    return Config()
+
+def test_retries(pymq_bus):
+    place(13)
+    pymq_bus.drain()
+    assert pymq_bus.stats()["retried"] == {"shop.Invoiced": 1}
+    pymq_bus.errors.clear()
+
+def test_bad(pymq_bus):
+    ending = threading.Event()
+    def member(event):
+        ending.wait(0.2)
+        raise ValueError("after the test has ended")
+    pymq_bus.subscribe(member, "slow", group="slow", retries=0)
+    pymq.publish(1, "slow")
+"""
+    result = check(tests, passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*AssertionError: a handler failed: ValueError: after the test has ended"])
+
+
+def test_a_test_whose_program_shuts_down(check):
+    tests = """
+def test_good(pymq_bus):
+    place(1)
+    pymq_bus.drain()
+    pymq.shutdown()
+
+def test_bad(pymq_bus):
+    place(-1)
+    pymq_bus.drain()
+    pymq.shutdown()
+"""
+    result = check(tests, passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*AssertionError: a handler failed: ValueError: no such order: -1"])
 
 
 def test_it_is_off_until_used(pytester, monkeypatch):

@@ -64,6 +64,7 @@ class Terminal:
     """A program that runs until it ends or is interrupted; `with` makes sure of it."""
 
     def __init__(self, path: Path, environment: dict[str, str]) -> None:
+        self.source = path.read_text()
         command = [sys.executable, "-c", STARTER, str(path)]
         self.process = subprocess.Popen(
             command,
@@ -112,15 +113,18 @@ class Terminal:
         """As Ctrl-C; a program that has ended already has ended well."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
-            assert self.process.wait(PATIENCE) in (0, 1, -signal.SIGINT), self.printed
+            status = self.process.wait(PATIENCE)
+            self.until("the end of what it prints")
+            if "KeyboardInterrupt" in self.source or "SIGINT" in self.source:  # one that shows how to end
+                assert (status, "Traceback" in "".join(self.printed)) == (0, False), self.printed
+            assert status in (0, 1, -signal.SIGINT), self.printed
         else:
             assert self.process.returncode == 0, self.printed
 
 
 def run_page(text: str, directory: Path) -> None:
     """Run all blocks of a page as the module's docstring says. Raises AssertionError with what was printed."""
-    environment = os.environ | {"PYMQ_HOME": str(directory / "home"), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    environment.pop("PYMQ_URL", None)
+    environment = environment_of(directory)
     blocks = blocks_of(text)
     with ExitStack() as stack:
         terminals: dict[str, Terminal] = {}
@@ -136,6 +140,13 @@ def run_page(text: str, directory: Path) -> None:
                 check_printed(terminals[str(block.argument)], block.source.splitlines())
         for terminal in terminals.values():
             terminal.interrupt()
+
+
+def environment_of(directory: Path) -> dict[str, str]:
+    """That of programs which meet in this directory and nowhere else."""
+    environment = os.environ | {"PYMQ_HOME": str(directory / "home"), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    environment.pop("PYMQ_URL", None)
+    return environment
 
 
 def run_blocks(blocks: list[Block], directory: Path, environment: dict[str, str]) -> None:
@@ -176,6 +187,23 @@ def test_no_block_escapes(page: Path) -> None:
     text = page.read_text()
     assert text.count("```") == 2 * len(blocks_of(text)), "a fence that blocks_of does not see"
     assert {block.word for block in blocks_of(text)} <= {None, "terminal", "prints", "not run"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_service_of_the_docs_finishes_what_it_has_begun(number: signal.Signals, tmp_path: Path) -> None:
+    (source,) = [block.source for block in blocks_of((ROOT / "docs" / "start.md").read_text()) if block.argument == "service.py"]
+    (tmp_path / "service.py").write_text(source)
+    environment = environment_of(tmp_path)
+    with Terminal(tmp_path / "service.py", environment) as service:
+        service.until("waiting")
+        publish = "import pymq; pymq.init(); print([pymq.publish(n, 'work') for n in (1, 2)]); pymq.shutdown()"
+        done = subprocess.run([sys.executable, "-c", publish], env=environment, capture_output=True, text=True, check=False)
+        assert done.stdout == "[1, 1]\n", done.stderr
+        service.until("begins 1")
+        service.process.send_signal(number)
+        assert service.process.wait(PATIENCE) == 0
+        service.until("the end of what it prints")
+        assert service.printed == ["waiting", "begins 1", "ends 1"]
 
 
 def test_a_wrong_block_fails(tmp_path: Path) -> None:

@@ -134,6 +134,74 @@ def test_the_checkers_would_find_something(tmp_path, site):
     assert checked(PYRIGHT, "--pythonpath", sys.executable, ".", cwd=tmp_path, site=site).returncode == 1
 
 
+ACCEPTED_AND_REFUSED = """
+import pymq
+import pymq.asyncio
+from dataclasses import dataclass
+
+@dataclass
+class Job:
+    number: int
+
+def product(a: int, b: int = 2) -> int:
+    return a * b
+
+async def slow_product(a: int) -> int:
+    return a
+
+def note(text: str) -> None: ...
+
+bus, loop = pymq.EventBus(), pymq.asyncio.EventBus()
+
+def accepted(multi: bool) -> None:
+    first: pymq.Queue[Job] = bus.queue("jobs", type=Job, maxsize=3)
+    either: pymq.Queue[int | str] = pymq.queue("jobs", int | str)
+    also: pymq.Queue[int | str] = bus.queue("jobs", type=int | str)
+    more: pymq.asyncio.Queue[int | str] = loop.queue("jobs", type=int | str)
+    any_type = bus.queue("jobs").get().anything
+    number: int = bus.stub(product)(1, b=2)
+    numbers: list[int] = bus.stub(slow_product, multi=True)(1)
+    error: bool = bus.stub(product).rpc(1).error
+    errors: list[bool] = [response.error for response in bus.stub("product", multi=True).rpc(1)]
+    length: int = len(pymq.stub("product", multi=True)(1)) + len(pymq.stub(product, multi=True).rpc(1))
+    anything: str = pymq.stub("product", multi=multi)(1)
+    pymq.subscriber("x", True, "billing", retries=3, backoff=0.5, lease=3.0, workers=2)(note)
+    bus.subscriber(channel="x", pattern=True, group="billing", retries=3)(note)
+    loop.subscriber("x", group="billing", retries=3)(note)
+    pymq.subscribe(note, "x", group="billing", retries=3)
+    pymq.remote(product)(1, 2)
+    bus.remote(channel="product")(product)(1, 2)
+    loop.remote("product")(product)(1, 2)
+
+def refused() -> None:
+    bus.queue("jobs", type=Job).put("text")
+    pymq.queue("jobs", type=Job).put("text")
+    bus.stub(product)("text")
+    bus.stub(product, multi=True)("text")
+    pymq.stub(product).rpc(1).wrong
+    pymq.stub("product", multi=True)(1).wrong
+    pymq.subscriber("x", group="billing", retry=2)(note)
+    bus.subscriber("x", group="billing", retry=2)(note)
+    loop.subscriber("x", group="billing", retries="two")(note)
+    pymq.subscribe(note, "x", retry=2)
+    pymq.remote(name="product")(product)
+    bus.remote(name="product")(product)
+    loop.remote(name="product")(product)
+"""
+
+
+@pytest.mark.parametrize("checker", ["mypy", PYRIGHT])
+def test_what_is_refused_and_what_is_not(checker, tmp_path, site):
+    (tmp_path / "program.py").write_text(ACCEPTED_AND_REFUSED)
+    options = {"mypy": ["--strict", "--config-file=", "--follow-imports=silent"], PYRIGHT: ["--pythonpath", sys.executable]}
+    (tmp_path / "pyrightconfig.json").write_text('{"typeCheckingMode": "standard"}')
+    found = checked(checker, *options[checker], "program.py", cwd=tmp_path, site=site).stdout
+    lines = ACCEPTED_AND_REFUSED.splitlines()
+    first = lines.index("def refused() -> None:") + 2
+    wrong = sorted({int(line) for line in re.findall(r"program\.py:(\d+):.*error", found)})
+    assert wrong == list(range(first, len(lines) + 1)), found
+
+
 class Holder:
     async def takes_nothing(self) -> None: ...
 

@@ -18,7 +18,7 @@ def count(text: Text) -> Counted:
 
 def main(seconds: float = 0) -> None:
     """One text after the other. A text is forgotten only when its block has ended well, which is after the result was published."""
-    queue = pymq.queue("texts", type=Text)
+    queue = pymq.queue("texts", type=Text, backoff=0.2)  # six attempts in about six seconds
     print("ready")
     while True:
         try:

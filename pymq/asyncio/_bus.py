@@ -8,23 +8,27 @@ import os
 import weakref
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, Literal, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
-from pymq.asyncio._calls import LoopCaller, MultiStub, Stub
+from pymq.asyncio._calls import MultiStub, Stub
 from pymq.asyncio._core import Core
 from pymq.asyncio._events import Events
-from pymq.asyncio._port import Port
+from pymq.asyncio._port import NOT_STARTED, Port
 from pymq.asyncio._queues import DeadLetters, Queue
 from pymq.asyncio._threads import in_thread
-from pymq.bus import SHUTDOWN_SECONDS, decorator
+from pymq.bus import SHUTDOWN_SECONDS, SubscribeOptions, decorator, options_of
+from pymq.deliveries import BACKOFF, RETRIES
 from pymq.exceptions import NotInitialized
 from pymq.groups import Group as SyncGroup
-from pymq.groups import Options
-from pymq.handlers import Shape, channels_of
+from pymq.handlers import channels_of
 from pymq.provider import Config, config_from
 from pymq.provider.base import Health, WouldWait
 from pymq.routes import Route
 from pymq.rpc import StubMethod
+from pymq.topics import check_channel
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 log = logging.getLogger("pymq")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -62,7 +66,7 @@ class EventBus:
         self._early: list[Callable[[], Awaitable[None]]] = []
         self._routes: dict[Any, Route] = {}
         self._iterations: weakref.WeakSet[Events[Any]] = weakref.WeakSet()
-        self._port: Port | None = None
+        self._is_open = False
         self._start: _Start | None = None
 
     # ------------------------------------------------------------------ lifecycle
@@ -94,10 +98,10 @@ class EventBus:
     async def _open(self) -> None:
         loop = asyncio.get_running_loop()
         await in_thread(loop, None, self._core.start)
-        self._port = self._core.port = Port(loop, self._core.provider)
-        self._caller = LoopCaller(self._core, self._port)
+        port = self._core.enter()
+        self._is_open = True
         self._ended = asyncio.Event()
-        if self._port.direct:
+        if port.direct:
             self._routes = self._core.routes
         early, self._early = self._early, []
         for apply in early:
@@ -113,15 +117,14 @@ class EventBus:
 
         Goes on to its end where it is cancelled.
         """
-        port, self._port = self._port, None
-        if port is not None:
-            self._start = None
-            await asyncio.shield(self._shut_down(port, timeout, asyncio.current_task()))
+        if self._is_open:
+            self._is_open, self._start = False, None
+            await asyncio.shield(self._shut_down(self._core.port.here(), timeout, asyncio.current_task()))
 
     async def _shut_down(self, port: Port, timeout: float, caller: asyncio.Task[Any] | None) -> None:
         self._routes = {}
         self._core.quiet()
-        self._caller.close()
+        self._core.caller.close()
         for events in list(self._iterations):
             events.end()
         await port.close()
@@ -152,9 +155,9 @@ class EventBus:
         return True
 
     def _opened(self) -> Port:
-        if self._port is None:
-            raise NotInitialized("the bus is not started: use it inside `async with pymq.asyncio.connect() as bus`")
-        return self._port
+        if not self._is_open:
+            raise NotInitialized(NOT_STARTED)
+        return self._core.port
 
     # ------------------------------------------------------------------ events
 
@@ -188,16 +191,17 @@ class EventBus:
         pattern: bool = False,
         *,
         group: str | None = None,
-        retries: int = 5,
-        backoff: float = 1.0,
-        lease: float = 30.0,
-        workers: int = 1,
+        retries: int | None = None,
+        backoff: float | None = None,
+        lease: float | None = None,
+        workers: int | None = None,
     ) -> None:
-        """`pymq.subscribe`, awaited: in force when it returns. `workers` is for groups; `async def` handlers run in this loop.
+        """`pymq.subscribe`, awaited: in force when it returns. `async def` handlers run in this loop.
 
-        One that is cancelled is not in force.
+        `workers` is for groups, too. One that is cancelled is not in force.
         """
-        await self._do_or_undo(partial(self._core.begin, callback, channel, pattern, group, Options(retries, backoff, lease, workers)))
+        how = retries, backoff, lease, workers
+        await self._do_or_undo(self._core.subscribing(callback, channel, pattern, group, *how))
 
     async def _do_or_undo(self, call: Callable[[], Callable[[], None]]) -> None:
         """A call that may be in a thread's hands when this is cancelled: then it is waited for, and undone by what it returns."""
@@ -224,20 +228,25 @@ class EventBus:
         await self._opened().do(self._core.unsubscribe, callback, channel, pattern, group)
 
     @overload
-    def subscriber(self, callback: F, /, *given: Any, **options: Any) -> F: ...
+    def subscriber(self, callback: F, /, *given: Any, **options: Unpack[SubscribeOptions]) -> F: ...
     @overload
-    def subscriber(self, channel: str | None = None, /, *given: Any, **options: Any) -> Callable[[F], F]: ...
+    def subscriber(self, channel: str | None = None, /, *given: Any, **options: Unpack[SubscribeOptions]) -> Callable[[F], F]: ...
     def subscriber(self, *given: Any, **options: Any) -> Any:
         """`subscribe` as a decorator, in force from `start` on. Raises TypeError once the bus is started: await `subscribe` then."""
-        return decorator(partial(self._at_start, self.subscribe, Shape), given, options)
+        return decorator(partial(self._at_start, self.subscribe, self._core.subscribing), given, options)
 
     def _at_start(
-        self, verb: Callable[..., Awaitable[None]], check: Callable[..., object], function: Any, *given: Any, **options: Any
+        self,
+        verb: Callable[..., Awaitable[None]],
+        prepare: Callable[..., Callable[[], Callable[[], None]]],
+        function: Any,
+        *given: Any,
+        **options: Any,
     ) -> None:
-        if self._port is not None:
+        if self._is_open:
             raise TypeError(f"the bus is started: `await bus.{verb.__name__}({getattr(function, '__name__', function)}, ...)` instead")
-        check(function)
-        self._early.append(partial(verb, function, *given, **options))
+        named = options_of(verb, function, given, options)
+        self._early.append(partial(self._do_or_undo, prepare(function, **named)))
 
     @overload
     def events(self, channel: type[T]) -> Events[T]: ...
@@ -257,12 +266,12 @@ class EventBus:
         return found
 
     async def _forget(self, handler: Callable[..., Any]) -> None:
-        if self._port is not None:
+        if self._is_open:
             await self.unsubscribe(handler)
 
     def _let_go(self, handler: Callable[..., Any]) -> None:
-        port = self._port
-        if port is not None and not port.loop.is_closed():
+        port = self._core.port
+        if self._is_open and isinstance(port, Port) and not port.loop.is_closed():
             port.in_loop(lambda: self._core.tasks.submit("events", self._forget(handler)))
 
     def topic(self, name: str, pattern: bool = False) -> Topic:
@@ -271,34 +280,37 @@ class EventBus:
 
     def group(self, name: str) -> Group:
         """The consumer group of that name."""
-        return Group(self._core, self._opened(), name)
+        self._opened()
+        return Group(self._core, name)
 
     # ------------------------------------------------------------------ queues and remote calls
 
     @overload
-    def queue(self, name: str, *, maxsize: int = 0) -> Queue[Any]: ...
+    def queue(self, name: str, type: type[T], maxsize: int = 0, *, retries: int = RETRIES, backoff: float = BACKOFF) -> Queue[T]: ...
     @overload
-    def queue(self, name: str, type: type[T], maxsize: int = 0) -> Queue[T]: ...
-    def queue(self, name: str, type: Any = Any, maxsize: int = 0) -> Queue[Any]:
-        """The queue of that name; its items are decoded to `type`."""
+    def queue(
+        self, name: str, type: Any = Any, maxsize: int = 0, *, retries: int = RETRIES, backoff: float = BACKOFF
+    ) -> Queue[Any]: ...
+    def queue(self, name: str, type: Any = Any, maxsize: int = 0, *, retries: int = RETRIES, backoff: float = BACKOFF) -> Queue[Any]:
+        """`pymq.EventBus.queue`: its items are decoded to `type`; `retries` and `backoff` are for `take`."""
         self._opened()
-        return Queue(self._core, name, type, maxsize)
+        return Queue(self._core, name, type, maxsize, retries=retries, backoff=backoff)
 
     async def expose(self, fn: Callable[..., Any], channel: str | None = None) -> None:
         """`pymq.expose`, awaited. Calls of an `async def` run beside each other; a plain function holds up the loop while it runs."""
-        await self._do_or_undo(partial(self._core.serve, fn, channel))
+        await self._do_or_undo(self._core.exposing(fn, channel))
 
     async def unexpose(self, fn: Callable[..., Any] | str) -> None:
         """`pymq.unexpose`, awaited. Raises ValueError."""
         await self._opened().do(self._core.unexpose, fn)
 
     @overload
-    def remote(self, fn: F, /, *given: Any, **options: Any) -> F: ...
+    def remote(self, fn: F, /, channel: str | None = None) -> F: ...
     @overload
-    def remote(self, channel: str | None = None, /, *given: Any, **options: Any) -> Callable[[F], F]: ...
+    def remote(self, channel: str | None = None) -> Callable[[F], F]: ...
     def remote(self, *given: Any, **options: Any) -> Any:
         """`expose` as a decorator, in force from `start` on. Raises TypeError once the bus is started: await `expose` then."""
-        return decorator(partial(self._at_start, self.expose, callable), given, options)
+        return decorator(partial(self._at_start, self.expose, self._core.exposing), given, options)
 
     @overload
     def stub(self, fn: Callable[P, Awaitable[R]], timeout: float | None = None, multi: Literal[False] = False) -> Stub[P, R]: ...
@@ -316,7 +328,7 @@ class EventBus:
         """`await bus.stub(fn)(…)` calls one server; `async for result in bus.stub(fn, multi=True)(…)` gets all, as they come."""
         self._opened()
         sync: StubMethod[..., Any] = self._core.stub(fn, timeout, multi)
-        return (MultiStub if multi else Stub)(self._caller, sync)
+        return (MultiStub if multi else Stub)(self._core, sync)
 
     async def stats(self) -> dict[str, dict[str, int]]:
         """`pymq.stats`, awaited."""
@@ -332,6 +344,7 @@ class Topic:
     """A channel by its name, for awaiting. A pattern can be subscribed to only."""
 
     def __init__(self, bus: EventBus, name: str, pattern: bool = False) -> None:
+        check_channel(name, pattern)
         self._bus = bus
         self.name = name
         self.is_pattern = pattern
@@ -358,23 +371,22 @@ class Topic:
 class Group:
     """A consumer group by its name, for awaiting."""
 
-    def __init__(self, core: Core, port: Port, name: str) -> None:
+    def __init__(self, core: Core, name: str) -> None:
         self._core = core
-        self._port = port
         self._sync = SyncGroup(core, name)
         self.name = name
 
     async def bind(self, channel: type | str, pattern: bool = False) -> None:
         """Keep what is published to the channel from now on, also while the group has no member."""
-        await self._port.do(self._sync.bind, channel, pattern)
+        await self._core.port.do(self._sync.bind, channel, pattern)
 
     async def delete(self) -> None:
         """The group, all it keeps and its dead letters are gone; its members stop."""
-        await self._port.do(self._sync.delete)
+        await self._core.port.do(self._sync.delete)
 
     async def qsize(self) -> int:
         """How many events wait for a member: the leased do not count."""
-        return await self._port.do(self._sync.qsize)
+        return await self._core.port.do(self._sync.qsize)
 
     @property
     def dead(self) -> DeadLetters:

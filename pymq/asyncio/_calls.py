@@ -10,8 +10,7 @@ from operator import itemgetter
 from queue import Full
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
-from pymq.asyncio._core import send_patiently
-from pymq.asyncio._port import Inflow, Port
+from pymq.asyncio._port import Inflow, Port, send_patiently
 from pymq.calls import pack_call
 from pymq.exceptions import NoSuchRemoteError, NotInitialized, RpcException, RpcTimeout
 from pymq.provider.base import Delivery, Provider
@@ -172,6 +171,10 @@ class LoopCaller(Caller):
             if call is not None:
                 call.answer(request, error)
 
+    def abandon(self) -> None:
+        """In a forked child: the replies are the parent's."""
+        self._inflow.abandon()
+
     def close(self) -> None:
         """All calls end with NotInitialized."""
         self._closed = True
@@ -203,8 +206,8 @@ class _Hasty:
 class Stub(Generic[P, R]):
     """A remote function, to be awaited like a local `async def`. For the bus's loop."""
 
-    def __init__(self, caller: LoopCaller, stub: StubMethod[P, R]) -> None:
-        self._caller = caller
+    def __init__(self, core: Core, stub: StubMethod[P, R]) -> None:
+        self._core = core
         self._stub = stub
         self.name: str = stub.name
 
@@ -224,7 +227,7 @@ class Stub(Generic[P, R]):
         return self._stub._response(await self._result(args, kwargs))
 
     async def _result(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        call = Call(self._caller, self._stub)
+        call = Call(self._core.loop_caller(), self._stub)
         try:
             await call.begin(pack_call(args, kwargs))
             return await call.next()
@@ -238,8 +241,8 @@ class Stub(Generic[P, R]):
 class MultiStub(Generic[P, R]):
     """A remote function of all live servers. For the bus's loop."""
 
-    def __init__(self, caller: LoopCaller, stub: StubMethod[P, R]) -> None:
-        self._caller = caller
+    def __init__(self, core: Core, stub: StubMethod[P, R]) -> None:
+        self._core = core
         self._stub = stub
         self.name: str = stub.name
 
@@ -248,7 +251,7 @@ class MultiStub(Generic[P, R]):
 
         An error stands in the place of each failure. Nothing is sent before one of the two is begun. Raises CodecError.
         """
-        return Results(Call(self._caller, self._stub), lambda: pack_call(args, kwargs))
+        return Results(Call(self._core.loop_caller(), self._stub), lambda: pack_call(args, kwargs))
 
     async def rpc(self, *args: P.args, **kwargs: P.kwargs) -> list[RpcResponse]:
         """The raw `RpcResponse` of each server."""

@@ -9,16 +9,18 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from queue import Empty, Full
+from time import monotonic
 from typing import Any
 
-from pymq.asyncio._port import Inflow, Port, is_direct
-from pymq.bus import EventBus
+from pymq.asyncio._calls import LoopCaller
+from pymq.asyncio._port import Inflow, NoPort, Port, is_direct, send_patiently
+from pymq.bus import EventBus, _Closed
 from pymq.deliveries import Leased, Leases
 from pymq.dispatch import Task
-from pymq.exceptions import ProviderError, PymqError, QueueNotFound, Retry
-from pymq.groups import Group, Member, Options
-from pymq.handlers import Target, targets_of
-from pymq.loop import Loop
+from pymq.exceptions import PymqError, QueueNotFound, Retry
+from pymq.groups import Group, Member, Options, refuse_without_group
+from pymq.handlers import Target, hints_in_reach, targets_of, unrun
+from pymq.loop import COUNTS_CANCELLATIONS, Loop, Shift
 from pymq.provider.base import LATER, Delivery, Provider, Receipt
 from pymq.remotes import Remotes
 from pymq.subscriptions import Subscription, Work
@@ -32,20 +34,50 @@ PATIENCE = 1.0
 
 
 class Core(EventBus):
-    """Everything that the asynchronous bus does not do differently. `port` is set before it is started."""
+    """Everything that the asynchronous bus does not do differently. It is started, and then entered."""
 
-    port: Port
+    caller: LoopCaller
 
     def _reset(self) -> None:
         super()._reset()
+        self.port: Port = NoPort()  # type: ignore[assignment]
+        """The loop's way to the provider; its methods raise NotInitialized before `enter` and after `shutdown`."""
         self.tasks: Tasks = Tasks(self)
         self._loop = self.tasks
         self.leases: Extensions = Extensions(self)
         self.remotes: Servers = Servers(self)
 
+    def enter(self) -> Port:
+        """From now on this bus is used in the loop that runs, and in no other."""
+        return self._enter(self.provider, is_direct(self.provider))
+
+    def _enter(self, provider: Provider, direct: bool) -> Port:
+        self.port = Port(asyncio.get_running_loop(), provider, direct)
+        self.caller = LoopCaller(self, self.port)
+        return self.port
+
+    def _after_fork(self) -> None:
+        inherited = self.port
+        if isinstance(inherited, Port):
+            inherited.is_inherited = True
+            self.caller.abandon()
+        super()._after_fork()
+        if isinstance(inherited, Port):
+            self.port = NoPort(partial(self._enter_in_child, inherited.direct))  # type: ignore[assignment]
+
+    def _enter_in_child(self, direct: bool) -> Port:
+        """Over a network, a thread opens the provider with its first call."""
+        return self._enter(self._open() if direct else self.provider, direct)
+
+    def loop_caller(self) -> LoopCaller:
+        """What makes this bus's calls. Raises NotInitialized."""
+        self.port.here()
+        return self.caller
+
     def _open(self) -> Provider:
+        is_new = isinstance(self.provider, _Closed)
         provider = super()._open()
-        if is_direct(provider):
+        if is_new and is_direct(provider):
             provider.publish = partial(provider.publish, timeout=LATER)  # type: ignore[method-assign]  # all of them are made in the loop
         return provider
 
@@ -61,13 +93,29 @@ class Core(EventBus):
     def later(self, seconds: float, task: Task, message: bytes) -> None:
         self.port.loop.call_later(seconds, task.run, message)
 
-    def begin(
-        self, callback: Callable[..., Any], channel: str | None, pattern: bool, group: str | None, options: Options
-    ) -> Callable[[], None]:
-        """`subscribe`; what undoes this one, and no earlier one of the same handler."""
-        options.check()
-        begun = [self._subscribe(target, group, options) for target in targets_of(callback, channel, pattern)]
-        return partial(self._drop, begun)
+    def subscribing(
+        self,
+        callback: Callable[..., Any],
+        channel: str | None = None,
+        pattern: bool = False,
+        group: str | None = None,
+        retries: int | None = None,
+        backoff: float | None = None,
+        lease: float | None = None,
+        workers: int | None = None,
+    ) -> Callable[[], Callable[[], None]]:
+        """`subscribe` for later, or for another thread: the classes in hints that are texts are found among the caller's names.
+
+        It returns what undoes this one, and no earlier one of the same handler. Raises as `subscribe`, and ValueError for more than one
+        of `workers` without a group: those of a plain subscription would be threads.
+        """
+        options = Options.of(group, retries, backoff, lease, workers)
+        if group is None and workers != 1:
+            refuse_without_group(workers=workers)
+        return partial(self._begin, targets_of(callback, channel, pattern), group, options)
+
+    def _begin(self, targets: list[Target], group: str | None, options: Options) -> Callable[[], None]:
+        return partial(self._drop, [self._subscribe(target, group, options) for target in targets])
 
     def _drop(self, begun: list[Work]) -> None:
         self.subscriptions.drop([work for work in begun if isinstance(work, Subscription)])
@@ -77,9 +125,12 @@ class Core(EventBus):
             if isinstance(work, Member):
                 work.leave()
 
-    def serve(self, fn: Callable[..., Any], channel: str | None) -> Callable[[], None]:
-        """`expose`; what undoes it, unless the function was served under that name before."""
-        remote = self.remotes.add(fn, self.remotes.name_of(fn, channel))
+    def exposing(self, fn: Callable[..., Any], channel: str | None = None) -> Callable[[], Callable[[], None]]:
+        """`expose`, likewise. It returns what undoes it, unless the function was served under that name before."""
+        return partial(self._serve, fn, self.remotes.name_of(fn, channel), hints_in_reach(fn))
+
+    def _serve(self, fn: Callable[..., Any], name: str, hints: dict[str, Any] | None) -> Callable[[], None]:
+        remote = self.remotes.add(fn, name, hints)
         return lambda: None if remote is None else self.remotes.drop(remote)
 
     def _subscribe(self, target: Target, group: str | None, options: Options) -> Work:
@@ -121,7 +172,7 @@ class Tasks(Loop):
             return []
         _, pending = await asyncio.wait(others, timeout=timeout)
         names = [f"the handler {self.running[task]}, which still ran" for task in pending]
-        self._core.subscriptions.end()  # a cancelled handler is not begun again with the next event
+        names += self._core.subscriptions.end()  # a cancelled handler is not begun again with the next event
         for task in pending:
             task.cancel()
         if pending:
@@ -159,6 +210,10 @@ class LoopDispatcher:
     def step_aside(self) -> None:
         """A call in the loop is awaited: nothing has to make way."""
 
+    def end_with_the_handler(self) -> None:
+        """In a forked child: the inbox is the parent's alone."""
+        self.inflow.abandon()
+
     def close(self, deadline: float) -> list[str]:
         """Receive no more; handle what was received."""
         self.inflow.close()
@@ -187,28 +242,6 @@ class Servers(Remotes):
         except Full:
             self._core.tasks.submit("reply", send_patiently(port, queue, message, PATIENCE))
         return None
-
-
-async def send_patiently(port: Port, queue: str, message: bytes, seconds: float) -> None:
-    """Send to an inbox that is full, as soon as it is not; after so many seconds, or where its process is dead, never."""
-    try:
-        await with_room(port, lambda: port.provider.send(queue, message, timeout=0), seconds)
-    except (Full, ProviderError) as error:
-        log.warning("a message to %s was dropped: %s", queue, error)
-
-
-async def with_room(port: Port, attempt: Callable[[], None], timeout: float | None) -> None:
-    """Try until there is room. Raises Full after `timeout` seconds. Looks again and again, at most 20 ms apart."""
-    deadline = None if timeout is None else port.loop.time() + timeout
-    pause = 0.0005
-    while True:
-        try:
-            return await port.do(attempt)
-        except Full:
-            if deadline is not None and port.loop.time() >= deadline:
-                raise
-        await asyncio.sleep(pause if deadline is None else max(0.0, min(pause, deadline - port.loop.time())))
-        pause = min(pause * 2, 0.02)
 
 
 class Extensions(Leases):
@@ -270,6 +303,7 @@ class LoopMember(Member):
     async def _take_part(self) -> None:
         task = asyncio.current_task()
         assert task is not None
+        shift = Shift()
         while not self._stopping:
             try:
                 self._idle.add(task)
@@ -277,13 +311,16 @@ class LoopMember(Member):
                     message, receipt = await self._core.port.poll(self._attempt, self._queue, None, self._lease, self._give_back)
                 finally:
                     self._idle.discard(task)
-                await self._work(message, receipt)
+                if await self._work(message, receipt, shift) is None and monotonic() < shift.turn_ends:
+                    continue
             except QueueNotFound:
-                return log.warning("the group %r was deleted; %s stops", self.group.name, self.name)
+                return self._tell_deleted()
             except Exception as error:
                 if not self._stopping:
                     log.error("group %r: %s; trying again", self.group.name, error, exc_info=not isinstance(error, PymqError))
                     await asyncio.sleep(0.1)
+            if not await shift.goes_on():
+                return None
         return None
 
     def _attempt(self, seconds: float) -> tuple[bytes, Receipt]:
@@ -297,31 +334,36 @@ class LoopMember(Member):
     def _give_back(self, delivery: tuple[bytes, Receipt]) -> None:
         self.settle(*delivery, Retry())
 
-    async def _work(self, message: bytes, receipt: Receipt) -> None:
-        """Run the handler, and let `Member` settle the event by what came of it."""
+    async def _work(self, message: bytes, receipt: Receipt, shift: Shift) -> BaseException | None:
+        """Run the handler, and let `Member` settle the event by what came of it, which this returns.
+
+        One that was cancelled by the end of the bus, or of the loop, has not failed: its event comes again.
+        """
         self.bus.leases.hold(receipt, self._lease)
         try:
-            error = await self._error_of(message, receipt)
+            error = await self._error_of(message, receipt, shift)
+            if isinstance(error, asyncio.CancelledError) and (self._stopping or shift.is_over()):
+                error = Retry()
             await self._core.port.do(self.settle, message, receipt, error)
+            return error
         finally:
             self.bus.leases.release(receipt)
 
-    async def _error_of(self, message: bytes, receipt: Receipt) -> BaseException | None:
-        """What the handler raised. One that was cancelled by the end of the bus has not failed: its event comes again."""
+    async def _error_of(self, message: bytes, receipt: Receipt, shift: Shift) -> BaseException | None:
+        """What the handler raised."""
         try:
-            await self._call_in_loop(message, receipt)
-        except asyncio.CancelledError as error:
-            return Retry() if self._stopping else error
+            result = self._call_in_loop(message, receipt)
+            if not self.shape.is_async:
+                return unrun(self.callback, result)
+            await (result if COUNTS_CANCELLATIONS else shift.apart(result))
         except BaseException as error:
             return error
         return None
 
-    async def _call_in_loop(self, message: bytes, receipt: Receipt) -> None:
+    def _call_in_loop(self, message: bytes, receipt: Receipt) -> Any:
         leased = Leased(self.bus.provider, message, receipt, self._policy)
         leased.raise_if_exhausted()
         prefix = leased.frame.prefix
         event = self.decoder(prefix.form, prefix.type_name)(leased.frame.payload)
         args, kwargs = self.shape.arguments(event, leased.about() if self.shape.wants_message else None)
-        result = self.callback(*args, **kwargs)
-        if self.shape.is_async:
-            await result
+        return self.callback(*args, **kwargs)

@@ -29,13 +29,18 @@ _TELL_SECONDS = 0.05
 """How long a thread may take to begin to receive before it is woken once more; nearly always the first wake-up is enough."""
 
 
+NOT_STARTED = "the bus is not started: use it inside `async with pymq.asyncio.connect() as bus`"
+
+
 class Port:
     """One loop's way to one provider. Used in the loop's thread only, but for `in_loop`."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, provider: Provider) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, provider: Provider, direct: bool) -> None:
         self.loop = loop
         self.provider = provider
-        self.direct: bool = is_direct(provider)
+        self.direct = direct
+        self.is_inherited = False
+        """In a forked child: what the loop waits with is shared with the parent, and descriptors have other meanings."""
         self._thread = threading.get_ident()
         self._pool = ThreadPoolExecutor(32, thread_name_prefix="pymq-asyncio")
         self._fetches = Fetches(loop, self.post, self.spawn)
@@ -43,6 +48,12 @@ class Port:
         self._waiting: set[asyncio.Future[None]] = set()
         self._polling = 0
         self._closed = False
+
+    def here(self) -> Port:
+        """This one, which the running loop may use. Raises RuntimeError in another."""
+        if asyncio.get_running_loop() is not self.loop:
+            raise RuntimeError("this bus was started in another loop, and not shut down there: each loop makes a bus of its own")
+        return self
 
     async def do(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The result of a call that may talk to the provider, but has nothing to wait for."""
@@ -104,7 +115,8 @@ class Port:
             raise Empty
         finally:
             self._polling -= 1
-            ready.close()
+            if not self.is_inherited:
+                ready.close()
 
     async def _readable(self, ready: Readiness, seconds: float) -> None:
         if seconds <= 0:
@@ -119,7 +131,8 @@ class Port:
             return await future
         finally:
             self._waiting.discard(future)
-            self.loop.remove_reader(ready.fd)
+            if not self.is_inherited:
+                self.loop.remove_reader(ready.fd)
             if timer is not None:
                 timer.cancel()
 
@@ -138,9 +151,43 @@ class Port:
         self._pool.shutdown()
 
 
+class NoPort:
+    """In the place of a port: raises NotInitialized, or, in a forked child, makes one for the loop that runs at the first use."""
+
+    def __init__(self, make: Callable[[], Port] | None = None) -> None:
+        self._make = make
+
+    def __getattr__(self, name: str) -> Any:
+        if self._make is None:
+            raise NotInitialized(NOT_STARTED)
+        return getattr(self._make(), name)
+
+
 def is_direct(provider: Provider) -> bool:
     """Whether a loop can wait for it without a thread."""
     return type(provider).readiness is not Provider.readiness
+
+
+async def send_patiently(port: Port, queue: str, message: bytes, seconds: float) -> None:
+    """Send to an inbox that is full, as soon as it is not; after so many seconds, or where its process is dead, never."""
+    try:
+        await with_room(port, lambda: port.provider.send(queue, message, timeout=0), seconds)
+    except (Full, ProviderError) as error:
+        log.warning("a message to %s was dropped: %s", queue, error)
+
+
+async def with_room(port: Port, attempt: Callable[[], None], timeout: float | None) -> None:
+    """Try until there is room. Raises Full after `timeout` seconds. Looks again and again, at most 20 ms apart."""
+    deadline = None if timeout is None else port.loop.time() + timeout
+    pause = 0.0005
+    while True:
+        try:
+            return await port.do(attempt)
+        except Full:
+            if deadline is not None and port.loop.time() >= deadline:
+                raise
+        await asyncio.sleep(pause if deadline is None else max(0.0, min(pause, deadline - port.loop.time())))
+        pause = min(pause * 2, 0.02)
 
 
 def _resolve(future: asyncio.Future[None]) -> None:
@@ -267,6 +314,10 @@ class Inflow:
         if queue in self._watched and queue not in self._known and not self._closed:
             self._port.post(self._port.provider.wake)
             self._port.loop.call_later(_TELL_SECONDS, self._tell_of, queue)
+
+    def abandon(self) -> None:
+        """In a forked child: nothing is delivered here. What the loop waits with, and its threads' locks, are left alone."""
+        self._closed = True
 
     def close(self) -> None:
         """Nothing is delivered any more. Idempotent."""

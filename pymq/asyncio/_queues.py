@@ -9,9 +9,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from pymq import queues
-from pymq.asyncio._core import with_room
+from pymq.asyncio._port import with_room
+from pymq.deliveries import LEASE
 from pymq.exceptions import Retry
-from pymq.queues import LEASE, DeadLetter
+from pymq.queues import DeadLetter
 
 if TYPE_CHECKING:
     from pymq.asyncio._core import Core
@@ -27,9 +28,9 @@ class Queue(Generic[T]):
     On a network provider a put or get that is cancelled while its call is on the way may have been made: what it got goes back.
     """
 
-    def __init__(self, core: Core, name: str, type: Any = Any, maxsize: int = 0) -> None:
+    def __init__(self, core: Core, name: str, type: Any = Any, maxsize: int = 0, **retrying: Any) -> None:
         self._core = core
-        self._make: Callable[[], queues.Queue[T]] = lambda: queues.Queue(core, name, type, maxsize)
+        self._make: Callable[[], queues.Queue[T]] = lambda: queues.Queue(core, name, type, maxsize, **retrying)
         self._sync: queues.Queue[T] | None = self._make() if core.port.direct else None
         self.name = name
         self.maxsize = maxsize
@@ -94,7 +95,7 @@ class Queue(Generic[T]):
         return await self._core.port.poll(lambda left: sync.receive(left, lease), name, seconds, lease, _put_back)
 
     def take(self, timeout: float | None = None, lease: float = LEASE) -> Take[T]:
-        """`async with queue.take() as job:` acks when the block ends well; one that raises gives the item back at once.
+        """`async with queue.take() as job:` acks when the block ends well; one that raises gives the item back, as `pymq.Queue.take`.
 
         A block that is cancelled gives it back, too, and that is no failure.
         """

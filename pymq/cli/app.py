@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+import pymq
 from pymq.cli import aws
 
 app: typer.Typer = typer.Typer(
@@ -15,8 +16,16 @@ app: typer.Typer = typer.Typer(
 app.add_typer(aws.app, name="aws")
 
 
+def _tell_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"pymq {getattr(pymq, '__version__', 'of a checkout, not installed')}")
+        raise typer.Exit
+
+
 @app.callback()
-def command() -> None:
+def command(
+    version: Annotated[bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Say which it is.")] = False,
+) -> None:
     """Keeps each command a word of its own: with a single one typer would drop the word."""
 
 

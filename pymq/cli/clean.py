@@ -6,7 +6,7 @@ import os
 
 from rich.console import Console
 
-from pymq.cli.leftovers import Namespace, kernel_queues, namespaces
+from pymq.cli.leftovers import Namespace, kept, kernel_queues, namespaces
 from pymq.exceptions import ProviderError
 from pymq.provider.shm import ShmConfig
 
@@ -38,9 +38,10 @@ def _clean_one(console: Console, namespace: Namespace, remove: bool) -> bool:
     """Whether it failed."""
     what = f"{namespace.path}: {len(namespace.dead)} files of dead processes"
     if not namespace.alive:
-        what += ", nobody there (queues that hold something and groups stay)"
+        what += ", nobody there"
     if not remove:
         console.print(what, markup=False)
+        _tell_kept(console, namespace)
         return False
     if namespace.config is None:
         text = f"{what}; its name was too long to be kept: start a process there, or remove the directory"
@@ -55,9 +56,18 @@ def _clean_one(console: Console, namespace: Namespace, remove: bool) -> bool:
         return True
     is_left = not namespace.alive and os.path.isdir(namespace.path)
     outcome = "removed" if namespace.dead or not is_left else "nothing to remove"
-    rest = "; what stays goes with Queue.free() and Group.delete()" if is_left else ""
-    console.print(f"{what}: {outcome}{rest}", markup=False)
+    console.print(f"{what}: {outcome}", markup=False)
+    if is_left:
+        _tell_kept(console, namespace)
     return False
+
+
+def _tell_kept(console: Console, namespace: Namespace) -> None:
+    """What nobody loses by a clean: queues that hold something, groups, dead letters."""
+    lines = [f"    {name}: {count}" for name, count in kept(namespace.path).items()]
+    if lines:
+        lines.insert(0, "  stays, with so many messages, until Queue.free(), Group.delete() or, of a queue, dead.purge():")
+        console.print("\n".join(lines), markup=False)
 
 
 def _remove_kernel_queue(console: Console, path: str, remove: bool) -> None:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 import pymq
 from pymq.exceptions import ProviderError
@@ -42,7 +42,8 @@ class Finding(NamedTuple):
 def doctor(console: Console) -> int:
     """Print what was found; 1 where something would fail, else 0."""
     findings = [finding for check in CHECKS for finding in _run(check)]
-    table = Table("", "checked", "found", "what to do", show_edge=False)
+    # a path is of use only as a whole
+    table = Table(*[Column(title, overflow="fold") for title in ("", "checked", "found", "what to do")], show_edge=False)
     for what, found, verdict, remedy in findings:
         table.add_row(f"[{COLOURS[verdict]}]{verdict}", *map(escape, (what, found, remedy)))
     console.print(table)
@@ -208,8 +209,8 @@ def _reach(url: str) -> str:
         provider = config_from(url).create()
         provider.open()
         try:
-            if not provider.features.waits_on_io:  # what the first subscribe needs; elsewhere it might cost something
-                provider.declare(f"inbox/doctor-{secrets.token_hex(8)}", temporary=True)
+            if not provider.features.waits_on_io:  # where it costs nothing: ipc has no room for an inbox before it is out of others
+                provider.declare(f"doctor/{secrets.token_hex(8)}", temporary=True)
         finally:
             provider.close()
     except Exception as error:

@@ -7,6 +7,8 @@ import re
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from pymq.exceptions import ProviderError
+
 if TYPE_CHECKING:
     from pymq.provider.base import Provider
 
@@ -33,10 +35,13 @@ class Config(Protocol):
 def config_from(target: str) -> Config:
     """The config that a URL ("shm://namespace?option=value") or a provider's bare name ("simple") stands for.
 
-    A scheme is the name of an entry point in the group `pymq.providers`. Raises ValueError, with the known names, for another.
+    A scheme is the name of an entry point in the group `pymq.providers`. Raises ValueError, with the known names, for another,
+    ProviderError where the entry point names what is not there.
     """
     scheme, separator, _ = target.partition("://")
     chosen = _config_class(scheme, target)
+    if separator and not hasattr(chosen, "from_url"):
+        raise ValueError(f"{chosen.__qualname__}, the config of {scheme!r}, has no from_url(url), so no URL means it")
     config: Config = chosen.from_url(target) if separator else chosen()
     return config
 
@@ -51,7 +56,10 @@ def _config_class(name: str, target: str) -> Any:
         raise ValueError(
             f"no provider is called {name!r} (in {without_password(target)!r}); known: {', '.join(sorted(_BUILT_IN | found.keys()))}"
         )
-    return found[name].load()
+    try:
+        return found[name].load()
+    except (ImportError, AttributeError) as error:
+        raise ProviderError(f"the provider {name!r} cannot be loaded: its entry point says {found[name].value!r}: {error}") from error
 
 
 def without_password(url: str) -> str:
@@ -68,8 +76,9 @@ def dataclass_from_url(config: type[ConfigClass], url: str) -> ConfigClass:
     An option is a field with a number as its default, or a `float | None`. Raises ValueError for what is none, or does not fit.
     """
     parts = urlsplit(url)
-    if parts.path.strip("/") or parts.fragment:
-        raise ValueError(f"{url!r} has more than a namespace and options; write a / of the namespace as %2F and a # as %23")
+    if parts.path.strip("/") or parts.fragment or "@" in parts.netloc:
+        parts_of_names = "a / of the namespace as %2F, a # as %23 and an @ as %40"
+        raise ValueError(f"{without_password(url)!r} has more than a namespace and options; write {parts_of_names}")
     fields: tuple[Any, ...] = dataclasses.fields(config)  # type: ignore[arg-type]
     kinds = {field.name: type(field.default) for field in fields if isinstance(field.default, (int, float))}
     kinds |= {field.name: float for field in fields if field.type == "float | None"}

@@ -134,8 +134,7 @@ class AwsProvider(Provider):
                 owner = f"{socket.gethostname()}/{os.getpid()}"
                 mailbox = Mailbox(self._account, self._directory, self._topics, self._lock, name, owner)
                 mailbox.open(self._config.lease, math.ceil(self._config.poll))
-                with self._lock:
-                    self._mailboxes[name] = mailbox
+                self._add(name, mailbox)
                 self._keeper.add(mailbox.renew, "renewing the lease of this process")
                 self._sweep_once()
             mailbox = self._mailboxes[name]
@@ -143,6 +142,15 @@ class AwsProvider(Provider):
                 self._owners[queue] = mailbox
                 if queue not in mailbox.inboxes:
                     mailbox.inboxes[queue] = Inbox(self._lock)
+
+    def _add(self, name: str, mailbox: Mailbox) -> None:
+        """Unless `close`, which removes those that it knows, has come meanwhile."""
+        with self._lock:
+            if not self._closed:
+                self._mailboxes[name] = mailbox
+                return
+        quietly(mailbox.close, "removing this process's mailbox")
+        raise ProviderError("the bus was shut down while its mailbox was made")
 
     def _sweep_once(self) -> None:
         """The first mailbox of a bus looks after those of the dead, without making anybody wait."""
@@ -285,10 +293,11 @@ class AwsProvider(Provider):
         if queue in self._owners:
             return True
         try:
-            url = self._directory.find(queue).url
+            dead = self.sweeper.remove_if_dead(self._directory.find(queue).url)
         except QueueNotFound:
             return False
-        dead = self.sweeper.remove_if_dead(url)
+        except ProviderError:
+            return True  # as far as is known: the next look may tell, and a reply may be on its way
         if dead:
             self._directory.forget(queue)
         return not dead
@@ -325,11 +334,11 @@ class AwsProvider(Provider):
 
     def _bind_pattern(self, queue: str, place: Place, pattern: str) -> None:
         """Where that is new, wait until all receivers of the queue have looked again."""
-        begun = time.monotonic()
         self._shared.of(queue).bound(pattern, True)
         known = pattern in all_of_many("pattern", self._directory.tags(place.url))
         if not known:
             self._directory.tag(place.url, tags_of_many("pattern", pattern))
+        begun = time.monotonic()  # until now a receiver may have looked in vain
         self._topics.subscribe(EVERYTHING, self._directory.arn(place))
         if not known:
             time.sleep(max(0.0, begun + self._config.refresh - time.monotonic()))

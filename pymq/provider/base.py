@@ -286,6 +286,14 @@ class Provider(ABC):
             raise full
         return None
 
+    def reply(self, queue: str, message: bytes) -> None:
+        """`send` the answer to a `request` to the queue that was its `reply_to`, waiting for room for a second.
+
+        It may come twice, and before what was sent earlier; where that queue is gone, nothing need be raised. Not abstract: over a
+        network, that there is one who waits for just this can save half of the work.
+        """
+        self.send(queue, message, timeout=1.0)
+
     def ack_and_receive(self, receipt: Receipt, *, lease: float = 30.0) -> list[Delivery]:
         """`ack`, and then one message of the same queue, as `receive` would return it, where it is at hand: nothing is waited for.
 

@@ -44,6 +44,8 @@ from pymq.topics import matcher
 log: logging.Logger = logging.getLogger("pymq")
 
 MOST_PLANS = 10_000
+LARGEST_REPLY = 4096
+"""Bytes of a reply that goes past the script, and so past the limits: twenty of them are kept for each who waits."""
 
 
 @dataclass(frozen=True, init=False)
@@ -177,7 +179,7 @@ class RedisProvider(Provider):
         if outcome != b"ok":
             raise ProviderError(f"the queue {queue!r} exists already, of the other kind or for another receiver; rename it")
         if temporary:
-            self._inboxes.setdefault(queue, Inbox())
+            self._inboxes.setdefault(queue, Inbox(self._prefix, encoded(queue)))
         else:
             self._shared.add(queue)
 
@@ -273,19 +275,27 @@ class RedisProvider(Provider):
             return []
 
     def _receive_from_inbox(self, queue: str, inbox: Inbox, deadline: float, watch: Sequence[str], busy: bool) -> list[Delivery]:
-        name, watched, token = encoded(queue), list_of_names(watch), self._prefix + b"w:" + encoded(queue)
+        watched = list_of_names(watch)
 
         def fetching(then_blocks: bytes) -> Operation:
-            return packed(b"fetch", name, b"%d" % inbox.done, then_blocks, b"1" if busy else b"0", *watched)
+            flags = then_blocks, b"1" if busy else b"0", b"1" if inbox.is_unsure else b"0"
+            return packed(b"fetch", inbox.name, b"%d" % inbox.done, *flags, *watched)
+
+        def fetch(blocks: bool) -> Any:
+            answer = receiver.run(fetching(b"%d" % blocks))
+            inbox.rely_on(receiver)
+            return answer
 
         with self._receivers.lend() as receiver:
+            if not inbox.is_unsure:
+                inbox.rely_on(receiver)
             if (inbox.is_ready or inbox.is_calm) and left(deadline):
                 operation = None if inbox.is_ready else fetching(b"2")
-                answer = receiver.run_and_block(operation, token, min(left(deadline), BLOCK))
+                answer = receiver.run_and_block(operation, inbox.lists, min(left(deadline), BLOCK))
                 if answer is not None and (found := inbox.hand_out(answer)):
                     return found
             inbox.is_calm = False
-            while (answer := pull(receiver, lambda blocks: receiver.run(fetching(b"%d" % blocks)), token, deadline, queue)) is not None:
+            while (answer := pull(receiver, fetch, inbox.lists, deadline, queue)) is not None:
                 if found := inbox.hand_out(answer):
                     return found
             return []
@@ -329,7 +339,7 @@ class RedisProvider(Provider):
         if not seconds_to_block(answer, deadline, queue):
             return [], True
         with self._receivers.lend() as receiver:
-            answer = pull(receiver, take, self._prefix + b"w:" + encoded(queue), deadline, queue, twice=lease is not None)
+            answer = pull(receiver, take, [self._prefix + b"w:" + encoded(queue)], deadline, queue, twice=lease is not None)
         return ([] if answer is None else list(zip(*answer[1:]))), True
 
     def wake(self) -> None:
@@ -384,7 +394,7 @@ class RedisProvider(Provider):
         self._check(message, 0)
         inbox = self._inboxes[reply_to]
         looks = inbox.looks
-        how = b"%d" % next(self._turns), encoded(reply_to), b"%d" % inbox.done
+        how = b"%d" % next(self._turns), b"" if inbox.is_ready else inbox.name, b"%d" % inbox.done
         outcome, *server = self._pipe.call(packed(b"request", encoded(topic), *how, message))
         if outcome == b"full":
             raise Full(f"all who serve {topic!r} are full")
@@ -393,6 +403,14 @@ class RedisProvider(Provider):
         if server[1]:
             inbox.ready_after = looks
         return decoded(server[0])
+
+    def reply(self, queue: str, message: bytes) -> None:
+        try:
+            if 0 < len(message) <= LARGEST_REPLY and self._pipe.push_reply(encoded(queue), message):
+                return
+        except ProviderError:
+            pass  # whatever there is to say, says the other way
+        super().reply(queue, message)
 
     # ------------------------------------------------------------------ bind and publish
 

@@ -108,6 +108,25 @@ class Consumers(Suite):
         caller.send(replies, b"from another")
         assert self._messages(caller, replies, 1) == [b"from another"]
 
+    def test_a_reply_is_received_however_it_is_waited_for(self) -> None:
+        caller, server = self._open(), self._open()
+        replies, requests = self._inbox(caller), self._inbox(server)
+        for reply in (b"", b"small", b"large" * 20_000):
+            server.reply(replies, reply)
+            assert self._task(self._poll, caller, replies).result() == [reply]
+            task = self._task(self._messages, caller, replies, 1)
+            self._let_it_block()
+            server.reply(replies, reply)
+            assert task.result() == [reply]
+            server.send(replies, b"sent")
+            server.reply(replies, reply)
+            assert sorted(self._messages(caller, replies, 2)) == sorted([b"sent", reply])
+        server.reply(replies, b"last words")
+        server.close()
+        (received,) = caller.receive(replies, self.patience, watch=[requests])
+        assert received[0] == b"last words"
+        assert self._task(caller.receive, replies, None, watch=[requests]).result() == []
+
     def test_a_request_passes_over_the_full_and_waits_for_nobody(self) -> None:
         sender, slow, quick = self._bounded("max_pending"), self._bounded("max_pending"), self._bounded("max_pending")
         topic, slow_inbox, quick_inbox = self._name(), self._inbox(slow), self._inbox(quick)

@@ -53,7 +53,9 @@ class Suite:
 
     def _with(self, **changes: Any) -> Config:
         """The config with these fields, or no test where it has no such fields."""
-        names = {field.name for field in dataclasses.fields(self._config)}  # type: ignore[arg-type]
+        names: set[str] = set()
+        if dataclasses.is_dataclass(self._config):
+            names = {field.name for field in dataclasses.fields(self._config)}
         if not changes.keys() <= names:
             raise SkipTest(f"{type(self._config).__name__} has no {', '.join(changes.keys() - names)}")
         return dataclasses.replace(self._config, **changes)  # type: ignore[type-var]
@@ -140,6 +142,12 @@ class Suite:
 
     def _messages(self, provider: Provider, queue: str, count: int) -> list[bytes]:
         return [message for message, _ in self._collect(provider, queue, count)]
+
+    def _poll(self, provider: Provider, queue: str) -> list[bytes]:
+        """What has come to an inbox once something has, without a blocked receive."""
+        while not (received := provider.receive(queue)):
+            time.sleep(self.tick / 100)
+        return [message for message, _ in received]
 
     def _rest(self, provider: Provider, queue: str) -> list[bytes]:
         """What is left; nothing where the queue is in order."""

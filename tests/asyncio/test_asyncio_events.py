@@ -7,6 +7,7 @@ import gc
 import threading
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from programs.shop import OrderPlaced, Reading, RushOrder
 
 import pymq
 import pymq.asyncio
-from pymq.asyncio import _bus
+from pymq.asyncio import _core
 from pymq.asyncio._port import Port
 
 
@@ -112,6 +113,32 @@ def test_a_failing_handler_ends_nothing(run, aconfig, caplog):
 
     run(main())
     assert "a handler's own" in caplog.text
+
+
+def test_what_only_returns_a_coroutine_has_failed(run, aconfig, caplog):
+    async def main() -> None:
+        async def inner(value: int) -> None:
+            raise AssertionError("nothing awaits it")
+
+        def wrapper(value: int) -> Any:
+            return inner(value)
+
+        async with pymq.asyncio.connect(aconfig) as bus:
+            await bus.subscribe(wrapper, "c")
+            await bus.subscribe(wrapper, "c", group="billing", retries=0)
+            await bus.publish(1, "c")
+            await until_it_is(1, bus.group("billing").dead.qsize)
+            await until_it_is({"c": 2}, partial(_stat, bus, "failed"))
+            assert (await bus.stats())["delivered"] == {}
+            assert [letter.value async for letter in bus.group("billing").dead] == [1]
+            await bus.group("billing").delete()
+
+    run(main())
+    assert caplog.text.count("returned a coroutine, which nothing runs") >= 2, "told of both"
+
+
+async def _stat(bus: Any, kind: str) -> Any:
+    return (await bus.stats())[kind]
 
 
 def test_delayed_and_expired_events(run, aconfig):
@@ -235,9 +262,14 @@ def test_the_end_of_the_bus_ends_the_iteration(run, aconfig):
     run(main())
 
 
-def test_events_of_nothing(run, aconfig):
+def test_wrong_use_is_refused(run, aconfig):
     async def main() -> None:
         async with pymq.asyncio.connect(aconfig) as bus:
+            for event in (OrderPlaced(1), (1,)):
+                with pytest.raises(TypeError, match=r"publish\(event, channel\): the channel is a text, not "):
+                    await bus.publish("c", event)  # type: ignore[arg-type]
+                with pytest.raises(TypeError, match="a channel is a text"):
+                    bus.topic(event)  # type: ignore[arg-type]
             with pytest.raises(TypeError, match="events of what"):
                 bus.events(17)  # type: ignore[call-overload]
 
@@ -357,7 +389,7 @@ def test_each_event_goes_to_one_member_of_a_group(run, aconfig, peers):
     run(main())
 
 
-def test_retries_and_dead_letters(run, aconfig):
+def test_retries_and_dead_letters(run, aconfig, caplog):
     async def main() -> None:
         attempts: list[int] = []
 
@@ -376,6 +408,10 @@ def test_retries_and_dead_letters(run, aconfig):
             await group.delete()
 
     run(main())
+    said = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(said) == 3
+    assert said[2].endswith("bill of group 'billing' failed on 'test_asyncio_events.Counted', attempt 3 of 3: to the dead letters")
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [], "this bus deleted the group"
 
 
 def test_what_the_end_of_the_bus_cancels_comes_again_and_was_no_failure(run, aconfig):
@@ -407,7 +443,158 @@ def test_what_the_end_of_the_bus_cancels_comes_again_and_was_no_failure(run, aco
     run(main())
 
 
+async def cancel_what_runs(but: set[asyncio.Task[Any]]) -> None:
+    """As `asyncio.run` does at its end."""
+    tasks = asyncio.all_tasks() - but
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+
+
+@pytest.mark.parametrize("group", [None, "billing"])
+def test_the_end_of_the_loop_ends_what_a_bus_runs_there(run, aconfig, group):
+    async def main() -> None:
+        before = asyncio.all_tasks()
+        handled: list[tuple[int, int]] = []
+
+        async def bill(event: Counted, message: pymq.Message) -> None:
+            handled.append((event.number, message.attempt))
+            await asyncio.sleep(3600 if message.attempt == 1 else 0)
+
+        async with pymq.asyncio.connect(aconfig) as bus:
+            await bus.subscribe(bill, group=group, retries=0 if group else None)
+            for number in range(3):
+                await bus.publish(Counted(number))
+            await until(lambda: handled)
+            await cancel_what_runs(but=before)
+            assert handled == [(0, 1)]
+            if group:
+                await until_it_is(3, bus.group(group).qsize)  # it comes again, and was no failure
+                assert await bus.group(group).dead.qsize() == 0
+                await bus.group(group).delete()
+
+    run(main())
+
+
+@pytest.mark.parametrize("group", [None, "billing"])
+def test_a_handler_that_awaits_what_was_cancelled_ends_nothing(run, aconfig, group):
+    async def main() -> None:
+        handled: list[int] = []
+
+        async def bill(event: Counted) -> None:
+            handled.append(event.number)
+            cancelled = asyncio.get_running_loop().create_future()
+            cancelled.cancel()
+            await cancelled
+
+        async with pymq.asyncio.connect(aconfig) as bus:
+            await bus.subscribe(bill, group=group, retries=0 if group else None)
+            for number in range(3):
+                await bus.publish(Counted(number))
+            await until(lambda: handled == [0, 1, 2])
+            if group:
+                await until_it_is(3, bus.group(group).dead.qsize)
+                await bus.group(group).delete()
+
+    run(main())
+
+
+def work() -> None:
+    end = time.monotonic() + 0.002
+    while time.monotonic() < end:
+        pass
+
+
+def bill_at_once(event: Counted) -> None:
+    work()
+    WORKED_IN.append(ROUNDS[0])
+
+
+async def bill_without_a_pause(event: Counted) -> None:
+    bill_at_once(event)
+
+
+WORKED_IN: list[int] = []
+ROUNDS = [0]
+
+
+@pytest.mark.parametrize(
+    ("handler", "group"), [(bill_at_once, "billing"), (bill_without_a_pause, "billing"), (bill_without_a_pause, None)]
+)
+def test_handlers_that_never_wait_let_the_loop_do_something_else(run, aconfig, handler, group):
+    async def main() -> None:
+        async def go_round() -> None:
+            while True:
+                ROUNDS[0] += 1
+                await asyncio.sleep(0)
+
+        async with pymq.asyncio.connect(aconfig) as bus:
+            if group:
+                await bus.group(group).bind(Counted)
+            else:
+                await bus.subscribe(handler)
+            WORKED_IN.clear()
+            going = asyncio.ensure_future(go_round())
+            for number in range(20):
+                await bus.publish(Counted(number))
+            if group:
+                await bus.subscribe(handler, group=group)
+            await until(lambda: len(WORKED_IN) == 20)
+            assert len(set(WORKED_IN)) > 2
+            going.cancel()
+            await asyncio.wait([going])
+            if group:
+                await until_it_is(0, bus.group(group).qsize)
+                await bus.group(group).delete()
+
+    run(main())
+
+
 # --- loops ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["decorators", "verbs"])
+def test_classes_that_are_local_to_the_caller(run, aconfig, verb):
+    """Hints are texts here, which only the caller's names explain; over a network, threads subscribe and expose."""
+
+    async def main() -> None:
+        @dataclass
+        class Local:
+            number: int
+
+        heard: list[Any] = []
+
+        async def on_local(event: Local) -> None:
+            heard.append(event)
+
+        async def twice(value: Local) -> Local:
+            return Local(2 * value.number)
+
+        bus = pymq.asyncio.connect(aconfig)
+        if verb == "decorators":
+            bus.subscriber(on_local)
+            bus.subscriber(group="billing", retries=1)(on_local)
+            bus.remote("twice")(twice)
+        async with bus:
+            if verb == "verbs":
+                await bus.subscribe(on_local)
+                await bus.subscribe(on_local, group="billing", retries=1)
+                await bus.expose(twice, "twice")
+            await bus.publish(Local(1))
+            await until(lambda: heard == [Local(1), Local(1)])
+            assert await bus.stub(twice, timeout=10)(Local(2)) == Local(4)
+            await bus.group("billing").delete()
+
+    run(main())
+
+
+def test_decorators_check_what_they_are_given(aconfig):
+    bus = pymq.asyncio.connect(aconfig)
+    for wrong in ({"retries": -1}, {"retry": 1}, {"pattern": True}):
+        with pytest.raises((TypeError, ValueError)):
+            bus.subscriber(**wrong)(shop.orders)
+    with pytest.raises(TypeError, match="neither a function nor a name"):
+        bus.remote(42)
 
 
 def test_several_loops_in_one_process(aconfig, way):
@@ -492,7 +679,7 @@ def test_the_handlers_of_a_cancelled_task_do_not_leak(run, aconfig, caplog):
 
 def test_several_starts_at_once_are_one(run, aconfig, monkeypatch):
     ports = []
-    monkeypatch.setattr(_bus, "Port", lambda *args: ports.append(Port(*args)) or ports[-1])
+    monkeypatch.setattr(_core, "Port", lambda *args: ports.append(Port(*args)) or ports[-1])
 
     async def main() -> None:
         bus = pymq.asyncio.connect(aconfig)

@@ -23,7 +23,7 @@ def test_put_get_and_their_ends(run, aconfig):
             jobs = bus.queue("jobs", type=OrderPlaced, maxsize=2)
             await jobs.put(OrderPlaced(1))
             await jobs.put_nowait(OrderPlaced(2))
-            with pytest.raises(pymq.Full):
+            with pytest.raises(pymq.Full, match=r"^no room in the queue .jobs.$"):
                 await jobs.put_nowait(OrderPlaced(3))
             with pytest.raises(pymq.Full):
                 await jobs.put(OrderPlaced(3), timeout=0.05)
@@ -87,6 +87,22 @@ def test_a_put_waits_for_room(run, aconfig):
 async def fail_in(block: Any, error: Exception) -> None:
     async with block:
         raise error
+
+
+def test_how_often_and_after_how_long_a_taken_item_comes_again(run, aconfig):
+    async def main() -> None:
+        async with pymq.asyncio.connect(aconfig) as bus:
+            jobs = bus.queue("jobs", retries=1, backoff=0.01)
+            await jobs.put("poison")
+            for _ in range(2):
+                with pytest.raises(LookupError):
+                    async with jobs.take(timeout=10):
+                        raise LookupError
+            assert [letter.headers["dead-attempts"] async for letter in jobs.dead] == [2]
+            await jobs.dead.purge()
+            await jobs.free()
+
+    run(main())
 
 
 def test_taken_items(run, aconfig):

@@ -51,6 +51,11 @@ def test_a_home_that_others_may_enter(stage: Path) -> None:
     assert lines_with(done, "fails", "home", "mode 755", "set PYMQ_HOME")
 
 
+def test_a_path_is_told_whole(stage: Path) -> None:
+    done = pymq_command("doctor", home=stage / ("long" * 20), COLUMNS="80")
+    assert "…" not in done.stdout
+
+
 def test_few_open_files(stage: Path) -> None:
     done = pymq_command("doctor", home=stage / "pymq", prefix=("sh", "-c", 'ulimit -n 30; exec "$@"', "sh"))
     assert done.returncode == 1
@@ -189,8 +194,8 @@ def test_what_the_dead_have_left(actors: Nursery, stage: Path) -> None:
     assert lines_with(looked, "nothing was removed", "--yes")
     assert sorted(map(str, stage.rglob("*"))) == before
     cleaned = pymq_command("clean", "--yes", home=home)
-    assert lines_with(cleaned, "removed", "Queue.free()")
-    assert lines_with(pymq_command("clean", "--yes", home=home), "nothing to remove", "Queue.free()")
+    assert lines_with(cleaned, "removed")
+    assert lines_with(pymq_command("clean", "--yes", home=home), "nothing to remove")
     assert [path for path in stage.rglob("*") if path.parent.name in {"bells", "inboxes"}] == []
     assert lines_with(pymq_command("doctor", home=home), "ok", "0 of dead ones")
     found = [line[1] for line in finish(actors, home) if line[0] == "found"]
@@ -205,6 +210,34 @@ def finish(actors: Nursery, home: Path) -> list[list[str]]:
         return actors.run("look", str(home))
     finally:
         witness.close()
+
+
+LEAVER = """
+import contextlib, pymq
+pymq.init({url!r})
+for number in range(3):
+    pymq.queue("jobs").put(number, priority=number % 2)
+pymq.queue("jobs").put("later", delay=1000)
+with contextlib.suppress(pymq.Reject), pymq.queue("jobs").take():
+    raise pymq.Reject
+for channel in ("a", "b"):
+    pymq.group("billing").bind(channel)
+    pymq.publish(1, channel)
+pymq.group("waiting").bind("nothing")
+pymq.queue("empty")
+pymq.queue("freed").put(1)
+pymq.queue("freed").free()
+"""
+
+
+@pytest.mark.parametrize("url", ["shm://shop", "ipc://shop"])
+def test_what_stays_is_named_and_counted(url: str, stage: Path) -> None:
+    home = stage / "pymq"
+    environment = {**os.environ, "PYMQ_HOME": str(home), "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", LEAVER.format(url=url)], env=environment, check=True)
+    for words in (["clean"], ["clean", "--yes"], ["clean"]):
+        told = [line.strip() for line in pymq_command(*words, home=home).stdout.splitlines() if line.startswith("    ")]
+        assert sorted(told) == ["dead letters of the queue 'jobs': 1", "group 'billing': 2", "group 'waiting': 0", "queue 'jobs': 3"]
 
 
 LISTENER = "import pymq, signal; pymq.init('ipc://shop'); pymq.subscribe(print, 'c'); print('ready', flush=True); signal.pause()"

@@ -110,3 +110,9 @@ def test_fork(separate, place):
     children = ["publishes", "inits", "shuts_down", "does_nothing", "ends_at_once", "execs"]
     assert run_program("forking.py") == [f"child_{name} 0" for name in children] + [str([("parent", 0)] * 4), "put True"]
     assert place.leftovers() == []
+
+
+def test_fork_in_a_loop(separate, place):
+    children = ["does_nothing", "publishes", "shuts_down", "begins_anew"]
+    assert run_program("loop_forking.py") == [f"child_{name} 0" for name in children] + ["later"]
+    assert place.leftovers() == []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -185,7 +186,7 @@ def test_the_word_that_commits_bindings(mask: int, stage: Path) -> None:
                     assert newcomer.publish("news", "news") in (0, 1)
                     assert bus.publish("news", "news") in (0, 1)
             except pymq.ProviderError as error:
-                assert "version" in str(error), place  # noqa: PT017
+                assert re.search("of another version|is not pymq's", str(error)), place  # noqa: PT017
                 flip(registry, place, mask)
             while not got.empty():
                 assert got.get() == "news"

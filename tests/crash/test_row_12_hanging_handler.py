@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import logging
 import threading
 import time
+from contextlib import suppress
 
 import pytest
-from harness import GUARD, in_thread, start_program
+from harness import GUARD, eventually, in_thread, start_program
 
 import pymq
 
@@ -42,6 +45,53 @@ def test_shutdown_is_bounded_and_says_what_it_abandoned(config, heard, caplog, k
     assert any("hanging" in record.getMessage() for record in caplog.records)
     if calling is not None:
         assert calling.exception(GUARD) is not None, "a caller of one's own bus is not left waiting"
+
+
+@pytest.mark.parametrize("kind", ["def", "workers", "async def"])
+def test_what_waits_for_a_hanging_handler_is_not_begun_and_is_told(config, heard, caplog, kind):
+    gate = threading.Event()
+
+    def hanging(value: int) -> None:
+        heard(value)
+        gate.wait(GUARD * 2)
+
+    async def hanging_task(value: int) -> None:
+        heard(value)
+        await asyncio.sleep(GUARD * 2)
+
+    bus = pymq.EventBus(config)
+    bus.start()
+    bus.subscribe(hanging_task if kind == "async def" else hanging, "c", workers=2 if kind == "workers" else 1)
+    begun = 2 if kind == "workers" else 1
+    for value in range(begun + 3):
+        bus.publish(value, "c")
+    assert sorted(heard.take(begun)) == list(range(begun))
+    (subscription,) = bus.subscriptions.all()
+    eventually(lambda: subscription._queue.qsize() == 3 if kind == "workers" else subscription.waiting == 3)
+    with caplog.at_level(logging.WARNING):
+        bus.shutdown(timeout=0.1)
+    gate.set()
+    assert f"3 messages that waited for the handler {subscription.name}" in caplog.text
+    assert [(record.name, record.getMessage()[:14]) for record in caplog.records] == [("pymq", "shutdown after")]
+    assert heard.rest() == []
+
+
+def test_a_handler_that_ignores_its_cancellation_is_abandoned_and_has_not_failed(config, heard, caplog):
+    async def stubborn(value: int) -> None:
+        heard("begun")
+        while True:
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(GUARD)
+
+    bus = pymq.EventBus(config)
+    bus.start()
+    bus.subscribe(stubborn, "c")
+    bus.publish(1, "c")
+    assert heard.next() == "begun"
+    with caplog.at_level(logging.WARNING):
+        bus.shutdown(timeout=0.1)
+        gc.collect()
+    assert [record.getMessage()[:14] for record in caplog.records if record.name == "pymq"] == ["shutdown after"]
 
 
 @pytest.mark.parametrize("how", ["def", "async", "remote", "error"])

@@ -7,11 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from harness import ROOT
 from stage import Nursery, Witness
+
+from pymq import bus
+from pymq.exceptions import ProviderError
+from pymq.provider.simple import SimpleConfig
 
 PROGRAM = """
 import os, sys, threading, time
@@ -94,3 +99,21 @@ def test_a_program_ends(how: str, actors: Nursery, witness: Witness, stage: Path
     witness.bus.queue("empty").free()
     witness.heard()
     assert witness.left_behind() == set()
+
+
+@pytest.mark.parametrize("leave", [bus._at_exit, bus._after_fork_in_child])
+def test_a_bus_that_cannot_be_left_keeps_no_other_open(leave: Callable[[], None], monkeypatch, caplog) -> None:
+    class Stuck:
+        def shutdown(self) -> None:
+            raise ProviderError("stuck")
+
+        _after_fork = shutdown
+
+    other = bus.EventBus(SimpleConfig("exit"))
+    monkeypatch.setattr(bus, "_buses", [Stuck(), other])
+    with other:
+        provider = other.provider
+        leave()
+        assert other.provider is not provider
+        provider.close()
+    assert "stuck" in caplog.text

@@ -16,6 +16,9 @@ from harness import GUARD, Heard, eventually, in_thread
 import pymq
 from pymq.exceptions import ConnectionLost, LeaseLost, ProviderError, QueueNotFound
 from pymq.provider._aws.envelope import unpack
+from pymq.provider._aws.keeper import Keeper
+from pymq.provider._aws.mailbox import Mailbox
+from pymq.provider._aws.queue import Waiter
 from pymq.provider.aws import AwsConfig, AwsProvider
 
 
@@ -98,6 +101,42 @@ def test_shutdown_does_not_wait_for_a_poll(wire):
     with pytest.raises(pymq.PymqError):
         getting.result(GUARD)
     assert time.monotonic() - begun < GUARD
+
+
+def test_a_mailbox_that_is_being_made_at_a_shutdown_is_removed(wire):
+    """Nobody else would: it renews its own lease."""
+    provider = wire.config().create()
+    provider.open()
+    may_be_made = threading.Event()
+
+    def wait(call):
+        assert may_be_made.wait(GUARD)
+
+    wire.answers["CreateQueue"] = wait
+    declaring = in_thread(provider.declare, "reply/7f/1", temporary=True)
+    eventually(lambda: wire.named("CreateQueue"))
+    provider.close()
+    may_be_made.set()
+    with pytest.raises(ProviderError, match="shut down"):
+        declaring.result(GUARD)
+    with AwsOther(wire, provider) as other:
+        assert other.sweeper.mailboxes() == []
+
+
+def test_what_cannot_be_removed_at_a_shutdown_is_left_to_the_sweep(wire, caplog):
+    """The mailbox, too: by it the sweep finds the subscriptions that are left."""
+    provider = wire.config().create()
+    provider.open()
+    provider.declare("inbox/7f", temporary=True)
+    for number in range(12):
+        provider.bind("inbox/7f", f"e/{number}", exact=True)
+    wire.answers["Unsubscribe"] = refused("AuthorizationError", 403, times=3)
+    provider.close()
+    assert "removing this process's mailbox failed" in caplog.text
+    with AwsOther(wire, provider) as other:
+        assert len(list(other._topics.all_subscriptions())) == 3
+        other.sweeper._remove_mailboxes(other.sweeper.mailboxes())
+        assert {found.kind for found in other.sweeper.inventory()} == {"topic"}
 
 
 def test_what_an_abandoned_poll_receives_comes_back(wire):
@@ -184,6 +223,21 @@ def test_the_first_pattern_waits_until_every_publisher_has_looked_again(wire, he
         assert len(wire.named("ListSubscriptionsByTopic")) == before, "the topic was subscribed to already"
 
 
+def test_so_does_another_pattern_while_the_first_one_still_waits(wire, heard):
+    config = wire.config(refresh=1.5)
+    with pymq.EventBus(config) as publisher, pymq.EventBus(config) as first, pymq.EventBus(config) as second:
+        for bus in (first, second):
+            bus.subscribe(lambda event: None, "c")
+        publisher.publish("nobody listens", "sensors/7")
+        before = len(wire.named("Subscribe"))
+        subscribing = in_thread(first.subscribe, lambda event: None, "sensors/*", pattern=True)
+        eventually(lambda: len(wire.named("Subscribe")) > before)
+        second.subscribe(heard, "sensors/*", pattern=True)
+        publisher.publish("heard", "sensors/7")
+        assert heard.next() == "heard"
+        subscribing.result(GUARD)
+
+
 def test_who_serves_is_looked_up_once_in_a_while(wire):
     config = wire.config(refresh=60.0)
     with pymq.EventBus(config) as server, pymq.EventBus(config) as bus:
@@ -230,6 +284,27 @@ def test_that_a_server_lives_is_believed_until_its_lease_ends(wire):
         assert len(wire.named("ListQueueTags")) == before
 
 
+def test_a_look_at_the_server_that_fails_does_not_end_the_call(wire):
+    may_end = threading.Event()
+    config = wire.config(lease=3.0)
+    with pymq.EventBus(config) as server, pymq.EventBus(config) as bus:
+        server.expose(lambda: may_end.wait(GUARD), "slow")
+        slow = bus.stub("slow", timeout=GUARD)
+        looks: list[object] = []
+
+        def fail(call):
+            looks.append(call)
+            return refused("ExpiredToken", 403)(call)
+
+        calling = in_thread(slow)
+        eventually(lambda: wire.named("SendMessageBatch"))
+        wire.answers["GetQueueUrl"] = fail
+        eventually(lambda: looks)
+        wire.answers.clear()
+        may_end.set()
+        assert calling.result(GUARD) is True
+
+
 def test_what_no_pattern_matches_is_looked_up_once_in_a_while(wire, heard):
     with pymq.EventBus(wire.config(refresh=1.0)) as bus:
         bus.subscribe(heard, "sensors/*", pattern=True, group="workers")
@@ -260,6 +335,54 @@ def test_a_new_pattern_of_a_queue_waits_until_its_receivers_have_looked_again(wi
         provider.close()
 
 
+def test_a_new_pattern_of_a_queue_waits_for_receivers_that_have_looked_until_its_tag_was_set(wire):
+    """Which takes long where AWS is throttling: it sets five tags a second."""
+    config = wire.config(refresh=1.5)
+    one, other = config.create(), config.create()
+    for provider in (one, other):
+        provider.open()
+    one.declare("jobs")
+    one.bind("jobs", "e/a*", exact=False)
+    may_tag = threading.Event()
+
+    def throttle(call):
+        assert may_tag.wait(GUARD)
+
+    wire.answers["TagQueue"] = throttle
+    begun = time.monotonic()
+    binding = in_thread(one.bind, "jobs", "e/b*", exact=False)
+    eventually(lambda: time.monotonic() > begun + 1.5)
+    one.publish(["e/c"], b"nobody's")
+    assert other.receive("jobs", 1.0, lease=None) == []
+    may_tag.set()
+    binding.result(GUARD)
+    one.publish(["e/b"], b"b")
+    assert some(other, "jobs", lease=None) == [(b"b", None)]
+    for provider in (one, other):
+        provider.close()
+
+
+def test_no_event_is_forgotten_while_the_patterns_cannot_be_looked_up(wire):
+    """What could not be judged stays; and so does what comes after it."""
+    other = wire.config(refresh=60.0).create()
+    other.open()
+    with AwsOther(wire, other) as binder:
+        binder.declare("jobs")
+        binder.bind("jobs", "e/*", exact=False)
+    wire.answers["ListQueueTags"] = refused("AccessDenied", 403)
+    for message in (b"1", b"2"):
+        other.publish(["e/c"], message)
+    received = []
+    while len(received) < 2:
+        found = some(other, "jobs", limit=10, lease=1.0)
+        assert found
+        for message, receipt in found:
+            other.ack(receipt)
+            received.append(message)
+    assert sorted(received) == [b"1", b"2"]
+    other.close()
+
+
 # --- what AWS may do --------------------------------------------------------------------------------------------------
 
 
@@ -284,8 +407,11 @@ def test_throttled_calls_are_made_again(wire, provider, call, code):
     assert len(wire.named(call)) >= 3
 
 
-def test_a_publisher_that_is_not_told_about_patterns_assumes_there_are_some(wire, provider):
-    wire.answers["ListSubscriptionsByTopic"] = refused("Throttling", times=100)
+@pytest.mark.parametrize(
+    ("code", "status"), [("Throttling", 400), ("InternalError", 500), ("ServiceUnavailable", 503), ("ExpiredToken", 403)]
+)
+def test_a_publisher_that_is_not_told_about_patterns_assumes_there_are_some(wire, provider, code, status):
+    wire.answers["ListSubscriptionsByTopic"] = refused(code, status, times=100)
     provider.publish(["e/c"], b"x")
     assert len(wire.named("PublishBatch")) == 2
     assert len(wire.named("ListSubscriptionsByTopic")) == 1, "it does not wait for AWS to have time"
@@ -345,6 +471,25 @@ def test_a_message_that_comes_twice_is_handled_once(wire, heard):
         bus.publish("last", "c")
         assert heard.next() == "last"
         assert heard.waiting() == 0
+
+
+def test_two_copies_of_an_event_do_not_take_each_other_away(wire):
+    """Two processes hold one each, as after a publish whose answer was lost, and handle neither."""
+    config = wire.config()
+    one, other = config.create(), config.create()
+    for provider in (one, other):
+        provider.open()
+    one.declare("jobs")
+    for topic in ("e/a", "e/b"):
+        one.bind("jobs", topic, exact=True)
+    one.publish(["e/a", "e/b"], b"event")
+    ((_, first),), ((_, second),) = some(one, "jobs"), some(other, "jobs")
+    one.nack(first)
+    assert other.receive("jobs", lease=1.0) == [], "it holds the other copy"
+    other.nack(second)
+    assert [message for message, _ in some(one, "jobs")] == [b"event"]
+    for provider in (one, other):
+        provider.close()
 
 
 def test_a_message_that_comes_again_after_its_ack_is_forgotten(wire, provider):
@@ -511,6 +656,24 @@ def test_a_mailbox_that_cannot_be_made_anew_at_once_is_tried_again(wire, provide
             assert some(provider, "inbox/7f") == [(topic.encode(), None)]
 
 
+def test_a_mailbox_is_read_again_however_often_that_has_failed(wire, provider, monkeypatch):
+    """For hours, say: 0.1 * 2**1024 is no float any more."""
+    monkeypatch.setattr("pymq.provider._aws.mailbox.LONGEST_PAUSE", 0.0)
+    failures = itertools.count()
+    receive = Mailbox._receive
+
+    def fail(mailbox):
+        if next(failures) < 1100:
+            raise ProviderError("no")
+        receive(mailbox)
+
+    monkeypatch.setattr(Mailbox, "_receive", fail)
+    provider.declare("inbox/7f", temporary=True)
+    with AwsOther(wire, provider) as other:
+        other.send("inbox/7f", b"x")
+        assert some(provider, "inbox/7f") == [(b"x", None)]
+
+
 def after(count: int, answer: Answer) -> Answer:
     """AWS itself answers so many; then this does."""
     left = itertools.count(count, -1)
@@ -629,6 +792,12 @@ def test_an_aws_that_is_not_there_is_named(monkeypatch):
         config.create().open()
 
 
+def test_a_profile_that_does_not_exist_is_told_as_our_error(monkeypatch):
+    monkeypatch.setenv("AWS_PROFILE", "nobodys")
+    with pytest.raises(ProviderError, match="nobodys"):
+        AwsConfig(region="eu-west-1").create().open()
+
+
 def test_without_a_region_or_credentials_it_says_so(monkeypatch):
     for name in ("AWS_DEFAULT_REGION", "AWS_REGION", "AWS_ACCESS_KEY_ID", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
@@ -648,6 +817,129 @@ def test_a_queue_that_was_deleted_elsewhere_is_not_found(wire, provider):
         other.delete("jobs")
     with pytest.raises(QueueNotFound, match="jobs"):
         provider.send("jobs", b"y")
+
+
+def test_a_poll_that_could_not_be_begun_is_begun_by_the_next_receive(provider, monkeypatch):
+    """The machine has no thread left, for a moment."""
+    provider.declare("jobs")
+    refuse_once(monkeypatch, "pymq-aws-poll")
+    with pytest.raises(RuntimeError):
+        provider.receive("jobs", GUARD)
+    provider.send("jobs", b"x")
+    assert some(provider, "jobs", lease=None) == [(b"x", None)]
+
+
+def test_a_keeper_that_could_not_be_started_is_started_by_the_next_job(monkeypatch):
+    keeper, called = Keeper(0.01), threading.Event()
+    refuse_once(monkeypatch, "pymq-aws-keeper")
+    with pytest.raises(RuntimeError):
+        keeper.add(called.set, "one")
+    keeper.add(called.set, "another")
+    assert called.wait(GUARD)
+    keeper.close()
+
+
+def refuse_once(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The first thread of that name does not start."""
+    start, refusals = threading.Thread.start, [RuntimeError("can't start new thread")]
+
+    def refuse(thread):
+        if thread.name == name and refusals:
+            raise refusals.pop()
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+
+
+def test_what_a_poll_brings_in_vain_comes_again_as_if_for_the_first_time(wire):
+    """Else an event of a group that allows no retries goes to the dead letters, and nobody has handled it."""
+    config = wire.config(poll=20.0)
+    one, other = config.create(), config.create()
+    for provider in (one, other):
+        provider.open()
+    one.declare("jobs")
+    waiting = in_thread(one.receive, "jobs", None)
+    eventually(lambda: long_polls(wire))
+    eventually(lambda: one.wake() or waiting.done())
+    received = []
+    wire.changes["ReceiveMessage"] = lambda parsed: received.extend(parsed.get("Messages", []))
+    other.send("jobs", b"x")
+    eventually(lambda: received)
+    ((message, receipt),) = some(other, "jobs")
+    assert (message, receipt.attempt) == (b"x", 1)
+    for provider in (one, other):
+        provider.close()
+
+
+def test_who_had_less_than_a_second_gets_what_the_poll_brings_all_the_same(wire, provider, monkeypatch):
+    """SQS knows whole seconds: each poll for less would bring what it brings in vain."""
+    monkeypatch.setattr("pymq.provider._aws.queue.LONGEST_REST", GUARD)
+    provider.declare("jobs")
+    sent = threading.Event()
+
+    def wait(call):
+        assert sent.wait(GUARD)
+
+    wire.answers["ReceiveMessage"] = wait
+    begun = time.monotonic()
+    receiving = in_thread(provider.receive, "jobs", 0.1, lease=None)
+    eventually(lambda: wire.named("ReceiveMessage") and time.monotonic() > begun + 0.2)
+    provider.send("jobs", b"x")
+    sent.set()
+    assert receiving.result(GUARD) == [(b"x", None)]
+
+
+def test_what_cannot_be_given_back_does_not_end_the_polling(wire, provider, monkeypatch):
+    """A poll has brought it, and AWS fails before the one who begins to wait has looked."""
+    monkeypatch.setattr("pymq.provider._aws.queue.KEPT_FOR_THE_NEXT", 0.0)
+    provider.declare("jobs")
+    provider.send("jobs", b"in vain")
+    wire.answers |= dict.fromkeys(["ChangeMessageVisibility", "SendMessageBatch"], refused("AccessDenied", 403))
+    shared = provider._shared.of("jobs")
+    with provider._lock:
+        shared.wait_with(Waiter(1, 30.0, time.monotonic() + GUARD))
+    eventually(lambda: wire.named("ChangeMessageVisibility") or wire.named("SendMessageBatch")[1:])
+    monkeypatch.undo()
+    wire.answers.clear()
+    provider.send("jobs", b"x")
+    assert some(provider, "jobs", lease=None) == [(b"x", None)]
+
+
+def test_a_queue_that_was_deleted_elsewhere_is_made_anew_by_who_declares_it_again(wire, provider):
+    """Who has used it already believes in it no longer."""
+    provider.declare("jobs")
+    provider.send("jobs", b"old")
+    assert some(provider, "jobs", lease=None) == [(b"old", None)]
+    with AwsOther(wire, provider) as other:
+        other.delete("jobs")
+        provider.declare("jobs")
+        provider.bind("jobs", "e/c", exact=True)
+        other.publish(["e/c"], b"new")
+        assert some(provider, "jobs", lease=None) == [(b"new", None)]
+
+
+def test_a_queue_that_sqs_does_not_know_yet_is_asked_again(wire, provider):
+    """For a second after it was made: a group's member must not take it for deleted, and stop."""
+    provider.declare("jobs")
+    provider.send("jobs", b"x")
+    wire.answers["ReceiveMessage"] = refused("QueueDoesNotExist", times=2)
+    assert some(provider, "jobs", lease=None) == [(b"x", None)]
+
+
+def test_a_mailbox_that_sqs_does_not_know_yet_is_asked_once_a_second(wire, provider):
+    asked: list[float] = []
+    refusal = refused("QueueDoesNotExist", times=3)
+
+    def refuse(call):
+        asked.append(time.monotonic())
+        return refusal(call)
+
+    wire.answers["ReceiveMessage"] = refuse
+    provider.declare("inbox/7f", temporary=True)
+    with AwsOther(wire, provider) as other:
+        other.send("inbox/7f", b"x")
+        assert some(provider, "inbox/7f") == [(b"x", None)]
+    assert asked[3] - asked[0] >= 3.0
 
 
 # --- what SQS cannot do by itself --------------------------------------------------------------------------------------
@@ -711,6 +1003,30 @@ def test_a_fifo_queue_delays_as_well(wire):
     provider.send("jobs", b"now")
     assert [some(provider, "jobs", lease=None) for _ in range(2)] == [[(b"now", None)], [(b"later", None)]]
     assert time.monotonic() - begun >= 2
+    provider.close()
+
+
+def test_a_delayed_event_does_not_hold_up_its_publishers_others(wire):
+    provider = wire.config(ordered=True).create()
+    provider.open()
+    provider.declare("jobs")
+    provider.bind("jobs", "e/c", exact=True)
+    provider.publish(["e/c"], b"later", delay=5000)
+    provider.publish(["e/c"], b"now")
+    assert some(provider, "jobs", lease=None) == [(b"now", None)]
+    provider.close()
+
+
+def test_all_dead_letters_of_a_fifo_queue_are_seen_at_once(wire):
+    """SQS gives ten messages of a sender at most, and nobody the next while these are leased."""
+    provider = wire.config(ordered=True).create()
+    provider.open()
+    provider.declare("queue-dead/jobs")
+    letters = {b"%d" % number for number in range(12)}
+    for letter in letters:
+        provider.send("queue-dead/jobs", letter)
+    received = [message for _ in range(2) for message, _ in some(provider, "queue-dead/jobs", limit=10)]
+    assert set(received) == letters
     provider.close()
 
 

@@ -18,6 +18,7 @@ from pymq.exceptions import ConnectionLost, LeaseLost, MessageTooLarge, Provider
 from pymq.provider import config_from
 from pymq.provider._aws.batches import Batches, in_one_call
 from pymq.provider._aws.envelope import LARGEST_BODY, LARGEST_MESSAGE, Envelope, Window, unpack
+from pymq.provider._aws.mailbox import concurrently
 from pymq.provider._aws.names import (
     Names,
     access_policy,
@@ -219,8 +220,7 @@ def test_the_largest_message_fits_and_more_does_not():
 
 def test_a_window_knows_the_latest():
     window = Window(2)
-    assert window.note("a", "1") is None
-    assert window.note("a", "2") == "1"
+    assert [window.note("a"), window.note("a")] == [True, False]
     window.note("b")
     window.note("c")
     assert "a" not in window
@@ -354,6 +354,34 @@ def test_a_call_that_is_interrupted_leaves_nobody_waiting():
     assert batches._lanes == {}
 
 
+def test_one_that_is_interrupted_before_its_call_leaves_nobody_waiting(monkeypatch):
+    """Ctrl-C in the 5 ms in which it waits for company."""
+    sent = Sent()
+    batches = Batches(sent, in_order=False, patience=3600)
+    first, second, third = begin(batches, sent, list("abc"), 0)
+    (lane,) = batches._lanes.values()
+    monkeypatch.setattr(lane, "filled", Interrupted())
+    sent.may_end.release(2)
+    assert first.result(10) is None
+    with pytest.raises(KeyboardInterrupt):
+        second.result(10)
+    assert third.result(10) is None
+    assert sent.calls == [["a"], ["c"]]
+    assert batches._lanes == {}
+
+
+class Interrupted(threading.Event):
+    """The first who waits for it is interrupted."""
+
+    interrupts = True
+
+    def wait(self, timeout=None):
+        if self.interrupts:
+            self.interrupts = False
+            raise KeyboardInterrupt
+        return super().wait(timeout)
+
+
 def test_a_part_that_failed_is_sent_again_where_that_helps():
     calls = []
 
@@ -363,12 +391,13 @@ def test_a_part_that_failed_is_sent_again_where_that_helps():
             {"Id": "0", "SenderFault": True, "Code": "ReceiptHandleIsInvalid"},
             {"Id": "1", "SenderFault": False, "Code": "InternalError"},
             {"Id": "2", "SenderFault": True, "Code": "RequestThrottled"},
+            {"Id": "3", "SenderFault": True, "Code": "KmsThrottled"},
         ]
         return taken(entries, *(failed if len(calls) == 1 else []))
 
-    errors = in_one_call(call, [{}] * 4)
-    assert calls == [["0", "1", "2", "3"], ["1", "2"]]
-    assert [type(error) for error in errors] == [LeaseLost, *[type(None)] * 3]
+    errors = in_one_call(call, [{}] * 5)
+    assert calls == [["0", "1", "2", "3", "4"], ["1", "2", "3"]]
+    assert [type(error) for error in errors] == [LeaseLost, *[type(None)] * 4]
 
 
 def test_an_error_of_the_second_call_is_not_one_of_what_the_first_has_sent():
@@ -384,6 +413,21 @@ def test_an_error_of_the_second_call_is_not_one_of_what_the_first_has_sent():
     errors = in_one_call(call, [{}] * 3)
     assert calls == [["0", "1", "2"], ["1"]]
     assert [type(error) for error in errors] == [type(None), ConnectionLost, type(None)]
+
+
+@pytest.mark.parametrize("wrong", [ProviderError("no"), IndexError("none")])
+def test_what_fails_keeps_none_of_the_others_from_being_called(wrong):
+    called = []
+
+    def call(number):
+        called.append(number)
+        if number % 10 == 0:
+            raise wrong
+
+    with pytest.raises(type(wrong)) as raised:
+        concurrently(call, range(30))
+    assert raised.value is wrong
+    assert sorted(called) == list(range(30))
 
 
 def test_what_fails_again_and_again_is_an_error(monkeypatch):

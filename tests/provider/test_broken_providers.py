@@ -746,6 +746,12 @@ class ForgetsWhatCameLate(SimpleProvider):
         return super().request(topic, message, reply_to)
 
 
+@fails("test_a_reply_is_received_however_it_is_waited_for")
+class LosesReplies(SimpleProvider):
+    def reply(self, queue, message):
+        pass
+
+
 @fails("test_a_request_passes_over_the_full_and_waits_for_nobody")
 class AsksTheFull(SimpleProvider):
     def request(self, topic, message, reply_to):

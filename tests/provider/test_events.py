@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import threading
 from collections.abc import Callable
 from decimal import Decimal
@@ -330,6 +331,37 @@ def test_any_callable_can_be_a_handler(bus, heard):
     assert sorted(map(repr, heard.take(4))) == sorted(map(repr, [("object", 1), ("lambda", 1), ("partial", 1), 1]))
 
 
+@pytest.mark.parametrize("how", ["object", "partial", "static"])
+def test_what_runs_on_the_loop(bus, heard, how):
+    """Not only what is `async def` by itself."""
+
+    class Callable_:
+        async def __call__(self, event: OrderPlaced) -> None:
+            heard(event)
+
+    class Inherited(Callable_):
+        pass
+
+    bus.subscribe({"object": Inherited(), "partial": partial(Callable_()), "static": staticmethod(Inherited().__call__)}[how])
+    assert bus.publish(OrderPlaced(1)) == 1
+    assert heard.next() == OrderPlaced(1)
+
+
+@pytest.mark.parametrize("form", [{}, {"headers": {"a": "b"}}])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_handler_that_only_returns_a_coroutine_has_failed(bus, heard, caplog, form, workers):
+    async def inner(value: int) -> None:
+        raise AssertionError("nothing awaits it")
+
+    handlers = {0: inner, 1: heard}
+    bus.subscribe(lambda value: handlers[value](value), "c", workers=workers)
+    for value in handlers:
+        bus.publish(value, "c", **form)
+    assert heard.next() == 1
+    eventually(lambda: (bus.stats()["failed"], bus.stats()["delivered"]) == ({"c": 1}, {"c": 1}))
+    eventually(lambda: "returned a coroutine, which nothing runs" in caplog.text)
+
+
 def test_several_handlers_on_a_channel(bus, heard):
     def first(value):
         heard(("first", value))
@@ -645,7 +677,13 @@ def _no_parameter():
     pass
 
 
+def _generator(value):
+    yield
+
+
 WRONG: dict[str, Callable[[pymq.EventBus], Any]] = {
+    "a generator": lambda bus: bus.subscribe(_generator, "c"),
+    "a generator as a remote": lambda bus: bus.expose(_generator),
     "no channel to derive": lambda bus: bus.subscribe(_no_hint),
     "no parameter": lambda bus: bus.subscribe(_no_parameter, "c"),
     "not callable": lambda bus: bus.subscribe("not callable", "c"),
@@ -665,6 +703,14 @@ def test_wrong_use_is_refused(bus, wrong):
     with pytest.raises((ValueError, TypeError)) as caught:
         WRONG[wrong](bus)
     assert len(str(caught.value)) > 10, "says what is wrong"
+
+
+@pytest.mark.parametrize("event", [OrderPlaced(1), ("hashable",)], ids=["not hashable", "hashable"])
+@pytest.mark.parametrize("options", [{}, {"headers": {"a": "b"}}], ids=["plain", "headers"])
+def test_publish_with_its_arguments_the_wrong_way_round(bus, event, options):
+    said = r"publish\(event, channel\): the channel is a text, not " + re.escape(repr(event))
+    with pytest.raises(TypeError, match=said):
+        bus.publish("c", event, **options)
 
 
 def test_a_value_that_cannot_travel_is_refused_by_publish(bus, heard):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import queue
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from fractions import Fraction
 from itertools import pairwise
 from typing import Any
@@ -174,6 +177,28 @@ def test_delete(peers, bus, place):
     group.delete()
 
 
+def test_who_deletes_a_group_is_not_warned_and_the_others_are(peers, bus, config, caplog):
+    """Also where a handler is at work meanwhile."""
+    with pymq.EventBus(config) as other, caplog.at_level("INFO"):
+        begun, let = threading.Barrier(2), threading.Event()
+
+        def work(value: int):
+            begun.wait(GUARD)
+            let.wait(GUARD)
+
+        bus.subscribe(shop.attempts(lambda item: None), "c", group="billing")
+        bus.subscribe(work, "busy", group="billing")
+        other.subscribe(print, "c", group="billing")
+        bus.publish(1, "busy")
+        begun.wait(GUARD)
+        bus.group("billing").delete()
+        let.set()
+        eventually(lambda: sum("was deleted" in record.getMessage() for record in caplog.records) == 3)
+        assert [record.getMessage() for record in caplog.records if record.levelname != "INFO"] == [
+            "the group 'billing' was deleted; print stops"
+        ]
+
+
 # --- busy, stopped and dead members -----------------------------------------------------------------------------------
 
 
@@ -220,6 +245,26 @@ def test_a_member_that_shuts_down_gives_back_what_it_had_not_begun(peers, bus, g
     bob.subscribe(shop.attempts, "c", group="billing")
     handled = {bob.hear()[0] for _ in range(4)} | {item[0] for item in alice.heard.rest()}
     assert handled | {0} == set(range(5))
+
+
+def test_what_a_shutdown_cancels_comes_again_and_was_no_failure(config, bus, group, heard, caplog):
+    async def hangs(value: int) -> None:
+        heard("begun")
+        await asyncio.sleep(GUARD * 2)
+
+    ending = pymq.EventBus(config)
+    ending.start()
+    ending.subscribe(hangs, "c", group="billing", retries=0)
+    bus.publish(1, "c")
+    assert heard.next() == "begun"
+    with caplog.at_level(logging.WARNING):
+        ending.shutdown(timeout=0.1)
+    assert [record.getMessage().partition(" abandoned ")[2] for record in caplog.records] == [
+        f"the handler {hangs.__qualname__}, which still ran"
+    ]
+    bus.subscribe(lambda value, message: heard((value, message.attempt)), "c", group="billing", retries=0)
+    assert heard.next() == (1, 2)
+    assert group.dead.qsize() == 0
 
 
 def test_a_handler_that_unsubscribes_takes_nothing_more(bus, group, heard):
@@ -289,6 +334,23 @@ def test_async_handlers_are_acked_after_they_have_returned(separate, peers, bus,
     assert bob.hear(timeout=3 * GUARD) == ("work", 2), "long before its lease ends"
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_what_only_returns_a_coroutine_has_failed_and_is_not_acked(bus, group, heard, caplog, times):
+    """Also the second event, which comes a shorter way."""
+
+    async def inner(value: int) -> None:
+        raise AssertionError("nothing awaits it")
+
+    handlers = [heard] * (times - 1) + [inner]
+    bus.subscribe(lambda value: handlers[value](value), "c", group="billing", retries=0)
+    for value in range(times):
+        bus.publish(value, "c")
+    eventually(lambda: group.dead.qsize() == 1)
+    (letter,) = group.dead
+    assert "returned a coroutine, which nothing runs" in letter.headers["dead-text"]
+    assert bus.stats()["delivered"] == ({"c": 1} if times == 2 else {})
+
+
 def test_a_group_handler_may_publish_put_and_call(bus, group, heard):
     bus.expose(lambda value: value + 1, "next")
 
@@ -324,6 +386,23 @@ def test_a_failing_event_is_retried_and_then_dead(peers, bus, group):
     assert began - 1 <= float(headers["dead-first-failure"]) <= time.time()
     bus.publish("fine", "c")
     assert alice.hear() == ("fine", 1)
+
+
+def test_the_log_says_what_failed_where_how_often_and_what_happens_next(bus, group, heard, caplog):
+    def bill(value: int, message: pymq.Message):
+        heard(message.attempt)
+        raise [ValueError("no account"), pymq.Retry(), ValueError("still none"), pymq.Reject("never")][message.attempt - 1]
+
+    bus.subscribe(bill, "orders/*", pattern=True, group="billing", retries=2, backoff=0.01)
+    bus.publish(1, "orders/7")
+    heard.take(4)
+    eventually(lambda: len(group.dead) == 1)
+    said = [re.sub(r"^.*bill of|[\d.]+(?= s$)", "", record.getMessage()) for record in caplog.records if record.levelname == "ERROR"]
+    assert said == [
+        " group 'billing' failed on 'orders/7', attempt 1 of 3: again in  s",
+        " group 'billing' failed on 'orders/7', attempt 2 of 3: again in  s",
+        " group 'billing': an event on 'orders/7' goes to the dead letters: never",
+    ]
 
 
 def test_no_retries(peers, bus, group):
@@ -438,6 +517,42 @@ def test_requeue_brings_the_dead_back(bus, group, heard):
     assert [(value, attempt) for value, attempt, _ in back] == [(1, 1), (2, 1)]
     assert [headers["trace"] for *_, headers in back] == ["1", "2"]
     assert len(group.dead) == 0
+
+
+def test_requeue_takes_longer_than_a_lease(bus, jobs, monkeypatch):
+    """As over a network, where there are many. Each comes back once, also when it dies again at once."""
+    monkeypatch.setattr("pymq.queues.LEASE", 3.0)
+    for number in range(30):
+        jobs.put(number)
+        reject_one(jobs)
+    send = bus.provider.send
+
+    def slowly(queue, message, **options):
+        time.sleep(0.11)
+        send(queue, message, **options)
+
+    monkeypatch.setattr(bus.provider, "send", slowly)
+    assert (jobs.dead.requeue(), len(jobs.dead), jobs.qsize()) == (30, 0, 30)
+
+
+def test_what_dies_again_during_a_requeue_stays_dead(bus, jobs, monkeypatch):
+    for number in range(3):
+        jobs.put(number)
+        reject_one(jobs)
+    send = bus.provider.send
+
+    def die_again(queue, message, **options):
+        send(queue, message, **options)
+        if queue == "queue/jobs":
+            reject_one(jobs)
+
+    monkeypatch.setattr(bus.provider, "send", die_again)
+    assert (jobs.dead.requeue(), len(jobs.dead), jobs.qsize()) == (3, 3, 0)
+
+
+def reject_one(jobs: pymq.Queue) -> None:
+    with suppress(pymq.Reject), jobs.take(GUARD):
+        raise pymq.Reject
 
 
 def test_purge_forgets_the_dead(bus, group):
@@ -635,8 +750,56 @@ def test_a_stopped_taker_gives_back_after_the_lease(separate, peers, jobs):
     assert jobs.get(timeout=5) == "work", "the late ack was not ours"
 
 
-def test_a_taker_that_always_fails(jobs):
+def test_an_outage_of_a_second_does_not_empty_a_queue_into_the_dead_letters(jobs):
+    """It took 2 ms for six attempts."""
+    for number in range(3):
+        jobs.put(number)
+    over, done = time.monotonic() + 1, []
+    while len(done) < 3:
+        with suppress(ConnectionError), jobs.take(timeout=GUARD) as job:
+            if time.monotonic() < over:
+                raise ConnectionError("the database is away")
+            done.append(job.value)
+    assert (sorted(done), len(jobs.dead)) == ([0, 1, 2], 0)
+
+
+def test_how_often_and_after_how_long_a_taken_item_comes_again(bus, jobs):
+    impatient, patient = bus.queue("jobs", retries=1, backoff=0.01), bus.queue("jobs", retries=2, backoff=20)
     jobs.put("poison")
+    for attempt in (1, 2):
+        with pytest.raises(LookupError), impatient.take(timeout=GUARD) as job:
+            raise LookupError(job.attempt)
+        assert job.attempt == attempt
+    assert [letter.headers["dead-attempts"] for letter in jobs.dead] == [2]
+    jobs.dead.requeue()
+    with pytest.raises(LookupError), patient.take(timeout=GUARD) as job:
+        raise LookupError(job.attempt)
+    assert jobs.qsize() == 1
+    with pytest.raises(queue.Empty):
+        jobs.take(timeout=0)
+
+
+@pytest.mark.parametrize("wrong", [{"retries": -1}, {"retries": 1.5}, {"backoff": -1}, {"backoff": float("nan")}, {"backoff": "1"}])
+def test_a_queue_that_cannot_try_so_often_is_refused(bus, wrong):
+    with pytest.raises(ValueError, match=re.escape("{}={!r}".format(*next(iter(wrong.items()))))):
+        bus.queue("jobs", **wrong)
+    with pytest.raises(ValueError, match=re.escape("{}={!r}".format(*next(iter(wrong.items()))))):
+        bus.subscribe(print, "c", group="billing", **wrong)
+
+
+@pytest.mark.parametrize("told", [KeyboardInterrupt, SystemExit])
+def test_a_taker_that_is_told_to_end_has_not_failed(bus, jobs, told):
+    jobs.put("work")
+    jobs = bus.queue("jobs", retries=0)
+    for _ in range(2):
+        with pytest.raises(told), jobs.take(timeout=GUARD):
+            raise told
+    assert (jobs.get(timeout=GUARD), len(jobs.dead)) == ("work", 0)
+
+
+def test_a_taker_that_always_fails(bus, jobs):
+    jobs.put("poison")
+    jobs = bus.queue("jobs", backoff=0.01)
     for attempt in range(1, 7):
         with pytest.raises(LookupError, match=f"attempt {attempt}"), jobs.take(timeout=5) as job:
             raise LookupError(f"no antidote at attempt {job.attempt}")

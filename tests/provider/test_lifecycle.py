@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import logging
 import os
@@ -155,6 +156,19 @@ def test_making_a_bus_opens_nothing(place):
     pymq.EventBus()
     assert place.leftovers() == []
     assert threading.active_count() == before
+
+
+def test_a_bus_that_cannot_start_is_not_half_started(config, heard):
+    bus = pymq.EventBus(config)
+    bus.subscribe(heard, "numbers")
+    for function in (len, abs):
+        bus.expose(function, channel="one")
+    with pytest.raises(ValueError, match="another function as 'one'"):
+        bus.start()
+    with pytest.raises(pymq.NotInitialized):
+        bus.publish(1, "numbers")
+    with bus:
+        assert bus.publish(1, "numbers") == 0
 
 
 def test_several_buses_in_one_process(config, heard):
@@ -320,6 +334,22 @@ def test_shutdown_lets_running_handlers_end(config, heard):
     assert heard.take(1) == ["ended"]
 
 
+def test_shutdown_gives_the_same_time_to_what_runs_on_the_loop(config, heard, caplog):
+    async def slow(value: int) -> None:
+        heard("begun")
+        await asyncio.sleep(0.8)
+        heard("ended")
+
+    bus = pymq.EventBus(config)
+    bus.start()
+    bus.subscribe(slow, "c")
+    bus.publish(1, "c")
+    assert heard.next() == "begun"
+    bus.shutdown(timeout=GUARD)
+    assert heard.rest() == ["ended"]
+    assert not caplog.records
+
+
 def test_shutdown_says_what_nobody_has_received(config, caplog):
     """Where asking takes no time: who asks a server may wait for a dead one."""
     held, gate = threading.Event(), threading.Event()
@@ -355,6 +385,42 @@ def test_shutdown_inside_a_handler(config, heard):
     assert heard.next() == "down"
 
 
+@pytest.mark.parametrize("kind", ["plain", "group", "remote"])
+def test_shutdown_on_the_loop_lets_what_runs_there_end(config, heard, caplog, kind):
+    bus = pymq.EventBus(config)
+
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def other(value: int) -> None:
+        begun.set()
+        await ended.wait()
+        heard("other")
+
+    async def handler(value: int) -> int:
+        bus.publish(0, "other")
+        await begun.wait()
+        bus.shutdown(GUARD)
+        await asyncio.sleep(0)
+        heard("handler")
+        ended.set()
+        return value
+
+    bus.start()
+    bus.subscribe(other, "other")
+    bus.expose(handler, "handler")
+    with pymq.EventBus(config) as caller:
+        if kind == "remote":
+            assert caller.stub("handler", timeout=GUARD)(1) == 1
+        else:
+            bus.subscribe(handler, "c", group="billing" if kind == "group" else None)
+            caller.publish(1, "c")
+        assert bus.wait(GUARD)
+        assert heard.take(2) == ["handler", "other"]
+        assert not caplog.records
+        assert caller.group("billing").qsize() == 0
+        caller.group("billing").delete()
+
+
 def test_shutdown_twice(config):
     bus = pymq.EventBus(config)
     bus.start()
@@ -376,6 +442,43 @@ def test_a_program_need_not_shut_down(place, tmp_path):
     program.write_text("import pymq\npymq.init()\npymq.subscribe(print, 'c')\npymq.publish(1, 'nobody')\npymq.queue('q').qsize()\n")
     assert run_program(program) == []
     assert place.leftovers() == []
+
+
+@pytest.mark.parametrize("when", ["exit", "fork"])
+def test_a_bus_that_raises_does_not_keep_the_others_from_their_end(place, tmp_path, when):
+    program = tmp_path / "own.py"
+    program.write_text(OWN_BUS)
+    with start_program(program, when) as process:
+        out, err = process.communicate(timeout=3 * GUARD)
+    assert (out, process.returncode) == ("fork: True\n" if when == "fork" else "", 0)
+    assert err.count("ValueError: my own") == (6 if when == "fork" else 3), "each of them is told"
+    assert place.leftovers() == []
+
+
+OWN_BUS = """
+import os, sys
+import pymq
+
+class Own(pymq.EventBus):
+    def shutdown(self, timeout=2.0):
+        super().shutdown(timeout)
+        raise ValueError("my own")
+
+    def _after_fork(self):
+        super()._after_fork()
+        raise ValueError("my own")
+
+for number in range(6):
+    bus = pymq.init((Own if number % 2 else pymq.EventBus)())
+    bus.subscribe(print, "c")
+    pymq.core.bus = None
+if sys.argv[1] == "fork":
+    known = {bus.token: bus for bus in pymq.bus._buses}
+    if os.fork() == 0:
+        print("fork:", all(bus.token != token for token, bus in known.items()), flush=True)
+        os._exit(0)
+    os.wait()
+"""
 
 
 def end_by(how: signal.Signals, process: subprocess.Popen[str]) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from harness import GUARD, in_thread
 from programs import shop
-from programs.shop import Basket, OrderPlaced
+from programs.shop import Basket, OrderPlaced, RushOrder
 
 import pymq
 
@@ -92,7 +92,7 @@ def test_full(bus, jobs):
         lambda: small.put(3, block=False),
         lambda: small.put(3, timeout=0),
     ):
-        with pytest.raises(queue.Full):
+        with pytest.raises(queue.Full, match=r"^no room in the queue 'jobs'$"):
             refused()
     started = time.monotonic()
     with pytest.raises(queue.Full):
@@ -283,6 +283,23 @@ def test_type_decides_what_an_item_becomes(peers, bus, jobs):
     assert (type(got), got) == (Basket, basket)
     alice.queue("jobs", "put", [(1, None)])
     assert bus.queue("jobs", type=list[tuple[int, int | None]]).get(timeout=5) == [(1, None)]
+
+
+@pytest.mark.parametrize("wrong", ["not an order", 1, None, [OrderPlaced(1)], {"no": 1}, Basket([], {})], ids=repr)
+def test_an_item_that_is_not_of_the_queues_type_is_refused_where_it_is_put(bus, jobs, wrong):
+    orders = bus.queue("jobs", type=OrderPlaced)
+    for _ in range(2):
+        with pytest.raises(pymq.CodecError, match=r"(?s)queue 'jobs' is of .*OrderPlaced"):
+            orders.put(wrong)
+    assert jobs.empty()
+
+
+def test_an_item_that_becomes_the_queues_type_may_be_put(bus, jobs):
+    orders = bus.queue("jobs", type=OrderPlaced | int)
+    items = [OrderPlaced(1), {"order_id": 2, "total": "2.50"}, 3, RushOrder(4)]
+    for item in items:
+        orders.put(item)
+    assert [orders.get(timeout=5) for _ in items] == [OrderPlaced(1), OrderPlaced(2, Decimal("2.50")), 3, RushOrder(4)]
 
 
 def test_an_item_of_another_type_is_an_error_that_names_it(bus, jobs):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import secrets
 import threading
+from contextlib import nullcontext
 
 import pytest
+import redis
 from harness import GUARD, ProcessPeer, in_thread
 from programs import shop
 from programs.participant import verbs
@@ -14,8 +16,13 @@ from redis_server import shared_url
 
 import pymq
 import pymq.asyncio
+from pymq.exceptions import ConnectionLost, QueueNotFound
+from pymq.provider._redis import pipe
 from pymq.provider._redis.inbox import Patterns
+from pymq.provider._redis.operations import packed
+from pymq.provider._redis.pipe import Pipe
 from pymq.provider._redis.receiver import Receiver
+from pymq.provider._redis.script import Script
 from pymq.provider.redis import RedisConfig, RedisProvider
 
 
@@ -124,6 +131,85 @@ def test_who_hears_late_that_a_message_will_be_waited_for_does_not_wait_in_vain(
     serving.send("in", b"next")
     assert received(asking, GUARD) == [b"next"]
     assert False not in looked, "it waited for a token, which does not come, without a look"
+
+
+@pytest.mark.parametrize("error", [ConnectionLost("cut"), KeyboardInterrupt()], ids=lambda error: type(error).__name__)
+def test_a_reply_that_was_taken_and_did_not_arrive_comes_again(opened, monkeypatch, error):
+    asking, serving = opened
+    real = Receiver._awaited
+
+    def cut(own, wire, seconds):
+        assert real(own, wire, seconds) is not None
+        monkeypatch.setattr(Receiver, "_awaited", real)
+        raise error
+
+    monkeypatch.setattr(Receiver, "_awaited", cut)
+    asking.request("t", b"question", "in")
+    serving.reply("in", b"answer")
+    with pytest.raises(KeyboardInterrupt) if isinstance(error, KeyboardInterrupt) else nullcontext():
+        assert received(asking, GUARD) == [b"answer"]
+    if isinstance(error, KeyboardInterrupt):
+        assert received(asking, GUARD) == [b"answer"]
+    asking.request("t", b"another question", "in")
+    serving.reply("in", b"another answer")
+    assert received(asking, GUARD) == [b"another answer"]
+
+
+def test_a_reply_that_was_taken_by_one_who_waits_no_more_is_the_next_ones(opened):
+    asking, serving = opened
+    serving.reply("in", b"second")
+    asking._pipe.call(packed(b"again", b"d:", b"in", b"first"))
+    assert received(asking, GUARD) == [b"first"]
+    assert received(asking, GUARD) == [b"second"]
+
+
+def test_who_waits_for_replies_alone_looks_for_nothing_else(opened, monkeypatch):
+    asking, serving = opened
+    looked = []
+    evaluation = Pipe.evaluation
+
+    def noted(own, operations, number=b""):
+        looked.extend(operation.name for operation in operations if operation.name in (b"fetch", b"request"))
+        return evaluation(own, operations, number)
+
+    monkeypatch.setattr(Pipe, "evaluation", noted)
+    for _ in range(3):
+        asking.request("t", b"question", "in")
+        serving.reply("in", b"answer")
+        assert received(asking, GUARD) == [b"answer"]
+    assert looked == [b"request"] * 3
+
+
+def test_a_reply_to_one_who_is_gone_leaves_nothing(opened, config):
+    asking, serving = opened
+    serving.reply("in", b"nobody takes it")
+    with redis.Redis.from_url(shared_url()) as client:
+        kept = client.keys(f"{config.prefix}[dk]:*")
+        assert len(kept) == 2
+        assert all(0 < client.pttl(key) <= 600_000 for key in kept)
+        asking.delete("in")
+        with pytest.raises(QueueNotFound):
+            serving.reply("in", b"it is late")
+        assert client.keys(f"{config.prefix}[dk]:*") == []
+
+
+def test_a_reply_comes_where_the_short_way_is_barred(opened, monkeypatch):
+    asking, serving = opened
+    monkeypatch.setattr(pipe, "REPLY", Script(b"return error", b"0" * 40))
+    asking.request("t", b"question", "in")
+    serving.reply("in", b"answer")
+    assert received(asking, GUARD) == [b"answer"]
+
+
+def test_of_many_replies_a_few_are_kept(opened, config):
+    asking, serving = opened
+    for number in range(100):
+        serving.reply("in", b"%d" % number)
+        assert received(asking, GUARD) == [b"%d" % number]
+    with redis.Redis.from_url(shared_url()) as client:
+        assert client.lrange(f"{config.prefix}k:in", -20, -1) == [b"%d" % number for number in range(80, 100)]
+        assert client.llen(f"{config.prefix}k:in") <= 40
+        assert 0 < client.pttl(f"{config.prefix}k:in") <= 600_000
 
 
 def test_a_plan_made_while_another_thread_refreshes_the_patterns_is_not_taken_for_a_new_one(opened, monkeypatch):

@@ -15,7 +15,7 @@ from redis_server import keys_of, shared_url
 
 import pymq
 from pymq.provider import _redis
-from pymq.provider._redis.script import SOURCE
+from pymq.provider._redis.script import REPLY, SOURCE
 from pymq.provider._redis.wire import Finder, command
 from pymq.provider.redis import RedisConfig
 
@@ -114,7 +114,7 @@ def commands_used() -> set[str]:
     """In the scripts and beside them, as an ACL names them."""
     files = Path(_redis.__file__).parent.glob("*.py")
     direct = {found for file in files for found in re.findall(r"command\(b\"([A-Z]+)\"(?:, b\"([A-Z-]+)\")?", file.read_text())}
-    written = set(re.findall(r"\w*call\('([A-Z]+)'", SOURCE))
+    written = set(re.findall(r"\w*call\('([A-Z]+)'", SOURCE + REPLY.text.decode()))
     by_redis_py = {"select"}  # when it connects
     evaluated = {"evalsha"}
     return {"|".join(filter(None, pair)).lower() for pair in direct} | {name.lower() for name in written} | by_redis_py | evaluated

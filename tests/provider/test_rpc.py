@@ -7,14 +7,16 @@ import contextlib
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import pytest
 from harness import GUARD, Heard, eventually, in_thread
 from programs import shop
-from programs.shop import Basket, OrderPlaced
+from programs.shop import Basket, OrderPlaced, Reading
 
 import pymq
 
@@ -114,6 +116,59 @@ def test_async_remotes(peers, bus):
     (server,) = peers(1)
     server.expose(shop.later, "later")
     assert [bus.stub("later", timeout=10)(word) for word in ("a", "b")] == ["A", "B"]
+
+
+def test_any_async_callable_may_be_a_remote(bus):
+    class Adder:
+        async def __call__(self, a: int, b: int) -> int:
+            return a + b
+
+    class Inherited(Adder):
+        pass
+
+    for number, remote in enumerate([Adder(), Inherited(), partial(Adder(), 1), staticmethod(Adder().__call__)]):
+        bus.expose(remote, f"add/{number}")
+    assert [bus.stub(f"add/{number}", timeout=GUARD)(1, 2) for number in (0, 1, 3)] == [3, 3, 3]
+    assert bus.stub("add/2", timeout=GUARD)(2) == 3
+
+
+@pytest.mark.parametrize("hint", [int, Any])
+def test_what_only_returns_a_coroutine_has_not_been_executed(bus, hint):
+    async def inner() -> int:
+        raise AssertionError("nothing awaits it")
+
+    def wrapper():
+        return inner()
+
+    wrapper.__annotations__["return"] = hint
+    bus.expose(wrapper, "wrapper")
+    with pytest.raises(pymq.RemoteInvocationError, match="wrapper returned a coroutine, which nothing runs"):
+        bus.stub("wrapper", timeout=GUARD)()
+
+
+def test_a_remote_may_be_exposed_before_the_start_and_before_its_classes(config, monkeypatch):
+    """Hints are texts here: the one is of a class that only its function's caller knows, the other of one that follows."""
+    bus = pymq.EventBus(config)
+
+    def set_up() -> None:
+        @dataclass
+        class Local:
+            number: int
+
+        def of_local(value: Local) -> int:
+            return value.number
+
+        bus.expose(of_local, "local")
+
+    def of_later(value: Later) -> int:  # noqa: F821
+        return int(value.value)
+
+    set_up()
+    bus.expose(of_later, "later")
+    monkeypatch.setitem(globals(), "Later", Reading)
+    with bus:
+        assert bus.stub("local", timeout=GUARD)({"number": 2}) == 2
+        assert bus.stub("later", timeout=GUARD)({"value": 2.0}) == 2
 
 
 def test_methods_and_lambdas(bus):

@@ -9,6 +9,8 @@ import signal
 import threading
 import tracemalloc
 import warnings
+from importlib.metadata import EntryPoint
+from unittest import SkipTest
 
 import pytest
 from over_socket import Server, SocketConfig
@@ -166,6 +168,35 @@ def test_a_config_by_name_or_url(target, expected):
     assert config_from(target) == expected
 
 
+class Plain:
+    """A config that has only what it must."""
+
+    def create(self):
+        return SimpleConfig("plain").create()
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "named"),
+    [
+        ("nowhere:Config", ProviderError, "'pigeon'.*'nowhere:Config'"),
+        ("pymq.provider.simple:Nothing", ProviderError, "'pymq.provider.simple:Nothing'"),
+        (f"{__name__}:Plain", ValueError, r"Plain, the config of 'pigeon', has no from_url\(url\)"),
+    ],
+)
+def test_what_an_entry_point_names_cannot_be_used(monkeypatch, value, error, named):
+    entry = EntryPoint("pigeon", value, "pymq.providers")
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [entry])
+    with pytest.raises(error, match=named):
+        config_from("pigeon://coop")
+
+
+def test_the_suite_says_what_it_cannot_vary(monkeypatch):
+    suite = ProviderSuite()
+    suite._config = Plain()
+    with pytest.raises(SkipTest, match="Plain has no max_pending"):
+        suite._with(max_pending=1)
+
+
 @pytest.mark.parametrize(
     ("target", "named"),
     [
@@ -177,8 +208,10 @@ def test_a_config_by_name_or_url(target, expected):
         ("simple://x?max_pending=-1", "max_pending='-1'"),
         ("simple://x?max_pending=1.5", "max_pending='1.5'.*int"),
         ("simple://x/y", "%2F"),
+        ("simple://user:s3cret@x", "'simple://user@x'.*%40"),
     ],
 )
 def test_a_config_that_cannot_be_is_a_clear_error(target, named):
-    with pytest.raises(ValueError, match=named):
+    with pytest.raises(ValueError, match=named) as caught:
         config_from(target)
+    assert "s3cret" not in str(caught.value)

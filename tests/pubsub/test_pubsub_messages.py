@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pymq.pubsub import Channel, Message, publish
+from pymq.pubsub import Channel, Message, fetch, publish, subscribe
 from pymq.topics import WORDS as WORDS_MARK
 from pymq.topics import Bindings, words_matcher
 
@@ -156,6 +156,16 @@ def test_what_a_message_is():
         message.nothing  # noqa: B018
 
 
+def test_a_message_equals_what_its_bytes_give_and_no_other():
+    message = Message("a", b"x", headers={"k": 1})
+    again = Message.from_bytes(message.to_bytes())
+    assert (again, hash(again)) == (message, hash(message))
+    assert message != Message("a", b"x", headers={"k": 1}), "another one with the same content"
+    again.headers["k"] = 2
+    assert again != message
+    assert message != "a"
+
+
 @pytest.mark.parametrize("headers", [{"k": b"x"}, {"k": [1]}, {1: "x"}, {"k": {}}, {"k": object()}, [("k", 1)], "k"])
 def test_headers_are_texts_to_scalars(headers, home):
     for use in (lambda: Message(topic="a", content=b"", headers=headers), lambda: publish("a", b"", headers=headers)):
@@ -171,5 +181,11 @@ def test_headers_must_be_unicode(home):
 @pytest.mark.parametrize("data", ["text", None, 5, ["a"]])
 def test_content_is_bytes_like(data, home):
     for use in (lambda: Message(topic="a", content=data), lambda: publish("a", data), lambda: Message.from_bytes(data)):
-        with pytest.raises(TypeError, match="bytes-like"):
+        with pytest.raises(TypeError, match=f"bytes-like, not {re.escape(repr(data))}"):
+            use()
+
+
+def test_what_is_no_channel_is_named():
+    for use in (lambda: fetch("a"), lambda: subscribe("a", print)):
+        with pytest.raises(TypeError, match=r"with Channel\('logs'\) as channel.*not 'a'"):
             use()

@@ -110,6 +110,22 @@ class Everything:
     one: Reading
 
 
+@dataclass
+class Line:
+    price: Decimal
+    name: str
+
+
+@dataclass
+class Bill:
+    due: Optional[date]
+    paid: list[list[datetime]]
+    by: dict[str, UUID]
+    lines: list[Line]
+    first: Line | None
+    note: str = "1.50"
+
+
 class Slotted:
     __slots__ = ("__private", "a")
 
@@ -621,7 +637,7 @@ class TestHints:
 
     def test_json_texts_inside_a_dict(self) -> None:
         encoder = encoder_for(Everything)
-        _, fields = names_in(encoder.form, encoder.type_name)
+        _, fields, _ = names_in(encoder.form, encoder.type_name)
         node = dict(zip(fields, json.loads(encoder.encode(replace(EVERYTHING, f=1.0, table={}))), strict=True))
         assert same(convert(node, Everything), replace(EVERYTHING, f=1.0, table={}))
 
@@ -807,6 +823,19 @@ class TestNamedByThisProcess:
     def test_an_unknown_type_is_plain_data(self, value: Any, plain: Any) -> None:
         form, name, data = self.sent(value)
         assert same(decoder_for(form, name)(data), plain)
+
+    def test_what_is_in_an_unknown_type_is_what_was_sent(self) -> None:
+        line = {"price": Decimal("1.50"), "name": "2020-01-01"}
+        noon, by = datetime(2020, 1, 1, 12, 0, 0, 500), {"a": UUID(int=1)}
+        bill = Bill(date(2020, 1, 1), [[], [noon]], by, [Line(**line)], None)
+        form, name, data = self.sent(bill)
+        assert form == TYPED
+        assert same(decoder_for(form, name)(data), {**vars(bill), "lines": [line]})
+        form, name, data = self.sent(replace(bill, due=None, first=bill.lines[0]))
+        assert same(decoder_for(form, name)(data), {**vars(bill), "due": None, "lines": [line], "first": line})
+        assert same(decoder_for(form, name.replace("uuid", "newer"))(data)["by"], {"a": str(UUID(int=1))})
+        with pytest.raises(CodecError):
+            decoder_for(form, name.replace("uuid", "decimal"))(data)
 
     def test_a_type_named_after_the_decoder_was_made(self) -> None:
         form, name, data = self.sent(READING)
@@ -1117,7 +1146,8 @@ class TestWhatAReviewFound:
             pass
 
         noted.__annotations__ = {"items": [int]}
-        assert handlers.hints_of(noted) == {"items": [int]}
+        if sys.version_info >= (3, 11):  # before, `typing` itself refuses what is no type beside a default of None
+            assert handlers.hints_of(noted) == {"items": [int]}
 
     def test_bare_containers_of_typing(self) -> None:
         @dataclass

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from queue import Full
 from typing import Any
 
 import pytest
+from harness import GUARD, eventually
 
 from pymq import message as frames
 from pymq.deliveries import MAX_BACKOFF, Leased, Leases, Policy
 from pymq.exceptions import MessageTooLarge, ProviderError
 from pymq.message import Prefix
-from pymq.provider.base import Receipt
+from pymq.provider.base import Features, Receipt
 
 
 def test_the_back_off_doubles_up_to_an_hour_and_spreads():
@@ -28,6 +30,7 @@ class Recording:
     """A provider of which a `Leases`, or a `Leased`, wants nothing but to settle."""
 
     max_message_bytes = 1000
+    features = Features()
 
     def __init__(self, refusal: Exception | None = None) -> None:
         self.done: list[str] = []
@@ -87,6 +90,28 @@ def test_a_lease_that_is_released_while_another_is_extended_is_not_extended_any_
     leases.close()
     assert provider.extended.count(first) >= 3
     assert second not in provider.extended
+
+
+def test_an_extension_that_hangs_does_not_cost_the_other_leases():
+    """Over a network."""
+    provider: Any = Recording()
+    provider.features = Features(waits_on_io=True)
+    leases = Leases(lambda: provider)
+    first, second = Receipt("first", 1), Receipt("second", 1)
+    may_end = threading.Event()
+
+    def extend(receipt: object, seconds: float) -> None:
+        if receipt is first:
+            assert may_end.wait(GUARD)
+        provider.extended.append(receipt)
+
+    provider.extend = extend
+    leases.hold(first, 0.3)
+    leases.hold(second, 0.3)
+    eventually(lambda: provider.extended.count(second) >= 3)
+    assert first not in provider.extended
+    leases.close()
+    may_end.set()
 
 
 def leased(provider: Any, payload: bytes) -> Leased:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import queue
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -18,6 +21,9 @@ from rich.text import Text
 
 SECONDS = 9.0
 """The demo is over by then, whatever happens."""
+
+PREFIX = "pymq-demo-"
+"""Of the directory in which the programs meet."""
 
 LISTENERS = {"by_class": "cyan", "by_pattern": "blue", "worker": "yellow", "server": "magenta"}
 ACTORS = {"publisher": "green", "client": "red"}
@@ -31,9 +37,12 @@ class DemoFailed(Exception):
 
 
 def direct() -> int:
-    """The whole demo; its exit status: 0, 1 after a failure, 130 after Ctrl-C."""
+    """The whole demo; its exit status: 0, 1 after a failure, 130 where it was told to end."""
     console = Console(highlight=False)
-    with tempfile.TemporaryDirectory(prefix="pymq-demo-", dir=_memory()) as home:
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    remove_stale(_memory() or tempfile.gettempdir())
+    with tempfile.TemporaryDirectory(prefix=PREFIX, dir=_memory()) as home:
         try:
             perform(console, home)
         except DemoFailed as failure:
@@ -44,6 +53,15 @@ def direct() -> int:
     console.print("every process has ended, and nothing is left behind.")
     console.print(f"the programs, a dozen lines each, are in {Path(__file__).parent}", soft_wrap=True)
     return 0
+
+
+def remove_stale(memory: str) -> None:
+    """What demos that were killed have left there: those that are not over yet are younger."""
+    for path in Path(memory).glob(f"{PREFIX}*"):
+        with suppress(OSError):
+            found = path.stat()
+            if found.st_uid == os.geteuid() and time.time() - found.st_mtime > 10 * SECONDS:
+                shutil.rmtree(path)
 
 
 def _memory() -> str | None:

@@ -14,10 +14,10 @@ from typing import cast
 
 def run(role: str) -> None:
     """Line by line to the director; standard input is the rope that holds us: it ends with him, however he ends."""
-    cast(io.TextIOWrapper, sys.stdout).reconfigure(line_buffering=True)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would inherit "ignore"
-    threading.Thread(target=_interrupt_at_end_of_input, daemon=True).start()
     with suppress(KeyboardInterrupt):
+        cast(io.TextIOWrapper, sys.stdout).reconfigure(line_buffering=True)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would inherit "ignore"
+        threading.Thread(target=_interrupt_at_end_of_input, daemon=True).start()
         runpy.run_module(f"pymq.cli.demo.{role}", run_name="__main__", alter_sys=True)
 
 

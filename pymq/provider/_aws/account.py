@@ -14,7 +14,10 @@ LONGEST_POLL = 20
 
 _GONE = {"AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist", "NotFound", "NotFoundException", "ResourceNotFound"}
 _SPENT = {"ReceiptHandleIsInvalid", "MessageNotInflight", "AWS.SimpleQueueService.MessageNotInflight"}
-_THROTTLED = {"Throttling", "ThrottlingException", "Throttled", "ThrottledException", "RequestThrottled", "RequestLimitExceeded"}
+_THROTTLED = {
+    *("Throttling", "ThrottlingException", "Throttled", "ThrottledException", "RequestThrottled", "RequestThrottledException"),
+    *("RequestLimitExceeded", "TooManyRequestsException", "KmsThrottled", "KMSThrottling", "KMSThrottlingException"),
+}
 _DENIED = {"AccessDenied", "AccessDeniedException", "AuthorizationError", "InvalidClientTokenId", "ExpiredToken"}
 DELETED_RECENTLY = {"AWS.SimpleQueueService.QueueDeletedRecently", "QueueDeletedRecently"}
 EXISTS_OTHERWISE = {"QueueAlreadyExists", "QueueNameExists"}
@@ -103,7 +106,10 @@ def _clients(pid: int, session: Any, region: str | None, endpoint_url: str | Non
         from botocore.exceptions import BotoCoreError
     except ImportError as error:
         raise ProviderError("the provider aws needs boto3; in a checkout of pymq: pip install -e '.[aws]'") from error
-    session = session or boto3.Session()
+    try:
+        session = session or boto3.Session()
+    except BotoCoreError as error:  # a profile, or a file of them, that is not right
+        raise translated(error) from error
     retries = {"mode": "standard", "total_max_attempts": 6}
     usual = Config(retries=retries, max_pool_connections=50, connect_timeout=5, read_timeout=15)
     patient = usual.merge(Config(max_pool_connections=100, read_timeout=LONGEST_POLL + 15))

@@ -38,24 +38,29 @@ class _Entry:
 
 
 class _Lane:
-    """What waits for a place, how many calls are being made or about to be, and whether the last of these waits to be filled."""
+    """What waits for a place, how many calls are being made or about to be, and whose call waits to be filled."""
 
     def __init__(self) -> None:
         self.waiting: list[_Entry] = []
         self.running = 0
-        self.lingers = False
+        self.lingers: _Entry | None = None
         self.filled = threading.Event()
 
-    def take(self) -> list[_Entry]:
-        """The first that fit into one call."""
-        count, size = 0, 0
+    def fill(self, batch: list[_Entry]) -> None:
+        """With the first that fit into one call."""
+        size = 0
         for entry in self.waiting[:MOST]:
             size += entry.size
-            if count and size > LARGEST_BODY:
+            if batch and size > LARGEST_BODY:
                 break
-            count += 1
-        batch, self.waiting = self.waiting[:count], self.waiting[count:]
-        return batch
+            batch.append(entry)
+        del self.waiting[: len(batch)]
+        self.go()
+
+    def go(self) -> None:
+        """Nothing more is waited for."""
+        self.lingers = None
+        self.filled.clear()
 
 
 class Batches:
@@ -87,7 +92,7 @@ class Batches:
             raise
         finally:
             if entry.leads:
-                self._run(place, lane)
+                self._run(place, lane, entry)
         if entry.error is not None:
             raise entry.error
 
@@ -104,31 +109,34 @@ class Batches:
     def _appoint(self, lane: _Lane, linger: bool) -> None:
         """The thread of the first one that waits makes the next call. Under the lock."""
         lane.running += 1
-        lane.lingers = True
+        lane.lingers = lane.waiting[0]
         if not linger:
             lane.filled.set()
         lane.waiting[0].leads = True
         lane.waiting[0].ready.set()
 
-    def _run(self, place: str, lane: _Lane) -> None:
-        lane.filled.wait(LINGER)
-        with self._lock:
-            lane.lingers = False
-            lane.filled.clear()
-            batch = lane.take()
-        interrupted = ConnectionLost("the call was interrupted; it is not known whether it took place")
-        errors: Sequence[Exception | None] = [interrupted] * len(batch)
+    def _run(self, place: str, lane: _Lane, leader: _Entry) -> None:
+        """Ctrl-C may come anywhere in this: whoever waits for the call, or for the lane, must not wait for ever."""
+        batch: list[_Entry] = []
+        errors: Sequence[Exception | None] = []
         try:
+            lane.filled.wait(LINGER)
+            with self._lock:
+                lane.fill(batch)
             errors = in_one_call(lambda entries: self._call(place, entries), [entry.content for entry in batch])
         finally:
-            self._end(place, lane)
-            for entry, error_or_none in zip(batch, errors):
+            self._end(place, lane, leader)
+            interrupted = ConnectionLost("the call was interrupted; it is not known whether it took place")
+            for entry, error_or_none in zip(batch, errors or [interrupted] * len(batch)):
                 entry.error = error_or_none
                 entry.ready.set()
 
-    def _end(self, place: str, lane: _Lane) -> None:
+    def _end(self, place: str, lane: _Lane, leader: _Entry) -> None:
         with self._lock:
             lane.running -= 1
+            if lane.lingers is leader:  # interrupted before it had taken what it was to send
+                lane.go()
+                lane.waiting = [entry for entry in lane.waiting if entry is not leader]
             full = len(lane.waiting) >= MOST
             if lane.waiting and not lane.lingers and (full or not lane.running):
                 self._appoint(lane, linger=not full)

@@ -33,6 +33,8 @@ from pymq.provider._aws.names import (
 
 BLOCKED_SECONDS = 60
 """How long SQS refuses the name of a deleted queue."""
+NEW_SECONDS = 1.0
+"""How long some of SQS's servers may not know a queue that is new."""
 KEPT_SECONDS = 14 * 86400
 """How long SQS keeps what nobody takes: its maximum."""
 MAILBOX_SECONDS = 3600
@@ -92,6 +94,14 @@ class Directory:
         for way in ((SHARED, queue), (MAILBOX, mailbox_of(queue))):
             self._places.pop(way, None)
 
+    def is_there_all_the_same(self, queue: str, place: Place) -> bool:
+        """Whether a call that said otherwise has asked too early; then it may be made again."""
+        self.forget(queue)
+        if self.find_shared(queue) != place:
+            return False
+        time.sleep(NEW_SECONDS)
+        return True
+
     def _look(self, kind: str, name: str) -> Place | None:
         sqs_name = self.names.queue(kind, name, self._number(kind, name))
         url = self._url(sqs_name)
@@ -137,8 +147,11 @@ class Directory:
     # ------------------------------------------------------------------ making and removing
 
     def make_shared(self, queue: str) -> Place:
-        """The shared queue, which exists from now on and keeps its messages."""
-        if (place := self.find_shared(queue)) is not None:
+        """The shared queue, which exists from now on and keeps its messages. Another process may have deleted the one that we know."""
+        known = self._places.get((SHARED, queue))
+        if known is not None and self.exists(known.url):
+            return known
+        if (place := self._look(SHARED, queue)) is not None:
             return place
         buried = self._places.get((BURIED, "")) or self._look(BURIED, "") or self._make(BURIED, "", {})
         redrive = f'{{"deadLetterTargetArn":"{self.arn(buried)}","maxReceiveCount":"{MANY_DELIVERIES}"}}'

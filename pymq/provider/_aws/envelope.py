@@ -64,20 +64,20 @@ def unpack(body: str) -> Envelope:
 
 
 class Window:
-    """The latest keys and a value for each, by which repetitions are recognised. Not thread-safe."""
+    """The latest keys, by which repetitions are recognised. Not thread-safe."""
 
     def __init__(self, size: int = 10_000) -> None:
         self._size = size
-        self._values: OrderedDict[str, str] = OrderedDict()
+        self._keys: OrderedDict[str, None] = OrderedDict()
 
-    def note(self, key: str, value: str = "") -> str | None:
-        """The value that the key had already, or None, and then it has this one."""
-        if key in self._values:
-            return self._values[key]
-        self._values[key] = value
-        if len(self._values) > self._size:
-            self._values.popitem(last=False)
-        return None
+    def note(self, key: str) -> bool:
+        """Whether it is new."""
+        if key in self._keys:
+            return False
+        self._keys[key] = None
+        if len(self._keys) > self._size:
+            self._keys.popitem(last=False)
+        return True
 
     def __contains__(self, key: str) -> bool:
-        return key in self._values
+        return key in self._keys

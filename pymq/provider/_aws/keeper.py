@@ -23,8 +23,9 @@ class Keeper:
         with self._lock:
             self._jobs = {**self._jobs, job: what}
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="pymq-aws-keeper", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="pymq-aws-keeper", daemon=True)
+                thread.start()
+                self._thread = thread
 
     def remove(self, job: Callable[[], object]) -> None:
         """No more; ignored where it is unknown."""

@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
+from pymq.dispatch import persist
 from pymq.exceptions import ProviderError, QueueNotFound
 from pymq.provider._aws.account import Account
 from pymq.provider._aws.batches import in_one_call
-from pymq.provider._aws.directory import Directory, Place, owner_tags
+from pymq.provider._aws.directory import NEW_SECONDS, Directory, Place, owner_tags
 from pymq.provider._aws.envelope import Envelope, Window, unpack
 from pymq.provider._aws.names import EVERYTHING, tags_of_many
 from pymq.provider._aws.sender import gone
@@ -31,6 +32,8 @@ MAX_PENDING = 32 << 20
 """Bytes that may wait for the receiver of one temporary queue in memory; what comes then for it is dropped and counted."""
 HIDDEN_SECONDS = 30
 """How long SQS hides what was received before it comes again, where removing it failed."""
+LONGEST_PAUSE = 5.0
+"""Seconds between two polls that fail."""
 
 
 class Inbox:
@@ -84,7 +87,7 @@ class Mailbox:
         self._lease = lease
         self._poll = poll
         self._place = self._make()
-        threading.Thread(target=self._read, name="pymq-aws-mailbox", daemon=True).start()
+        threading.Thread(target=persist, args=[self._read], name="pymq-aws-mailbox", daemon=True).start()
 
     def _make(self, instead_of: Place | None = None) -> Place:
         bound = [tags_of_many("inbox", name) for name in self._bound()]
@@ -156,7 +159,7 @@ class Mailbox:
                 if not self._closed:
                     failures += 1
                     log.warning("receiving from SQS failed; trying again: %s", error, exc_info=not isinstance(error, ProviderError))
-                    time.sleep(min(0.1 * 2**failures, 5.0))
+                    time.sleep(min(0.1 * 2 ** min(failures, 6), LONGEST_PAUSE))
 
     def _receive(self) -> None:
         try:
@@ -165,7 +168,8 @@ class Mailbox:
             )
             self._hand_over(messages)
         except QueueNotFound:
-            self._revive()
+            if not self._revive():
+                time.sleep(NEW_SECONDS)
         if self._lost:
             self._subscribe_again()
 
@@ -179,7 +183,7 @@ class Mailbox:
             in_one_call(lambda entries: self._account.sqs("delete_message_batch", QueueUrl=self._place.url, Entries=entries), handles)
 
     def _sort(self, envelope: Envelope) -> None:
-        if envelope.id and self._seen.note(envelope.id) is not None:
+        if envelope.id and not self._seen.note(envelope.id):
             return  # it came through another topic as well, or twice, as SQS's messages may
         names = self._bindings.matching(envelope.topics) if envelope.topics else [envelope.queue]
         for name in names:
@@ -193,16 +197,17 @@ class Mailbox:
         except QueueNotFound:
             self._revive()
 
-    def _revive(self) -> None:
-        """Somebody has removed it, as that of a dead process: the lease had ended. Or this process has, to end."""
+    def _revive(self) -> bool:
+        """Somebody has removed it, as that of a dead process: the lease had ended. False where nobody has, or this process, to end."""
         with self._changing:
             if self._closed or self._directory.tags(self._place.url):
-                return
+                return False
             log.warning("the mailbox of this process was removed, since it had not renewed its lease; what was sent meanwhile is lost")
             self._place = self._make(instead_of=self._place)
             self._lost |= self._subscriptions.keys()
             self._subscriptions.clear()
             self._subscribe_again()
+            return True
 
     def _subscribe_again(self) -> None:
         """To what the mailbox that was removed was subscribed to, as far as it is needed still. The reader goes on where this fails."""
@@ -215,11 +220,13 @@ class Mailbox:
     # ------------------------------------------------------------------ the end
 
     def close(self) -> None:
-        """Unsubscribe, and remove it: in this order, so that no topic sends to a queue that is gone."""
+        """Unsubscribe, and remove it: in this order, so that a sweep finds what is left where AWS fails."""
         self._closed = True
         with self._changing:
-            self._end_subscriptions(list(self._subscriptions))
-            self._wake_reader()
+            try:
+                self._end_subscriptions(list(self._subscriptions))
+            finally:
+                self._wake_reader()
             self._directory.delete_mailbox(self._place.url)
             self._directory.forget(f"inbox/{self._name}")
 
@@ -235,19 +242,30 @@ class Mailbox:
 
 
 def concurrently(function: Callable[[Any], Any], items: Iterable[Any]) -> None:
-    """Call it for each, eight at a time: a call takes AWS some 20 ms. One after the other where the interpreter is ending."""
+    """Call it for each, eight at a time: a call takes AWS some 20 ms. One after the other where the interpreter is ending.
+
+    One that fails keeps none of the others from being called; then the first error is raised.
+    """
     left = deque(items)
-    threads = [threading.Thread(target=_call_for_each, args=(function, left), daemon=True) for _ in range(min(8, len(left)) - 1)]
+    errors: list[Exception] = []
+    arguments = function, left, errors
+    threads = [threading.Thread(target=_call_for_each, args=arguments, daemon=True) for _ in range(min(8, len(left)) - 1)]
     with suppress(RuntimeError):  # no thread can be started any more
         for thread in threads:
             thread.start()
-    _call_for_each(function, left)
+    _call_for_each(*arguments)
     for thread in threads:
         if thread.is_alive():
             thread.join()
+    if errors:
+        raise errors[0]
 
 
-def _call_for_each(function: Callable[[Any], Any], left: deque[Any]) -> None:
+def _call_for_each(function: Callable[[Any], Any], left: deque[Any], errors: list[Exception]) -> None:
     with suppress(IndexError):
         while True:
-            function(left.popleft())
+            item = left.popleft()
+            try:
+                function(item)
+            except Exception as error:
+                errors.append(error)

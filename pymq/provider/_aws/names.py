@@ -75,6 +75,11 @@ def is_temporary(queue: str) -> bool:
     return queue.startswith(("inbox/", "reply/"))
 
 
+def is_dead(queue: str) -> bool:
+    """Whether the name looks like a dead-letter queue's."""
+    return queue.startswith(("queue-dead/", "group-dead/"))
+
+
 def _slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-")[:12].strip("-") or "x"
 

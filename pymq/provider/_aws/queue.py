@@ -2,7 +2,7 @@
 
 A long poll cannot be interrupted, so it is made by a thread of its own, and whoever receives waits for that thread, for a `wake`
 or for the end of its time. What a poll brings when nobody waits any more is kept for a second for whoever comes next, then
-given back.
+given back: as a copy, since SQS would count it as delivered, and who had less than a second to wait waits until the poll has ended.
 
 SQS's visibility timeout is the lease, in whole seconds and at most as long as the provider's own lease: longer ones are extended
 by the keeper while this process lives, so that what a dead process had comes again.
@@ -13,8 +13,11 @@ from __future__ import annotations
 import logging
 import math
 import threading
+from collections.abc import Callable
+from functools import partial
 from time import monotonic
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 from pymq.exceptions import LeaseLost, ProviderError, QueueNotFound
 from pymq.provider._aws.account import Account
@@ -23,6 +26,7 @@ from pymq.provider._aws.config import AwsConfig
 from pymq.provider._aws.directory import Directory, Place
 from pymq.provider._aws.envelope import Envelope, Window, unpack
 from pymq.provider._aws.names import all_of_many
+from pymq.provider._aws.sweep import quietly
 from pymq.provider.base import Receipt
 from pymq.topics import matcher
 
@@ -31,6 +35,8 @@ log = logging.getLogger("pymq")
 GET_SECONDS = 30
 """How long what is received without a lease is hidden, should removing it fail."""
 KEPT_FOR_THE_NEXT = 1.0
+LONGEST_REST = 2.0
+"""Seconds: a poll that was begun in the last second of somebody's time has ended then, unless AWS is slow."""
 LONGEST_HIDDEN = 43200
 """Seconds; SQS's maximum for a message from the moment it was received."""
 
@@ -38,7 +44,7 @@ LONGEST_HIDDEN = 43200
 class SqsReceipt(Receipt):
     """A delivery: `until` is the lease's end and `hidden_until` the visibility timeout's, by the monotonic clock."""
 
-    __slots__ = ("envelope", "handle", "hidden_until", "home", "lease", "message_id", "until", "url")
+    __slots__ = ("__weakref__", "envelope", "handle", "hidden_until", "home", "lease", "message_id", "until", "url")
 
     def __init__(self, home: SharedQueue, message: dict[str, Any], lease: float | None, hidden_until: float) -> None:
         envelope = unpack(message["Body"])
@@ -73,8 +79,10 @@ class SharedQueue:
         name: str,
         place: Place,
         config: AwsConfig,
+        give_back: Callable[[SqsReceipt], None],
     ) -> None:
         self._account = account
+        self._give_back = give_back
         self._directory = directory
         self._deletes = deletes
         self.changed = threading.Condition(lock)
@@ -86,13 +94,15 @@ class SharedQueue:
         self.expired = 0
         self._stash: list[SqsReceipt] = []
         self._polling = False
+        self._polls = 0
         self._own_patterns: set[str] = set()
         self._patterns: set[str] = set()
         self._refresh = config.refresh
         self._longest_lease = config.lease
         self._longest_poll = math.ceil(config.poll)
         self._patterns_until = 0.0
-        self._copies = Window()
+        self._held: WeakValueDictionary[str, SqsReceipt] = WeakValueDictionary()
+        self._settled = Window()
         self._done = Window()
 
     # ------------------------------------------------------------------ polling
@@ -127,9 +137,18 @@ class SharedQueue:
             self.hide(receipt, receipt.envelope.due - now)
             return None
         if self._is_superfluous(receipt, now):
-            self.forget(receipt)
+            self._remove(receipt)
             return None
+        if (left := self._left_of_copy(receipt)) > 0:
+            self.hide(receipt, left)
+            return None
+        self._held[receipt.envelope.id] = receipt
         return receipt
+
+    def _left_of_copy(self, receipt: SqsReceipt) -> float:
+        """For how many seconds this process holds another copy of an event, and may handle it."""
+        held = self._held.get(receipt.envelope.id) if receipt.envelope.topics else None
+        return 0.0 if held is None or held.message_id == receipt.message_id else held.until - monotonic()
 
     def _is_superfluous(self, receipt: SqsReceipt, now: float) -> bool:
         envelope = receipt.envelope
@@ -140,16 +159,17 @@ class SharedQueue:
             return True
         if envelope.to_everything and not self._is_bound(envelope.topics):
             return True
-        return bool(envelope.topics) and self._copies.note(envelope.id, receipt.message_id) not in (None, receipt.message_id)
+        return bool(envelope.topics) and envelope.id in self._settled
 
     def _is_bound(self, topics: tuple[str, ...]) -> bool:
         """Whether a pattern matches: one that this process has bound, or one in the queue's tags, read anew after `refresh` seconds."""
         if _any_matches(self._own_patterns | self._patterns, topics):
             return True
-        if monotonic() < self._patterns_until:
+        now = monotonic()
+        if now < self._patterns_until:
             return False
-        self._patterns_until = monotonic() + self._refresh
         self._patterns = set(all_of_many("pattern", self._directory.tags(self.place.url)))
+        self._patterns_until = now + self._refresh  # only now: while nobody knows, nothing is superfluous
         return _any_matches(self._patterns, topics)
 
     # ------------------------------------------------------------------ waiting
@@ -161,13 +181,19 @@ class SharedQueue:
             self.changed.notify_all()
         return taken
 
+    def take_late(self, limit: int) -> list[SqsReceipt]:
+        """What a poll brings that ends just after the time of the only one for whom it was begun. Under the lock."""
+        polls = self._polls
+        self.changed.wait_for(lambda: self.waiters or not self._polling or self._polls != polls or self.closed, LONGEST_REST)
+        return self.take(limit)
+
     def wait_with(self, waiter: Waiter) -> None:
         """Somebody waits: let there be a poll. Under the lock."""
-        self.waiters.append(waiter)
         if not self._polling:
+            threading.Thread(target=self._serve, name="pymq-aws-poll", daemon=True).start()
             self._polling = True
             self.error = None
-            threading.Thread(target=self._serve, name="pymq-aws-poll", daemon=True).start()
+        self.waiters.append(waiter)
 
     def _serve(self) -> None:
         while (waiters := self._next()) is not None:
@@ -179,6 +205,7 @@ class SharedQueue:
                 return self._fail(error)
             with self.changed:
                 self._stash += found
+                self._polls += 1
                 self.changed.notify_all()
         return None
 
@@ -191,7 +218,7 @@ class SharedQueue:
             waiters = None if self.closed or not self.waiters else list(self.waiters)
             self._polling = waiters is not None
         for receipt in vain:
-            self.hide(receipt, 0)
+            quietly(partial(self._give_back, receipt), "giving a message back")
         return waiters
 
     def _fail(self, error: Exception) -> None:
@@ -214,7 +241,13 @@ class SharedQueue:
         return True
 
     def forget(self, receipt: SqsReceipt) -> bool:
-        """Remove it; False where it was somebody else's by now."""
+        """Remove it, and its copies when they come; False where it was somebody else's by now."""
+        if not self._remove(receipt):
+            return False
+        self._settled.note(receipt.envelope.id)
+        return True
+
+    def _remove(self, receipt: SqsReceipt) -> bool:
         try:
             self._deletes.add(receipt.url, {"ReceiptHandle": receipt.handle})
         except (LeaseLost, QueueNotFound):

@@ -14,6 +14,7 @@ from pymq.provider._aws.account import Account
 from pymq.provider._aws.batches import Batches
 from pymq.provider._aws.directory import Directory
 from pymq.provider._aws.envelope import Envelope
+from pymq.provider._aws.names import is_dead
 
 NATIVE_DELAY = 900
 """Seconds that SQS delays a message by itself; what is due later is hidden again by whoever gets it then."""
@@ -48,8 +49,8 @@ class Sender:
         entry: dict[str, Any] = {"MessageBody": envelope.pack()}
         if native:
             entry["DelaySeconds"] = native
-        if self._ordered:  # what is delayed must not hold up this sender's other messages
-            group = envelope.id if envelope.due else self._token
+        if self._ordered:  # what is delayed must not hold up this sender's other messages, nor one dead letter the others
+            group = envelope.id if envelope.due or is_dead(queue) else self._token
             entry |= {"MessageGroupId": group, "MessageDeduplicationId": envelope.id}
         place = self._directory.find(queue)
         try:

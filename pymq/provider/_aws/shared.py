@@ -38,14 +38,17 @@ class SharedQueues:
 
     def of(self, queue: str) -> SharedQueue:
         """The one with that name. Raises QueueNotFound."""
-        if (known := self._queues.get(queue)) is not None:
-            return known
         place = self._directory.find_shared(queue)
         if place is None:
             raise gone(queue)
         with self._lock:
-            made = SharedQueue(self._account, self._directory, self._deletes, self._lock, queue, place, self._config)
-            return self._queues.setdefault(queue, made)
+            shared = self._queues.get(queue)
+            if shared is None or shared.place != place:  # deleted and made anew, perhaps by others
+                shared = SharedQueue(
+                    self._account, self._directory, self._deletes, self._lock, queue, place, self._config, self._give_back
+                )
+                self._queues[queue] = shared
+            return shared
 
     def all(self) -> list[SharedQueue]:
         """Those that were received from so far. Under the lock."""
@@ -62,12 +65,14 @@ class SharedQueues:
     def receive(self, queue: str, waiter: Waiter, wait: Callable[[SharedQueue], list[SqsReceipt]]) -> list[Delivery]:
         """What `wait` brings, which is called when SQS is being asked, or what there is where there is no time to wait."""
         shared = self.of(queue)
-        try:
-            taken = self._look(shared, waiter) if waiter.deadline <= time.monotonic() else self._wait(shared, waiter, wait)
-        except QueueNotFound:
-            self._forget(queue, shared)
-            raise gone(queue) from None
-        return self._claimed(shared, taken, waiter.lease)
+        while True:
+            try:
+                taken = self._look(shared, waiter) if waiter.deadline <= time.monotonic() else self._wait(shared, waiter, wait)
+                return self._claimed(shared, taken, waiter.lease)
+            except QueueNotFound:
+                if not self._directory.is_there_all_the_same(queue, shared.place):
+                    self._forget(queue, shared)
+                    raise gone(queue) from None
 
     def _look(self, shared: SharedQueue, waiter: Waiter) -> list[SqsReceipt]:
         """What is there now. A short poll asks some of SQS's servers only: where it is told in vain, a long one asks all."""
@@ -83,10 +88,14 @@ class SharedQueues:
         with self._lock:
             shared.wait_with(waiter)
         try:
-            return wait(shared)
+            taken = wait(shared)
         finally:
             with self._lock:
                 shared.waiters.remove(waiter)
+        if taken or waiter.deadline > time.monotonic():
+            return taken
+        with self._lock:
+            return shared.take_late(waiter.limit)
 
     def _forget(self, queue: str, shared: SharedQueue) -> None:
         with self._lock:
@@ -124,9 +133,20 @@ class SharedQueues:
     def nack(self, receipt: SqsReceipt, delay: float) -> None:
         """It is visible again after `delay`. Raises LeaseLost."""
         self._leases.spend(receipt)
-        if delay > 0:  # a copy: SQS does not count what is hidden among the waiting
-            again = self._sender.envelope(receipt.envelope.message, None, queue=receipt.queue, attempts=receipt.attempt)
-            self._sender.send(receipt.queue, again._replace(expires=receipt.envelope.expires), delay)
-            receipt.home.forget(receipt)
+        if delay > 0:  # SQS does not count what is hidden among the waiting
+            self._replace(receipt, receipt.attempt, delay)
         elif not receipt.home.hide(receipt, 0):
             raise lost(receipt)
+
+    def _give_back(self, receipt: SqsReceipt) -> None:
+        """Nobody has got it: that is no attempt. But a FIFO queue's copy would come behind what is younger."""
+        if self._config.ordered:
+            receipt.home.hide(receipt, 0)
+        else:
+            self._replace(receipt, receipt.attempt - 1, 0)
+
+    def _replace(self, receipt: SqsReceipt, attempts: int, delay: float) -> None:
+        """By a copy that was delivered so often already."""
+        again = self._sender.envelope(receipt.envelope.message, None, queue=receipt.queue, attempts=attempts)
+        self._sender.send(receipt.queue, again._replace(expires=receipt.envelope.expires), delay)
+        receipt.home.forget(receipt)

@@ -11,8 +11,8 @@ import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from pymq.exceptions import ConnectionLost, LeaseLost, ProviderError, QueueNotFound
-from pymq.provider._aws.account import Account, AwsError
+from pymq.exceptions import LeaseLost, ProviderError, QueueNotFound
+from pymq.provider._aws.account import Account
 from pymq.provider._aws.batches import Batches
 from pymq.provider._aws.envelope import Envelope
 from pymq.provider._aws.names import EVERYTHING, Names, tagged, untagged
@@ -40,19 +40,20 @@ class Topics:
         self._looking = threading.Lock()
         self._watched_until = 0.0
         self._patterns = False
+        self._held: dict[str, float] = {}
 
     def publish(self, envelope: Envelope) -> None:
         """One copy to each queue that is subscribed to any of the envelope's topics, or to everything."""
         body = envelope.pack()
         for topic in dict.fromkeys(envelope.topics):
-            self._publish(topic, envelope.id, body)
+            self._publish(topic, envelope, body)
         if self._anybody_binds_a_pattern():
-            self._publish(EVERYTHING, envelope.id, envelope._replace(to_everything=True).pack())
+            self._publish(EVERYTHING, envelope, envelope._replace(to_everything=True).pack())
 
-    def _publish(self, topic: str, number: str, body: str) -> None:
+    def _publish(self, topic: str, envelope: Envelope, body: str) -> None:
         entry = {"Message": body}
-        if self._ordered:
-            entry |= {"MessageGroupId": self._sender, "MessageDeduplicationId": number}
+        if self._ordered:  # what is delayed must not hold up this sender's other events
+            entry |= {"MessageGroupId": envelope.id if envelope.due else self._sender, "MessageDeduplicationId": envelope.id}
         try:
             self._batches.add(self._arn(topic), entry, len(body))
         except QueueNotFound:
@@ -72,33 +73,35 @@ class Topics:
             return self._patterns
 
     def _ask_for_patterns(self) -> bool:
-        """Where AWS has no time to say, the answer is yes: that may deliver too much only."""
+        """Where AWS does not say, the answer is yes: that may deliver too much only, and the event is out already."""
         try:
             return bool(self._account.ask_sns("list_subscriptions_by_topic", TopicArn=self._arn(EVERYTHING))["Subscriptions"])
         except QueueNotFound:
             return False
-        except ConnectionLost:
-            return True
-        except AwsError as error:
-            if not error.throttled:
-                raise
+        except ProviderError:
             return True
 
     def subscribe(self, topic: str, queue_arn: str) -> str:
         """The queue gets what is published to the topic from now on; the subscription's ARN. Idempotent.
 
-        The first pattern of a namespace waits until every publisher has looked again.
+        That to everything waits until every publisher has looked again.
         """
-        known = topic != EVERYTHING or next(self.subscriptions(topic), None) is not None
         arn = self._create(topic)
         answer = self._account.sns(
             "subscribe", TopicArn=arn, Protocol="sqs", Endpoint=queue_arn, Attributes={"RawMessageDelivery": "true"}
         )
         subscription = self._confirmed(answer["SubscriptionArn"], topic, queue_arn)
-        if not known:
+        if topic == EVERYTHING:
+            self._held.setdefault(subscription, time.monotonic())
+            self._wait_for_publishers()
+        return subscription
+
+    def _wait_for_publishers(self) -> None:
+        """Unless one that this process made so long ago is there still: others' may be just as new as this one."""
+        old = {arn for arn, since in self._held.items() if since + self._refresh <= time.monotonic()}
+        if not any(found.arn in old for found in self.subscriptions(EVERYTHING)):
             self._watched_until = 0.0
             time.sleep(self._refresh)
-        return subscription
 
     def _create(self, topic: str) -> str:
         attributes = {"FifoTopic": "true", "ContentBasedDeduplication": "false"} if self._ordered else {}

@@ -20,7 +20,7 @@ from typing import Any
 
 from pymq.exceptions import ConnectionLost, ProviderError
 from pymq.provider._redis.operations import Operation, packed
-from pymq.provider._redis.script import script, script_for
+from pymq.provider._redis.script import REPLY, Script, script, script_for
 from pymq.provider._redis.wire import Away, Finder, Wire, bulks, command, left
 from pymq.provider.base import Health
 
@@ -252,6 +252,13 @@ class Pipe:
         reply = self._over_another(lambda wire: self._evaluate(wire, [operation]))
         return None if reply == UNREGISTERED else checked(reply[0])
 
+    def push_reply(self, inbox: bytes, message: bytes) -> bool:
+        """Append to the replies of one who waits for them, or will; False where there is no connection, or no such inbox."""
+        if self._wire is None or self._closed.is_set():
+            return False
+        data = command(b"EVALSHA", REPLY.sha, b"1", self._prefix, inbox, message)
+        return bool(self._over_another(lambda wire: _run(wire, REPLY, data)))
+
     def _over_another(self, use: Callable[[Wire], Any]) -> Any:
         try:
             wire = self._spares.pop()
@@ -263,6 +270,8 @@ class Pipe:
             wire.close()
             raise
         self._spares.append(wire)
+        if self._closed.is_set():  # while this was on its way
+            wire.close()
         return result
 
     # ------------------------------------------------------------------ batches
@@ -303,14 +312,7 @@ class Pipe:
         return list(reply)
 
     def _evaluate(self, wire: Wire, operations: Sequence[Operation], number: bytes = b"") -> Any:
-        data = self.evaluation(operations, number)
-        try:
-            return wire.call(data)
-        except ProviderError as error:
-            if "NOSCRIPT" not in str(error):
-                raise
-        wire.call(command(b"SCRIPT", b"LOAD", script_for(operations).text))
-        return wire.call(data)
+        return _run(wire, script_for(operations), self.evaluation(operations, number))
 
     def evaluation(self, operations: Sequence[Operation], number: bytes = b"") -> bytes:
         """The command that executes them."""
@@ -362,6 +364,17 @@ class Pipe:
         wire, self._wire = self._wire, None
         if wire is not None:
             wire.close()
+
+
+def _run(wire: Wire, script: Script, data: bytes) -> Any:
+    """What a script returns, which the server may not have yet."""
+    try:
+        return wire.call(data)
+    except ProviderError as error:
+        if "NOSCRIPT" not in str(error):
+            raise
+    wire.call(command(b"SCRIPT", b"LOAD", script.text))
+    return wire.call(data)
 
 
 def checked(result: Any) -> Any:

@@ -35,6 +35,8 @@ class Receiver:
         self._command = command
         self._wire: Wire | None = None
         self.waker = Waker()
+        self.losses = 0
+        """How often what the server has handed out may not have come."""
 
     def run(self, operation: Operation) -> Any:
         """The result of an operation that may be executed twice. Raises ConnectionLost."""
@@ -52,11 +54,12 @@ class Receiver:
             if self._wire is None:
                 self._wire = self._finder.connect()
             return use(self._wire)
-        except BaseException:
+        except BaseException as error:
+            self.losses += not isinstance(error, Woken)
             self.disconnect()
             raise
 
-    def run_and_block(self, operation: Operation | None, key: bytes, seconds: float) -> Any:
+    def run_and_block(self, operation: Operation | None, keys: Sequence[bytes], seconds: float) -> Any:
         """As `run`, where there is something to run, and then `block`, in one write: the answer, or, where that is that it is empty,
         the token with a message.
 
@@ -65,12 +68,12 @@ class Receiver:
         """
         try:
             self.require_connection()
-            return self._guarded(lambda wire: self._run_and_blocked(wire, operation, key, seconds))
+            return self._guarded(lambda wire: self._run_and_blocked(wire, operation, keys, seconds))
         except ProviderError:
             return None
 
-    def _run_and_blocked(self, wire: Wire, operation: Operation | None, key: bytes, seconds: float) -> Any:
-        wire.write((self._pipe.evaluation([operation]) if operation else b"") + _blocking([key], seconds))
+    def _run_and_blocked(self, wire: Wire, operation: Operation | None, keys: Sequence[bytes], seconds: float) -> Any:
+        wire.write((self._pipe.evaluation([operation]) if operation else b"") + _blocking(keys, seconds))
         reply = wire.read(SILENCE) if operation else EMPTY
         answer = checked(reply[0]) if isinstance(reply, list) else [reply]
         if answer[0] == b"empty":
@@ -106,8 +109,9 @@ class Receiver:
             self._command(command(b"CLIENT", b"UNBLOCK", b"%d" % wire.identity))
             taken = wire.read(UNBLOCK)
             if taken is not None:
-                self._pipe.run(wire, [packed(b"again", *self._pipe.kind_and_name(taken[0]))])
+                self._pipe.run(wire, [packed(b"again", *self._pipe.kind_and_name(taken[0]), taken[1])])
         except ProviderError:
+            self.losses += 1
             self.disconnect()
 
     def require_connection(self) -> None:
@@ -207,7 +211,9 @@ def pass_on(run: Callable[[Operation], Any], queue: str) -> None:
         run(packed(verb, name))
 
 
-def pull(receiver: Receiver, ask: Callable[[bool], Any], token: bytes, deadline: float, queue: str, *, twice: bool = True) -> Any:
+def pull(
+    receiver: Receiver, ask: Callable[[bool], Any], tokens: Sequence[bytes], deadline: float, queue: str, *, twice: bool = True
+) -> Any:
     """What `ask` answers once it is not empty, or the token that came with a message; None after the deadline, or where a process
     that is watched is lost.
 
@@ -225,7 +231,7 @@ def pull(receiver: Receiver, ask: Callable[[bool], Any], token: bytes, deadline:
                 pass_on(receiver.run, queue)
             if not (seconds := seconds_to_block(answer, deadline, queue)):
                 return None
-            taken = receiver.block([token], seconds)
+            taken = receiver.block(tokens, seconds)
             if taken is not None and taken[1]:
                 return taken
         except ConnectionLost as error:

@@ -14,7 +14,7 @@ import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -170,9 +170,10 @@ def bulks(arguments: Sequence[bytes]) -> bytes:
 
 
 class Waker:
-    """A pipe that ends a wait, from any thread."""
+    """A pipe that ends a wait, from any thread; to wake and to clear at the same time is for the caller to prevent."""
 
     def __init__(self) -> None:
+        self._is_set = False
         self._read, self._write = os.pipe()
         os.set_blocking(self._write, False)
         os.set_blocking(self._read, False)
@@ -181,6 +182,7 @@ class Waker:
         return self._read
 
     def wake(self) -> None:
+        self._is_set = True
         try:
             os.write(self._write, b"!")
         except OSError:
@@ -193,10 +195,10 @@ class Waker:
         return bool(poll.poll(seconds * 1000))
 
     def clear(self) -> None:
-        try:
-            os.read(self._read, 4096)
-        except BlockingIOError:
-            pass
+        if self._is_set:  # a read that finds nothing takes 5 us
+            self._is_set = False
+            with suppress(BlockingIOError):
+                os.read(self._read, 4096)
 
     def close(self) -> None:
         os.close(self._read)
@@ -315,7 +317,7 @@ def _explained(error: Exception, where: str, is_tls: bool) -> ProviderError:
     if _is_distrust(error):
         return ProviderError(f"the Redis server at {where} is not trusted: {error}; ssl_ca_certs= names the file of who certifies it")
     doubt = "is it started, the address right, and TLS spoken there?" if is_tls else "is it started, and the address right?"
-    return ConnectionLost(f"no Redis server answers at {where}: {error}; {doubt}")
+    return ConnectionLost(f"no Redis server answers at {where}: {str(error).rstrip('.')}; {doubt}")
 
 
 def _is_distrust(error: BaseException | None) -> bool:

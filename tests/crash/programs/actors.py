@@ -96,7 +96,7 @@ class Put(Act):
 
     def prepare(self) -> None:
         super().prepare()
-        self.jobs = self.bus.queue("jobs")
+        self.jobs = self.bus.queue("jobs", backoff=0)
         for item in ITEMS:
             self.jobs.put(item)
             self.note("put", item)

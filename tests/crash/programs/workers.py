@@ -67,7 +67,7 @@ class Errors(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
-        if "failed, attempt" not in text and "dead letters" not in text:
+        if ", attempt" not in text and "dead letters" not in text:
             self._diary.note("error", text)
 
 
@@ -159,7 +159,7 @@ def member(home: str, seed: int, place: str | None = None, lease: float = 3600.0
 def take(home: str, seed: int, place: str | None = None, lease: float = 3600.0) -> None:
     """Takes from the queue, and fails now and then."""
     part = Part(home, seed, place)
-    jobs = part.bus.queue("jobs", maxsize=8)
+    jobs = part.bus.queue("jobs", maxsize=8, retries=1000, backoff=0.002)
     while True:
         try:
             with jobs.take(lease=lease) as job:

@@ -1,7 +1,7 @@
 -- ---- operations: remote calls
 
 -- The live inboxes that are bound to a topic: {name, how many messages wait, how busy its receiver is}.
-local function receivers(topic)
+local function receivers(topic)  -- rare
   local found = {}
   for _, inbox in ipairs(call('SMEMBERS', P .. 't:' .. topic)) do
     if inbox_owner(inbox) then
@@ -18,7 +18,7 @@ function operations.consumers()
 end
 
 -- The best first; equals by name, from another one each time.
-local function by_preference(found, turn)
+local function by_preference(found, turn)  -- rare
   table.sort(found, function(one, other) return one[1] < other[1] end)
   for place, each in ipairs(found) do
     each[4] = (place - turn) % #found
@@ -34,7 +34,7 @@ local function by_preference(found, turn)
   return found
 end
 
-local function is_ready(inbox, done)
+local function is_ready(inbox, done)  -- rare
   local _, _, _, count = trimmed(inbox, done)
   if count ~= 0 then
     return false

@@ -81,9 +81,14 @@ function operations.hush()
   return {'ok'}
 end
 
--- A token that was taken by one who waits no more is the next one's.
+-- A token, or a reply, that was taken by one who waits no more is the next one's.
 function operations.again()
-  local kind, name = argument(), argument()
+  local kind, name, reply = argument(), argument(), argument()
+  if kind == 'd:' then
+    call('LPUSH', P .. 'd:' .. name, reply)
+    call('PEXPIRE', P .. 'd:' .. name, LONG)
+    return {'ok'}
+  end
   local tokens = P .. kind .. name
   if call('EXISTS', P .. 'q:' .. name, P .. 'im:' .. name) == 1 and call('EXISTS', tokens) == 0 then
     call('RPUSH', tokens, '')

@@ -6,7 +6,7 @@ function operations.size()
     show_due(name)
     return waiting(name), true
   end
-  return call('LLEN', P .. 'i:' .. name) - tonumber(call('HGET', P .. 'im:' .. name, 'handed') or '0'), true
+  return call('LLEN', P .. 'i:' .. name) + call('LLEN', P .. 'd:' .. name) - tonumber(call('HGET', P .. 'im:' .. name, 'handed') or '0'), true
 end
 
 function operations.queues()
@@ -24,7 +24,8 @@ function operations.counters()
   for _, inbox in ipairs(call('SMEMBERS', P .. 'mi:' .. ME)) do
     local dropped = tonumber(call('HGET', P .. 'im:' .. inbox, 'dropped') or '0')
     local handed = tonumber(call('HGET', P .. 'im:' .. inbox, 'handed') or '0')
-    found[#found + 1] = {inbox, call('LLEN', P .. 'i:' .. inbox) - handed, 0, dropped, 0}
+    local waiting = call('LLEN', P .. 'i:' .. inbox) + call('LLEN', P .. 'd:' .. inbox) - handed
+    found[#found + 1] = {inbox, waiting, 0, dropped, 0}
   end
   return found
 end

@@ -34,17 +34,35 @@ local function set_empty(name, idle, busy)
   call('HSET', P .. 'im:' .. name, 'bytes', 0, 'handed', 0, 'idle', idle, 'busy', busy)
 end
 
+-- The replies that nobody has taken, or the copies of them, join the messages: how many these are then, and their bytes.
+local function join(name, kind, count, bytes)  -- rare
+  local messages = P .. 'i:' .. name
+  for _, reply in ipairs(call('LRANGE', P .. kind .. name, 0, -1)) do
+    count, bytes = call('RPUSH', messages, reply), bytes + #reply
+  end
+  call('PEXPIRE', messages, LONG)
+  call('DEL', P .. kind .. name)
+  return count, bytes
+end
+
 -- What has come to an inbox. It stays there until the next fetch says that it has arrived (`done`), so a reply that is lost loses
 -- no message; but what was handed out does not count as waiting. `then_blocks`: "0"; "1", who asks will wait for a token if this is
--- empty; "2", he waits already, and needs one if it is not.
+-- empty; "2", he waits already, and needs one if it is not. `lost`: a reply that he took may not have reached him.
 function operations.fetch()
-  local name, done, then_blocks, busy, watch = argument(), number(), argument(), argument(), list()
+  local name, done, then_blocks, busy, lost, watch = argument(), number(), argument(), argument(), argument(), list()
   go_without_memory()
   local base, bytes, handed, count = trimmed(name, done)
   if not base then
     return {'gone'}
   end
-  if count == 0 and not lost_one(watch) then
+  if lost == '1' then
+    count, bytes = join(name, 'k:', count, bytes)
+  end
+  local is_alone = count == 0 and lost_one(watch)
+  if is_alone or then_blocks == '0' then
+    count, bytes = join(name, 'd:', count, bytes)
+  end
+  if count == 0 and not is_alone then
     set_empty(name, then_blocks == '0' and '0' or '1', busy)
     return {'empty', SOON}
   end

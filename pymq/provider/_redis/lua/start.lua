@@ -18,6 +18,7 @@
 --   l:<queue>    hash    id -> "attempt owner bytes", of the leased     a:<queue>  hash  id -> attempts so far, of the returned
 --   o:<queue>    hash    owner -> how many it has leased                pi, ps     set   patterns of inboxes, of shared queues
 --   w:<name>     list    a token that wakes who waits for messages      f:<name>, fw:<name>  the same for who waits for room
+--   d:<inbox>    list    replies, which come past the script            k:<inbox> list  copies of the last of these
 local P, ME, NUMBER = KEYS[1], ARGV[1], ARGV[2]
 local call, at = redis.call, 3
 local time = call('TIME')
@@ -131,7 +132,9 @@ end
 
 local function remove_inbox(name)
   unbind_all(name, P .. 'ib:' .. name, true)
-  call('DEL', P .. 'i:' .. name, P .. 'im:' .. name, P .. 'ib:' .. name, P .. 'w:' .. name, P .. 'fw:' .. name, P .. 'f:' .. name)
+  for _, kind in ipairs({'i:', 'im:', 'ib:', 'd:', 'k:', 'w:', 'fw:', 'f:'}) do
+    call('DEL', P .. kind .. name)
+  end
 end
 
 local function remove_shared(name)
