@@ -129,6 +129,25 @@ def limits() -> Iterator[Finding]:
         os.close(writer)
 
 
+def kernel_queues() -> Iterator[Finding]:
+    """How many buses ipc has room for, where it is installed and the kernel has them."""
+    system = Path("/proc/sys/fs/mqueue")
+    try:
+        from pymq.provider._kernel import MESSAGE_BYTES, MESSAGES, QUEUE_BYTES
+    except ImportError:
+        return
+    if not system.is_dir():
+        return
+    size, _ = resource.getrlimit(resource.RLIMIT_MSGQUEUE)
+    most, messages, message_size = (int((system / name).read_text()) for name in ("queues_max", "msg_max", "msgsize_max"))
+    room = most if size < 0 else min(most, size // QUEUE_BYTES)
+    if messages < MESSAGES or message_size < MESSAGE_BYTES:
+        room = 0
+    limits = f"{'any number of' if size < 0 else size} bytes, {most} queues of {messages} messages of {message_size} bytes"
+    remedy = "" if room else "to use ipc: ulimit -q 819200, sysctl fs.mqueue.msg_max=10 fs.mqueue.msgsize_max=8192"
+    yield Finding("kernel queues", f"room for {room} buses: {limits}", OK if room else HINT, remedy)
+
+
 def removal_at_logout() -> Iterator[Finding]:
     """RemoveIPC of systemd, which empties /dev/shm of a user's files at the end of the last session."""
     if not Path("/run/systemd/system").exists() or os.geteuid() < 1000 or _home() is None:
@@ -178,7 +197,7 @@ def configured() -> Iterator[Finding]:
     thread.start()
     thread.join(REACH_SECONDS)
     failure = outcome[0] if outcome else f"no answer within {REACH_SECONDS} s"
-    remedy = "start the service, or correct PYMQ_URL" if failure else ""
+    remedy = "start the service, correct PYMQ_URL, or what the message says" if failure else ""
     yield Finding("PYMQ_URL", f"{without_password(url)}: {failure or 'reached'}", BAD if failure else OK, remedy)
 
 
@@ -200,5 +219,5 @@ def _reach(url: str) -> str:
 
 
 CHECKS: list[Callable[[], Iterator[Finding]]] = [
-    *(versions, shared_memory, limits, removal_at_logout, leftovers, round_trip, configured),
+    *(versions, shared_memory, limits, kernel_queues, removal_at_logout, leftovers, round_trip, configured),
 ]

@@ -44,7 +44,7 @@ KernelQueue: TypeAlias = Any
 """Its `MessageQueue`."""
 
 MESSAGES, MESSAGE_BYTES = 10, 1024
-_QUEUE_BYTES = MESSAGES * (MESSAGE_BYTES + 2 * 48)
+QUEUE_BYTES = MESSAGES * (MESSAGE_BYTES + 2 * 48)
 """What the kernel counts for one: a message, its head and a node of the tree of priorities, for each."""
 _TOKEN_BYTES = 16
 _ROOM_SECONDS = 0.2
@@ -271,6 +271,6 @@ def _refused(error: Exception) -> ProviderError:
     limit = resource.getrlimit(resource.RLIMIT_MSGQUEUE)[0]
     return ProviderError(
         f"no more POSIX message queues for user {os.geteuid()}: together they may take {limit} bytes (RLIMIT_MSGQUEUE), this one takes "
-        f"{_QUEUE_BYTES}; and the machine has at most fs.mqueue.queues_max. Raise the limit (ulimit -q, or LimitMSGQUEUE= of a systemd "
+        f"{QUEUE_BYTES}; and the machine has at most fs.mqueue.queues_max. Raise the limit (ulimit -q, or LimitMSGQUEUE= of a systemd "
         "unit), remove the queues of dead processes (pymq clean --yes), or use shm, which needs none"
     )

@@ -9,6 +9,9 @@ kinds of queue:
 * a **shared** queue: durable, many senders, many receivers; each message goes to one of them, under a lease until it is
   settled, or without one (`lease=None`), in which case it is removed when it is returned.
 
+Names of queues and topics are any text: users choose most of it, and the core puts a NUL into those of groups. Lone surrogates may be
+refused with a ValueError.
+
 `pymq.testing.ProviderSuite` holds every provider to the promises written here.
 """
 

@@ -16,11 +16,13 @@ from pymq.testing._bindings import Bindings
 from pymq.testing._consumers import Consumers
 from pymq.testing._leases import Leases
 from pymq.testing._lifecycle import Lifecycle
+from pymq.testing._names import Names
 from pymq.testing._processes import Processes
 from pymq.testing._queues import Queues
+from pymq.testing._readiness import Ready
 
 __all__ = ["ProviderSuite"]
 
 
-class ProviderSuite(Lifecycle, Queues, Leases, Bindings, Consumers, Processes):
+class ProviderSuite(Lifecycle, Names, Queues, Leases, Bindings, Consumers, Ready, Processes):
     """Subclass it, say `config`, run it. Attributes and the other hooks are for providers that are far away."""

@@ -5,8 +5,12 @@ from __future__ import annotations
 import time
 
 from pymq.exceptions import PublishFull
+from pymq.message import beside
+from pymq.provider.base import Provider
 from pymq.testing._helpers import (
     FILL,
+    SIZES,
+    numbered,
     raises,
 )
 from pymq.testing._suite import Suite
@@ -92,6 +96,29 @@ class Bindings(Suite):
         self._reached(provider.publish([topic], b"everybody"), 3)
         for owner, queue in queues:
             assert self._messages(owner, queue, 1) == [b"everybody"]
+
+    def test_a_publisher_sends_each_value_behind_the_next_head(self) -> None:
+        provider, receiver = self._open(), self._open()
+        inbox, shared, topic = self._inbox(receiver), self._shared(receiver), self._name()
+        heads = numbered(100)
+        publish = provider.publisher((topic,), iter(heads), bytes)
+        self._reached(publish(0), 0)
+        sizes = [size for size in SIZES if size + len(heads[0]) <= provider.max_message_bytes]
+        receiver.bind(inbox, topic, exact=True)
+        for head, size in zip(heads[1:], sizes, strict=False):
+            self._reached(publish(size), 1)
+            assert self._whole(receiver, inbox) == head + bytes(size), f"published {size} bytes"
+        with raises(ValueError):
+            publish(-1)
+        receiver.bind(shared, topic, exact=True)
+        self._reached(publish(10), 2)
+        for queue in (inbox, shared):
+            assert self._whole(receiver, queue) == heads[1 + len(sizes)] + bytes(10), "what cannot travel took a head"
+
+    def _whole(self, receiver: Provider, queue: str) -> bytes:
+        """The next message, with what a publisher's provider may have left beside its head."""
+        (message,) = self._messages(receiver, queue, 1)
+        return message + beside(message)
 
     def test_publish_wakes_a_blocked_receive(self) -> None:
         provider, publisher = self._open(), self._open()

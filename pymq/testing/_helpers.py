@@ -151,6 +151,10 @@ def numbered(count: int, prefix: bytes = b"") -> list[bytes]:
     return [b"%s%06d" % (prefix, number) for number in range(count)]
 
 
+def clock(provider: Provider) -> float:
+    return provider.clock()
+
+
 def declare(provider: Provider, queue: str) -> None:
     provider.declare(queue)
 

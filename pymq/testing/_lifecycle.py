@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from pymq.exceptions import LeaseLost, QueueNotFound
 from pymq.testing._helpers import (
     raises,
@@ -131,3 +133,19 @@ class Lifecycle(Suite):
         for timeout in (0, 1):
             with raises(QueueNotFound):
                 provider.receive(unknown, timeout)
+
+    def test_all_have_the_same_clock(self) -> None:
+        first = self._open()
+        time.sleep(2 * self.tick)
+        second = self._open()
+        before, read, after = first.clock(), second.clock(), first.clock()
+        assert before - self.tick <= read <= after + self.tick
+        time.sleep(self.tick)
+        assert second.clock() - read >= 0.9 * self.tick
+
+    def test_its_health_is_told(self) -> None:
+        before = time.time()
+        health = self._open().health()
+        assert (health.state, health.gaps) == ("connected", 0)
+        assert before - health.since < 366 * 86400, "a time as time.time() tells it"
+        assert health.since <= time.time()

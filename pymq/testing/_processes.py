@@ -7,6 +7,7 @@ from pymq.testing._helpers import (
     END,
     Process,
     bind_inbox,
+    clock,
     consume,
     declare,
     numbered,
@@ -38,6 +39,11 @@ class Processes(Suite):
             other.call(bind_inbox, inbox, topic)
             self._reached(provider.publish([topic], b"at once"), 1)
             assert other.call(receive, inbox, self.patience) == [(b"at once", 0)]
+
+    def test_another_process_has_the_same_clock(self) -> None:
+        provider, other = self._open(), self._process()
+        before, read, after = provider.clock(), other.call(clock), provider.clock()
+        assert before - self.tick <= read <= after + self.tick
 
     def test_a_blocked_receive_of_another_process_is_woken(self) -> None:
         provider, other = self._open(), self._process()

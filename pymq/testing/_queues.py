@@ -185,6 +185,15 @@ class Queues(Suite):
         assert provider.receive(queue) == []
         assert provider.counters().get(queue, {}).get("expired", 1) == 1
 
+    def test_a_delayed_message_expires_as_well(self) -> None:
+        provider = self._open()
+        queue = self._shared(provider)
+        provider.send(queue, b"expires", delay=self.tick, ttl=2 * self.tick)
+        provider.send(queue, b"lasts", delay=self.tick, ttl=50 * self.patience)
+        time.sleep(4 * self.tick)
+        assert self._messages(provider, queue, 1) == [b"lasts"]
+        assert provider.receive(queue) == []
+
     def test_a_message_that_returns_after_its_ttl_is_dropped(self) -> None:
         provider = self._open()
         queue = self._shared(provider)

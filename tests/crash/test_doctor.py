@@ -75,12 +75,16 @@ def test_what_pymq_url_names_cannot_be_reached(url: str, told: str, stage: Path)
     assert "secret" not in done.stdout
 
 
-@pytest.mark.skipif(not find_spec("posix_ipc"), reason="needs the extra ipc")
-def test_what_pymq_url_names_has_no_room_for_an_inbox(stage: Path) -> None:
-    without = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_MSGQUEUE, (0, 0)); os.execv(sys.argv[1], sys.argv[1:])"
-    done = pymq_command("doctor", home=stage / "pymq", prefix=(sys.executable, "-c", without), PYMQ_URL="ipc://doctor")
+@pytest.mark.skipif(not find_spec("posix_ipc"), reason="needs posix_ipc")
+def test_no_room_for_kernel_queues(stage: Path) -> None:
+    limited = "import os, resource, sys; resource.setrlimit(resource.RLIMIT_MSGQUEUE, (0, 0)); os.execv(sys.argv[1], sys.argv[1:])"
+    prefix = (sys.executable, "-c", limited)
+    done = pymq_command("doctor", home=stage / "pymq", prefix=prefix, PYMQ_URL="ipc://x", COLUMNS="600")
     assert done.returncode == 1
-    assert lines_with(done, "fails", "PYMQ_URL", "RLIMIT_MSGQUEUE")
+    assert lines_with(done, "look", "kernel queues", "room for 0 buses: 0 bytes", "ulimit -q")
+    assert lines_with(done, "fails", "PYMQ_URL", "ipc://x", "RLIMIT_MSGQUEUE")
+    assert lines_with(pymq_command("doctor", home=stage / "pymq", PYMQ_URL="ipc://x"), "ok", "ipc://x: reached")
+    assert list(stage.iterdir()) == []
 
 
 @pytest.mark.parametrize("service", ["redis", "aws"])

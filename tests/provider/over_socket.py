@@ -140,6 +140,6 @@ def _forwarding(method):
     return lambda self, *args, **options: self._request(method, *args, **options)
 
 
-for _method in Provider.__abstractmethods__ - {"open", "close"} | {"counters"}:
+for _method in Provider.__abstractmethods__ - {"open", "close"} | {"counters", "clock"}:
     setattr(SocketProvider, _method, _forwarding(_method))
 SocketProvider.__abstractmethods__ = frozenset()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 import secrets
 import time
 from queue import Full
@@ -11,8 +12,9 @@ from queue import Full
 import pytest
 from over_socket import Server, SocketConfig
 
-from pymq.exceptions import LeaseLost, PublishFull, PymqError
-from pymq.provider._memory import Inbox, SharedQueue
+from pymq.exceptions import LeaseLost, ProviderError, PublishFull, PymqError
+from pymq.provider._memory import Inbox, MemoryReadiness, SharedQueue
+from pymq.provider.base import LATER
 from pymq.provider.simple import SimpleConfig, SimpleProvider
 from pymq.testing import ProviderSuite
 
@@ -120,6 +122,119 @@ class DeclaresOnUse(SimpleProvider):
     def send(self, queue, message, **options):
         self.declare(queue)
         super().send(queue, message, **options)
+
+
+@fails("test_all_have_the_same_clock", "test_another_process_has_the_same_clock")
+class HasAClockOfItsOwn(SimpleProvider):
+    def __init__(self, config):
+        super().__init__(config)
+        made = time.monotonic()
+        self.clock = lambda: time.monotonic() - made
+
+
+@fails("test_all_have_the_same_clock")
+class CountsMilliseconds(SimpleProvider):
+    clock = staticmethod(lambda: time.monotonic() / 1000)
+
+
+@fails("test_its_health_is_told")
+class HasAnotherWordForIt(SimpleProvider):
+    def health(self):
+        return dataclasses.replace(super().health(), state="ok")
+
+
+@fails("test_its_health_is_told")
+class HasWorkedSinceTheBoot(SimpleProvider):
+    def health(self):
+        return dataclasses.replace(super().health(), since=time.monotonic())
+
+
+# ---- names ----------------------------------------------------------------------------------------------------------------
+
+
+class Renames(SimpleProvider):
+    """Every name of a queue, in every call."""
+
+    def declare(self, queue, **options):
+        super().declare(self.named(queue), **options)
+
+    def delete(self, queue):
+        super().delete(self.named(queue))
+
+    def send(self, queue, message, **options):
+        super().send(self.named(queue), message, **options)
+
+    def receive(self, queue, timeout=0, **options):
+        return super().receive(self.named(queue), timeout, **options)
+
+
+@fails("test_every_name_is_a_queue_of_its_own")
+class IgnoresCase(Renames):
+    def named(self, queue):
+        return queue.lower()
+
+
+@fails("test_every_name_is_a_queue_of_its_own")
+class CutsNames(Renames):
+    def named(self, queue):
+        return queue[:64]
+
+
+@fails("test_every_name_is_a_queue_of_its_own")
+class EndsNamesAtNul(Renames):
+    def named(self, queue):
+        return queue.partition("\0")[0]
+
+
+@fails("test_every_name_is_a_queue_of_its_own")
+class RefusesSlashes(Renames):
+    def named(self, queue):
+        if "/" in queue:
+            raise ProviderError("no path, please")
+        return queue
+
+
+class RenamesTopics(SimpleProvider):
+    def bind(self, queue, pattern, *, exact):
+        super().bind(queue, self.named(pattern), exact=exact)
+
+    def publish(self, topics, message, **options):
+        return super().publish([self.named(topic) for topic in topics], message, **options)
+
+    def consumers(self, topic):
+        return super().consumers(self.named(topic))
+
+
+@fails("test_every_name_is_a_topic_of_its_own")
+class HasAsciiTopics(RenamesTopics):
+    def named(self, topic):
+        return topic.encode("ascii", "replace").decode()
+
+
+@fails("test_every_name_is_a_topic_of_its_own")
+class RefusesNulInTopics(RenamesTopics):
+    def named(self, topic):
+        if "\0" in topic:
+            raise ProviderError("a NUL")
+        return topic
+
+
+@fails("test_the_shared_queues_are_listed_by_what_their_names_begin_with")
+class ListsNothing(SimpleProvider):
+    def queues(self, prefix):
+        return []
+
+
+@fails("test_the_shared_queues_are_listed_by_what_their_names_begin_with")
+class ListsInboxesToo(SimpleProvider):
+    def queues(self, prefix):
+        return [name for name in self._broker.queues if name.startswith(prefix)]
+
+
+@fails("test_the_shared_queues_are_listed_by_what_their_names_begin_with")
+class ListsWhateverContainsIt(SimpleProvider):
+    def queues(self, prefix):
+        return [name for name in super().queues("") if prefix in name]
 
 
 # ---- send and receive -----------------------------------------------------------------------------------------------------
@@ -271,6 +386,12 @@ class IgnoresTtl(SimpleProvider):
 class ExpiresEverything(SimpleProvider):
     def send(self, queue, message, *, ttl=None, **options):
         super().send(queue, message, ttl=None if ttl is None else 0, **options)
+
+
+@fails("test_a_delayed_message_expires_as_well")
+class IgnoresTtlOfTheDelayed(SimpleProvider):
+    def send(self, queue, message, *, delay=0, ttl=None, **options):
+        super().send(queue, message, delay=delay, ttl=None if delay else ttl, **options)
 
 
 @fails("test_the_highest_priority_comes_first")
@@ -481,6 +602,25 @@ class OverCounts(SimpleProvider):
         return super().publish(topics, message, **options) + 1
 
 
+@fails("test_a_publisher_sends_each_value_behind_the_next_head")
+class PublishersSendHeads(SimpleProvider):
+    def publisher(self, topics, heads, encode):
+        return lambda value: [encode(value), self.publish(topics, next(heads))][1]
+
+
+@fails("test_a_publisher_sends_each_value_behind_the_next_head")
+class PublishersTakeTheHeadFirst(SimpleProvider):
+    def publisher(self, topics, heads, encode):
+        return lambda value: self.publish(topics, next(heads) + encode(value))
+
+
+@fails("test_a_publisher_sends_each_value_behind_the_next_head")
+class PublishersKeepTheirReceivers(SimpleProvider):
+    def publisher(self, topics, heads, encode):
+        names = self._broker.bindings.matching(topics)
+        return lambda value: sum(self.send(name, next(heads) + encode(value)) is None for name in names)
+
+
 @fails("test_delay_and_ttl_of_publish_are_for_shared_queues")
 class PublishIgnoresDelay(SimpleProvider):
     def publish(self, topics, message, *, delay=0, **options):
@@ -647,6 +787,65 @@ class LooksAtWatchFirst(SimpleProvider):
 class IgnoresTheNamespace(SimpleProvider):
     def __init__(self, config):
         super().__init__(dataclasses.replace(config, namespace="everybody's"))
+
+
+# ---- readiness ------------------------------------------------------------------------------------------------------------
+
+
+class NeverDue(MemoryReadiness):
+    def arm(self):
+        super().arm()
+
+
+class Deaf(MemoryReadiness):
+    """Its descriptor is another pipe's."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.others = (*os.pipe(), os.dup(self.fd))
+        os.set_blocking(self.others[0], False)
+        os.dup2(self.others[0], self.fd)
+
+    def close(self):
+        super().close()
+        for fd in self.others:
+            os.close(fd)
+
+
+class SeesNoDeaths(MemoryReadiness):
+    def watch(self, queue):
+        return True
+
+
+class Readies(SimpleProvider):
+    def readiness(self, queue):
+        with self._broker.lock:
+            return self.kind(queue, self._broker.find(queue), self._broker.queues)
+
+
+@fails("test_an_event_loop_is_told_what_is_due", "test_an_event_loop_is_told_what_was_there_before")
+class NeverKnowsWhen(Readies):
+    kind = NeverDue
+
+
+@fails(
+    "test_an_event_loop_is_told_what_comes",
+    "test_an_event_loop_is_told_of_an_end",
+    "test_an_event_loop_is_told_that_its_queue_was_deleted",
+)
+class TellsNothing(Readies):
+    kind = Deaf
+
+
+@fails("test_an_event_loop_is_told_of_an_end")
+class WatchesTheDead(Readies):
+    kind = SeesNoDeaths
+
+
+@fails("test_an_event_loop_is_told_that_a_publish_would_wait")
+class TakesLaterForNever(SimpleProvider):
+    def publish(self, topics, message, *, timeout=None, **options):
+        return super().publish(topics, message, timeout=0 if timeout == LATER else timeout, **options)
 
 
 # ---- other processes ------------------------------------------------------------------------------------------------------
