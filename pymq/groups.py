@@ -34,10 +34,10 @@ Plain: TypeAlias = "tuple[bytes, int, Callable[[bytes], Any], int]"
 class Options(NamedTuple):
     """How a group's member works: retries, seconds before the first of them, seconds of a lease, threads."""
 
-    retries: int = 5
-    backoff: float = 1.0
-    lease: float = 30.0
-    workers: int = 1
+    retries: int
+    backoff: float
+    lease: float
+    workers: int
 
     @classmethod
     def of(

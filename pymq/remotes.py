@@ -165,13 +165,13 @@ class Remotes:
         exposed = served[0] if served else getattr(fn, REMOTE_NAME, None) or getattr(fn, EXPOSED_NAME, None)
         return self.name_of(fn, exposed)
 
-    def add(self, fn: Callable[..., Any], name: str, hints: dict[str, Any] | None = None, replace: bool = False) -> Remote | None:
+    def add(self, fn: Callable[..., Any], name: str, hints: dict[str, Any] | None = None) -> Remote | None:
         """Serve `fn`; callers find it on return. What began, unless it was served under that name before."""
         remote = Remote(self._bus, self, fn, name, hints)
         remember_name(fn, name, EXPOSED_NAME)
         with self._lock:
             served = self._remotes.get(name)
-            if served is not None and served.fn != fn and not replace:
+            if served is not None and served.fn != fn:
                 raise ValueError(f"this bus already serves another function as {name!r}; unexpose it first, or choose another name")
             self._remotes[name] = remote
             self._bus.subscriptions.tasks.clear()
