@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -113,14 +114,26 @@ def test_the_programs_end_with_a_director_that_was_killed(environment: dict[str,
 
 
 @needs_cli
-def test_the_next_demo_removes_what_a_killed_one_has_left(tmp_path: Path) -> None:
-    from pymq.cli.demo.director import remove_stale
+def test_what_a_killed_demo_has_left(tmp_path: Path) -> None:
+    from pymq.cli.demo.director import stale
 
     for name, age in (("pymq-demo-old", 3600), ("pymq-demo-new", 0), ("another", 3600)):
         (tmp_path / name / "pymq").mkdir(parents=True)
         os.utime(tmp_path / name, (time.time() - age,) * 2)
-    remove_stale(str(tmp_path))
-    assert {path.name for path in tmp_path.iterdir()} == {"pymq-demo-new", "another"}
+    assert stale(str(tmp_path)) == [tmp_path / "pymq-demo-old"]
+
+
+@needs_cli
+@pytest.mark.parametrize("command", [["demo"], ["clean", "--yes"]])
+def test_what_a_killed_demo_has_left_is_removed(command: list[str], environment: dict[str, str], tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="pymq-demo-", dir=SHM, ignore_cleanup_errors=True) as left:
+        os.utime(left, (time.time() - 3600,) * 2)
+        environment["PYMQ_HOME"] = str(tmp_path / "pymq")
+        told = run([*COMMAND, "clean"], environment)
+        assert f"{left}: of a demo that was killed\n" in told.stdout
+        assert Path(left).exists()
+        assert run([*COMMAND, *command], environment).returncode == 0
+        assert not Path(left).exists()
 
 
 @needs_cli

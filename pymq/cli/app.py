@@ -40,18 +40,16 @@ def demo() -> None:
 @app.command()
 def doctor() -> None:
     """Check this machine: shared memory, limits, leftovers, what PYMQ_URL names. Exit status 1 where something would fail."""
-    from rich.console import Console
-
     from pymq.cli.doctor import doctor as examine
+    from pymq.cli.output import console
 
-    raise typer.Exit(examine(Console()))
+    raise typer.Exit(examine(console()))
 
 
 @app.command()
 def clean(yes: Annotated[bool, typer.Option("--yes", help="Remove it; without this, only say what there is.")] = False) -> None:
     """Remove what dead processes have left in the home of shm (PYMQ_HOME). Living processes and what waits in queues stay."""
-    from rich.console import Console
-
     from pymq.cli.clean import clean as sweep
+    from pymq.cli.output import console
 
-    raise typer.Exit(sweep(Console(), remove=yes))
+    raise typer.Exit(sweep(console(), remove=yes))

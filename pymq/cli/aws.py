@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from pymq.cli.output import console
 from pymq.exceptions import ProviderError
 
 app: typer.Typer = typer.Typer(no_args_is_help=True, help="What a namespace owns in SNS and SQS.")
@@ -28,10 +28,7 @@ def show(namespace: Namespace = "default", region: Region = None, endpoint_url: 
     found = _owned(namespace, region, endpoint_url)
     for each in found:
         table.add_row(each.kind, each.name, _printable(each.stands_for))
-    console = Console()
-    if not console.is_terminal:
-        console.width = 400  # so that each is one line, for grep
-    console.print(table if found else f"the namespace {namespace!r} owns nothing")
+    console().print(table if found else f"the namespace {namespace!r} owns nothing")
 
 
 @app.command()

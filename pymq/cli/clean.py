@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Callable
 
 from rich.console import Console
 
+from pymq.cli.demo.director import stale
 from pymq.cli.leftovers import Namespace, kept, kernel_queues, namespaces
 from pymq.exceptions import ProviderError
 from pymq.provider.shm import ShmConfig
@@ -15,7 +18,7 @@ def clean(console: Console, remove: bool) -> int:
     """Say what is there, and remove it if told to; the status to exit with.
 
     Every process that starts does the same in its own namespace, so this is for those in which none will, and for the kernel queues
-    of namespaces that were removed.
+    of namespaces that were removed, and for demos that were killed.
     """
     home = ShmConfig().base_directory()
     try:
@@ -26,8 +29,11 @@ def clean(console: Console, remove: bool) -> int:
     failures = [_clean_one(console, namespace, remove) for namespace in found]
     queues = list(kernel_queues())
     for path in queues:
-        _remove_kernel_queue(console, path, remove)
-    if not (found or queues):
+        _say(console, f"{path}: a kernel queue of a dead process", os.unlink, path, remove)
+    demos = stale()
+    for demo in demos:
+        _say(console, f"{demo}: of a demo that was killed", shutil.rmtree, str(demo), remove)
+    if not (found or queues or demos):
         console.print(f"nothing to clean in {home}", markup=False)
     elif not remove:
         console.print("nothing was removed; to remove it: pymq clean --yes")
@@ -70,9 +76,8 @@ def _tell_kept(console: Console, namespace: Namespace) -> None:
         console.print("\n".join(lines), markup=False)
 
 
-def _remove_kernel_queue(console: Console, path: str, remove: bool) -> None:
-    what = f"{path}: a kernel queue of a dead process"
+def _say(console: Console, what: str, removing: Callable[[str], None], path: str, remove: bool) -> None:
     if remove:
-        os.unlink(path)
+        removing(path)
         what += ": removed"
     console.print(what, markup=False)

@@ -34,7 +34,7 @@ def namespaces(home: str) -> Iterator[Namespace]:
 
     Raises ProviderError where it is not ours.
     """
-    if not os.path.isdir(home):
+    if not os.path.lexists(home):
         return
     base = Directory(home)
     try:

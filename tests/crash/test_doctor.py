@@ -14,6 +14,7 @@ import pytest
 from harness import ROOT
 from stage import Nursery, Witness
 
+import pymq
 from pymq.provider.shm import ShmConfig
 
 pytestmark = pytest.mark.skipif(not (find_spec("typer") and find_spec("rich")), reason="needs the extra cli")
@@ -319,6 +320,22 @@ def test_what_is_not_pymqs_stays(stage: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert lines_with(done, "nothing to clean")
     assert sorted(stage.rglob("*")) == before
+
+
+def test_a_home_that_is_no_directory(stage: Path) -> None:
+    (stage / "pymq").write_text("precious")
+    for words in (["doctor"], ["clean"], ["clean", "--yes"]):
+        done = pymq_command(*words, home=stage / "pymq")
+        assert (done.returncode, done.stderr) == (1, "")
+        assert lines_with(done, f"{stage}/pymq is not a directory", "set PYMQ_HOME")
+    assert (stage / "pymq").read_text() == "precious"
+
+
+def test_paths_are_told_whole_where_there_is_no_terminal(stage: Path) -> None:
+    home = stage / ("h" * 60)
+    with pymq.EventBus(ShmConfig("n" * 60, str(home))):
+        for words in ("doctor", "clean"):
+            assert lines_with(pymq_command(words, home=home, COLUMNS="80"), str(home)), words
 
 
 def test_nothing_to_clean(stage: Path) -> None:

@@ -41,7 +41,8 @@ def direct() -> int:
     console = Console(highlight=False)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
-    remove_stale(_memory() or tempfile.gettempdir())
+    for path in stale():
+        shutil.rmtree(path, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=PREFIX, dir=_memory()) as home:
         try:
             perform(console, home)
@@ -55,13 +56,15 @@ def direct() -> int:
     return 0
 
 
-def remove_stale(memory: str) -> None:
+def stale(memory: str | None = None) -> list[Path]:
     """What demos that were killed have left there: those that are not over yet are younger."""
-    for path in Path(memory).glob(f"{PREFIX}*"):
+    found = []
+    for path in Path(memory or _memory() or tempfile.gettempdir()).glob(f"{PREFIX}*"):
         with suppress(OSError):
-            found = path.stat()
-            if found.st_uid == os.geteuid() and time.time() - found.st_mtime > 10 * SECONDS:
-                shutil.rmtree(path)
+            status = path.stat()
+            if status.st_uid == os.geteuid() and time.time() - status.st_mtime > 10 * SECONDS:
+                found.append(path)
+    return found
 
 
 def _memory() -> str | None:
