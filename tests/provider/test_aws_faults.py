@@ -693,7 +693,7 @@ def test_a_mailbox_that_cannot_be_made_anew_at_once_is_tried_again(wire, provide
 
 def test_a_mailbox_is_read_again_however_often_that_has_failed(wire, provider, monkeypatch):
     """For hours, say: 0.1 * 2**1024 is no float any more."""
-    monkeypatch.setattr("pymq.provider._aws.mailbox.LONGEST_PAUSE", 0.0)
+    monkeypatch.setattr("pymq.dispatch.LONGEST_PAUSE", 0.0)
     failures = itertools.count()
     receive = Mailbox._receive
 
