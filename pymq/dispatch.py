@@ -25,6 +25,8 @@ log: logging.Logger = logging.getLogger("pymq")
 SLOW = 0.010
 """How long a handler may hold up the others, in seconds; less costs more wake-ups of the standby while the bus is busy."""
 CALM_TICKS = 10
+LONGEST_PAUSE = 5.0
+"""Between two attempts at what fails, in seconds."""
 MAX_BACKLOG = 32 << 20
 """How many bytes may wait for one slow handler in memory; what comes then for it is dropped and counted."""
 
@@ -306,6 +308,11 @@ def persist(loop: Callable[[], None], recover: Callable[[], None] = lambda: None
                 log.exception("a thread of pymq goes on after an error that is not a handler's")
             recover()
             time.sleep(0.01)  # should it be raised every time
+
+
+def back_off(failures: int) -> float:
+    """Seconds until a thread tries again what has failed so often in a row: 0.1, 0.2, 0.4 … 5."""
+    return min(0.05 * 2.0 ** min(failures, 7), LONGEST_PAUSE)
 
 
 def join(threads: Sequence[threading.Thread], wake: Callable[[], None], deadline: float) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from pymq import message as frames
 from pymq.deliveries import BACKOFF, LEASE, RETRIES, Leased, Policy, check_retries
-from pymq.dispatch import join, persist
+from pymq.dispatch import back_off, join, persist
 from pymq.exceptions import CodecError, LeaseLost, PymqError, QueueNotFound, Reject, Retry
 from pymq.handlers import Target, unrun
 from pymq.loop import is_cancelled
@@ -182,10 +182,11 @@ class Member(Work):
         return [f"the handler {self.name} of group {self.group.name!r}, which still runs"]
 
     def _consume(self) -> None:
-        provider, thread = self.bus.provider, threading.current_thread()
+        provider, thread, failures = self.bus.provider, threading.current_thread(), 0
         while not self._stopping:
             try:
                 found = provider.receive(self._queue, None, lease=self._lease)
+                failures = 0
                 while found:
                     found = self._handle(found, thread)
             except QueueNotFound:
@@ -193,8 +194,15 @@ class Member(Work):
             except Exception as error:
                 if not self._stopping:
                     log.error("group %r: %s; trying again", self.group.name, error, exc_info=not isinstance(error, PymqError))
-                    time.sleep(0.1)
+                    failures += 1
+                    self._pause(back_off(failures))
         return None
+
+    def _pause(self, length: float) -> None:
+        """At most: whoever stops this member waits for its threads."""
+        until = time.monotonic() + length
+        while not self._stopping and time.monotonic() < until:
+            time.sleep(0.1)
 
     def _tell_deleted(self) -> None:
         """Who has deleted the group knows; for everybody else its work ends without their doing."""

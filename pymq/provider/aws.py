@@ -63,7 +63,7 @@ class AwsProvider(Provider):
     )
 
     def __init__(self, config: AwsConfig) -> None:
-        if config.lease < SHORTEST_LEASE or not 1 <= config.poll <= LONGEST_POLL or config.refresh < 0:
+        if not (SHORTEST_LEASE <= config.lease < math.inf and 1 <= config.poll <= LONGEST_POLL and 0 <= config.refresh < math.inf):
             asked = f"lease={config.lease}, poll={config.poll}, refresh={config.refresh}"
             raise ValueError(f"{asked}: at least {SHORTEST_LEASE:.0f}, 1 to {LONGEST_POLL}, and at least 0 seconds are possible")
         self.features = replace(type(self).features, ordered=config.ordered, death_seconds=config.lease)
@@ -104,6 +104,7 @@ class AwsProvider(Provider):
                 shared.end()
             mailboxes = list(self._mailboxes.values())
         self._keeper.close()
+        self._topics.close()
         self._account.hurry()
         concurrently(lambda mailbox: quietly(mailbox.close, "removing this process's mailbox"), mailboxes)
         self._leases.give_back()
@@ -342,7 +343,7 @@ class AwsProvider(Provider):
         begun = time.monotonic()  # until now a receiver may have looked in vain
         self._topics.subscribe(EVERYTHING, self._directory.arn(place))
         if not known:
-            time.sleep(max(0.0, begun + self._config.refresh - time.monotonic()))
+            self._topics.wait(begun)
 
     def unbind(self, queue: str, pattern: str, *, exact: bool) -> None:
         if queue in self._owners:

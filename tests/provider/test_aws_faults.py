@@ -139,6 +139,19 @@ def test_what_cannot_be_removed_at_a_shutdown_is_left_to_the_sweep(wire, caplog)
         assert {found.kind for found in other.sweeper.inventory()} == {"topic"}
 
 
+def test_a_shutdown_does_not_wait_for_who_binds_a_pattern(wire):
+    provider = wire.config(refresh=3600.0).create()
+    provider.open()
+    for queue, options in (("inbox/7f", {"temporary": True}), ("jobs", {})):
+        provider.declare(queue, **options)
+    before = len(wire.named("Subscribe"))
+    binding = [in_thread(provider.bind, queue, "e/*", exact=False) for queue in ("inbox/7f", "jobs")]
+    eventually(lambda: len(wire.named("Subscribe")) == before + 2)
+    provider.close()
+    for each in binding:
+        each.result(GUARD)
+
+
 def test_what_an_abandoned_poll_receives_comes_back(wire):
     """It cannot be interrupted, so what is sent after the shutdown comes to it."""
     bus = pymq.EventBus(wire.config(poll=20.0))
@@ -693,7 +706,7 @@ def test_a_mailbox_that_cannot_be_made_anew_at_once_is_tried_again(wire, provide
 
 def test_a_mailbox_is_read_again_however_often_that_has_failed(wire, provider, monkeypatch):
     """For hours, say: 0.1 * 2**1024 is no float any more."""
-    monkeypatch.setattr("pymq.provider._aws.mailbox.LONGEST_PAUSE", 0.0)
+    monkeypatch.setattr("pymq.dispatch.LONGEST_PAUSE", 0.0)
     failures = itertools.count()
     receive = Mailbox._receive
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import threading
 
@@ -132,7 +133,13 @@ def test_a_wrong_url_is_refused(url):
         config_from(url)
 
 
-@pytest.mark.parametrize("wrong", [{"lease": 0}, {"poll": 0}, {"poll": 21}, {"refresh": -1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"lease": 0}, {"lease": math.nan}, {"lease": math.inf}, {"poll": 0}, {"poll": 21}, {"poll": math.nan}),
+        *({"refresh": -1}, {"refresh": math.nan}, {"refresh": math.inf}),
+    ],
+)
 def test_a_wrong_config_is_refused(wrong):
     with pytest.raises(ValueError, match="=".join(map(str, *wrong.items()))):
         AwsConfig(**wrong).create()

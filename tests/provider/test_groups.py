@@ -493,6 +493,29 @@ def test_a_crash_counts(separate, peers, bus, group):
     assert bob.heard.rest() == []
 
 
+def test_a_member_whose_provider_fails_asks_less_and_less_often(bus, group, heard, monkeypatch):
+    """And says so as often, in the log; but whoever unsubscribes it does not wait."""
+    asked = []
+
+    def fail(*args, **options):
+        asked.append(time.monotonic())
+        raise pymq.ProviderError("expired credentials")
+
+    receive = bus.provider.receive
+    monkeypatch.setattr(
+        bus.provider,
+        "receive",
+        lambda queue, *args, **options: (fail if queue.startswith("group/") else receive)(queue, *args, **options),
+    )
+    monkeypatch.setattr("pymq.dispatch.LONGEST_PAUSE", 60.0)
+    bus.subscribe(heard, "c", group="billing")
+    eventually(lambda: len(asked) == 5)
+    assert asked[4] - asked[0] >= 0.1 + 0.2 + 0.4 + 0.8
+    monkeypatch.setattr("pymq.groups.back_off", lambda failures: 60.0)
+    eventually(lambda: len(asked) == 6)
+    bus.unsubscribe(heard, "c", group="billing")
+
+
 # --- dead letters -----------------------------------------------------------------------------------------------------
 
 

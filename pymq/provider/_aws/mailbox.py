@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
-from pymq.dispatch import persist
+from pymq.dispatch import back_off, persist
 from pymq.exceptions import ProviderError, QueueNotFound
 from pymq.provider._aws.account import Account
 from pymq.provider._aws.batches import in_one_call
@@ -32,8 +32,6 @@ MAX_PENDING = 32 << 20
 """Bytes that may wait for the receiver of one temporary queue in memory; what comes then for it is dropped and counted."""
 HIDDEN_SECONDS = 30
 """How long SQS hides what was received before it comes again, where removing it failed."""
-LONGEST_PAUSE = 5.0
-"""Seconds between two polls that fail."""
 
 
 class Inbox:
@@ -159,7 +157,7 @@ class Mailbox:
                 if not self._closed:
                     failures += 1
                     log.warning("receiving from SQS failed; trying again: %s", error, exc_info=not isinstance(error, ProviderError))
-                    time.sleep(min(0.1 * 2 ** min(failures, 6), LONGEST_PAUSE))
+                    time.sleep(back_off(failures))
 
     def _receive(self) -> None:
         try:

@@ -41,6 +41,7 @@ class Topics:
         self._watched_until = 0.0
         self._patterns = False
         self._held: dict[str, float] = {}
+        self._closing = threading.Event()
 
     def publish(self, envelope: Envelope) -> None:
         """One copy to each queue that is subscribed to any of the envelope's topics, or to everything."""
@@ -101,7 +102,15 @@ class Topics:
         old = {arn for arn, since in self._held.items() if since + self._refresh <= time.monotonic()}
         if not any(found.arn in old for found in self.subscriptions(EVERYTHING)):
             self._watched_until = 0.0
-            time.sleep(self._refresh)
+            self.wait(time.monotonic())
+
+    def wait(self, begun: float) -> None:
+        """Until everybody has looked again, by the monotonic clock, or until `close`."""
+        self._closing.wait(max(0.0, begun + self._refresh - time.monotonic()))
+
+    def close(self) -> None:
+        """Nobody waits any more: a shutdown waits for who binds."""
+        self._closing.set()
 
     def _create(self, topic: str) -> str:
         attributes = {"FifoTopic": "true", "ContentBasedDeduplication": "false"} if self._ordered else {}
