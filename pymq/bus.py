@@ -16,7 +16,6 @@ Topics of events begin with "e/", those of remotes with "r/": a pattern of the u
 from __future__ import annotations
 
 import atexit
-import inspect
 import logging
 import os
 import secrets
@@ -27,14 +26,15 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from functools import partial
 from queue import Full
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypedDict, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
 from pymq import message as frames
+from pymq.decorators import SubscribeOptions, apply_by_name, decorator
 from pymq.deliveries import BACKOFF, RETRIES, Leases
 from pymq.dispatch import Dispatcher, Task
 from pymq.exceptions import CodecError, NotInitialized, ProviderError, PymqError
 from pymq.groups import Group, Member, Options
-from pymq.handlers import Shape, Target, describe, hints_in_reach, targets_of
+from pymq.handlers import Target, describe, hints_in_reach, targets_of
 from pymq.loop import Loop
 from pymq.provider import Config
 from pymq.provider.base import Health, Provider
@@ -57,23 +57,6 @@ R = TypeVar("R")
 
 SHUTDOWN_SECONDS = 2.0
 GIVE_BACK_SECONDS = 0.5
-
-
-class GroupOptions(TypedDict, total=False):
-    """What `subscribe` takes beside the group, for type checkers."""
-
-    retries: int | None
-    backoff: float | None
-    lease: float | None
-    workers: int | None
-
-
-class SubscribeOptions(GroupOptions, total=False):
-    """What `@subscriber` takes by name, for type checkers."""
-
-    channel: str | None
-    pattern: bool
-    group: str | None
 
 
 class EventBus:
@@ -359,7 +342,7 @@ class EventBus:
     def subscriber(self, channel: str | None = None, /, *given: Any, **options: Unpack[SubscribeOptions]) -> Callable[[F], F]: ...
     def subscriber(self, *given: Any, **options: Any) -> Any:
         """`subscribe` as a decorator, with or without arguments."""
-        return decorator(partial(_apply, self.subscribe), given, options)
+        return decorator(partial(apply_by_name, self.subscribe), given, options)
 
     def group(self, name: str) -> Group:
         """The consumer group of that name."""
@@ -402,7 +385,7 @@ class EventBus:
     def remote(self, channel: str | None = None) -> Callable[[F], F]: ...
     def remote(self, *given: Any, **options: Any) -> Any:
         """`expose` as a decorator, with or without a name."""
-        return decorator(partial(_apply, self.expose), given, options)
+        return decorator(partial(apply_by_name, self.expose), given, options)
 
     @overload
     def stub(
@@ -532,41 +515,6 @@ class Topic:
 
     def __repr__(self) -> str:
         return f"Topic({self.name!r}{', pattern=True' if self.is_pattern else ''})"
-
-
-def options_of(verb: Callable[..., Any], function: Callable[..., Any], given: Sequence[Any], options: dict[str, Any]) -> dict[str, Any]:
-    """What `verb(function, …)` is given, by name. Raises TypeError, with the function's name, for what it does not take."""
-    signature = inspect.signature(verb)
-    try:
-        _, *named = signature.bind(function, *given, **options).arguments.items()
-    except TypeError as error:
-        known = ", ".join([*signature.parameters][1:])
-        raise TypeError(f"{describe(function)}: {error}; its options are {known}") from None
-    return dict(named)
-
-
-def check_subscription(function: Callable[..., Any], options: dict[str, Any]) -> Shape:
-    """What the handler wants. Raises TypeError and ValueError as `subscribe` does, also while there is no bus."""
-    Options.of(**{name: value for name, value in options.items() if name not in ("channel", "pattern")})
-    return Shape(function)
-
-
-def decorator(apply: Callable[..., Any], given: Sequence[Any], options: dict[str, Any]) -> Any:
-    """Make a decorator of `apply(function, …)` that works as `@d`, `@d("channel", …)`, `@d(channel="x", …)` and `d(function, …)`."""
-    if given and given[0] is not None and not isinstance(given[0], str):
-        apply(*given, **options)
-        return given[0]
-
-    def decorate(function: F) -> F:
-        apply(function, *given, **options)
-        return function
-
-    return decorate
-
-
-def _apply(verb: Callable[..., None], function: Callable[..., Any], *given: Any, **options: Any) -> None:
-    options_of(verb, function, given, options)
-    verb(function, *given, **options)  # as they came: a subclass may have a verb of its own
 
 
 _buses: weakref.WeakSet[EventBus] = weakref.WeakSet()

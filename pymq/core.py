@@ -10,7 +10,8 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, cast, overload
 
-from pymq.bus import SHUTDOWN_SECONDS, EventBus, GroupOptions, SubscribeOptions, Topic, check_subscription, decorator, options_of
+from pymq.bus import SHUTDOWN_SECONDS, EventBus, Topic
+from pymq.decorators import GroupOptions, SubscribeOptions, check_subscription, decorator, options_of
 from pymq.deliveries import BACKOFF, RETRIES
 from pymq.exceptions import NotInitialized
 from pymq.handlers import channels_of

@@ -16,7 +16,8 @@ from pymq.asyncio._events import Events
 from pymq.asyncio._port import NOT_STARTED, Port
 from pymq.asyncio._queues import DeadLetters, Queue
 from pymq.asyncio._threads import in_thread
-from pymq.bus import SHUTDOWN_SECONDS, SubscribeOptions, decorator, options_of
+from pymq.bus import SHUTDOWN_SECONDS
+from pymq.decorators import SubscribeOptions, decorator, options_of
 from pymq.deliveries import BACKOFF, RETRIES
 from pymq.exceptions import NotInitialized
 from pymq.groups import Group as SyncGroup
