@@ -120,15 +120,22 @@ class Leased:
     def _move(self, queue: str, copy: Frame, delay: float) -> None:
         """First the copy, then the ack: a crash in between repeats the message, it never loses it."""
         self._provider.extend(self.receipt, 30.0)  # not ours any more: then the copy is somebody else's to make
-        expires = copy.options.get("expires")
-        ttl = None if expires is None else max(0.0, expires - self._provider.clock())
         try:
-            how = {"delay": delay, "ttl": ttl, "priority": copy.options.get("priority", 0)}
-            self._provider.send(queue, copy.pack(), timeout=0, **how)
+            self._send(queue, copy, delay)
         except (Full, ProviderError) as error:  # to wait for room could be for ever: those who make it may all be waiting here
             log.warning("a failed message waits as it is, without what was noted of its failure: %s", error or f"{queue!r} is full")
             return self._provider.nack(self.receipt, max(delay, 1.0))
         return self._provider.ack(self.receipt)
+
+    def put_again(self) -> None:
+        """To the end of its queue, whatever waits there: what was acked, and is not wanted after all."""
+        self._send(self.receipt.queue, self.frame, 0)
+
+    def _send(self, queue: str, copy: Frame, delay: float) -> None:
+        expires = copy.options.get("expires")
+        ttl = None if expires is None else max(0.0, expires - self._provider.clock())
+        how = {"delay": delay, "ttl": ttl, "priority": copy.options.get("priority", 0)}
+        self._provider.send(queue, copy.pack(), timeout=0, **how)
 
 
 def dead_letter(frame: Frame, error: BaseException, attempts: int, origin: str) -> Frame:

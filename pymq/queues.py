@@ -16,7 +16,7 @@ from pymq import message as frames
 from pymq.deliveries import BACKOFF, DEAD_HEADERS, LEASE, RETRIES, Leased, Policy, check_retries, dead_letter, unpack_anything
 from pymq.exceptions import CodecError, LeaseLost, PymqError, QueueNotFound, Reject, Retry
 from pymq.message import SEQUENCE_BYTES, Frame, Prefix
-from pymq.provider.base import Provider
+from pymq.provider.base import Provider, Receipt
 from pymq.routes import check_lease, check_seconds, check_times
 
 if TYPE_CHECKING:
@@ -156,16 +156,22 @@ class Queue(Generic[T]):
         while True:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             message, receipt = self._receive(left, lease)
-            assert receipt is not None
-            leased = Leased(self._provider(), message, receipt, self._policy)
-            if leased.exhausted:
-                leased.bury(Reject(f"{leased.attempt - 1} deliveries ended without an ack"))
-                continue
+            leased = self._leased(message, receipt)
             try:
-                return Delivery(self._bus, leased, self._decode(message), lease)
+                return self._delivery(leased, message, lease)
+            except Reject as error:
+                leased.bury(error)
             except CodecError as error:
                 leased.bury(error)
                 raise
+
+    def _leased(self, message: bytes, receipt: Receipt) -> Leased:
+        return Leased(self._provider(), message, receipt, self._policy)
+
+    def _delivery(self, leased: Leased, message: bytes, lease: float) -> Delivery[T]:
+        """Raises Reject for what has come too often without an ack, CodecError: both are to be buried."""
+        leased.raise_if_exhausted()
+        return Delivery(self._bus, leased, self._decode(message), lease)
 
     def take(self, timeout: float | None = None, lease: float = LEASE) -> Delivery[T]:
         """`receive`, for a `with` block: `with q.take() as job: work(job.value)` acks when the block ends well.
@@ -254,7 +260,7 @@ class Queue(Generic[T]):
 
     def _provider(self) -> Provider:
         if self._closed:
-            raise ValueError(f"the queue {self.name!r} was closed; get it again from the bus")
+            raise closed(self.name)
         return self._bus.provider
 
     def __repr__(self) -> str:
@@ -392,6 +398,11 @@ class DeadLetters:
         for receipt in receipts:
             with suppress(LeaseLost):  # then it is back already
                 self._bus.provider.nack(receipt)
+
+
+def closed(name: str) -> ValueError:
+    """For whoever uses a queue's object after its `close`."""
+    return ValueError(f"the queue {name!r} was closed; get it again from the bus")
 
 
 _numbers = itertools.count(1).__next__

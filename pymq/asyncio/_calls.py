@@ -118,6 +118,8 @@ class LoopCaller(Caller):
 
     async def ask(self, call: Call, data: bytes) -> None:
         """Send the request to one server, or to each; a reply may come before a thread has told whom it has asked."""
+        if self._closed:
+            raise NotInitialized(_SHUT_DOWN)
         queue = self._queue if self._is_open else await self._opened()
         provider, stub = self.port.provider, call.stub
         deadline = NEVER if stub.timeout is None else provider.clock() + stub.timeout
@@ -131,8 +133,8 @@ class LoopCaller(Caller):
                 asked = await self.port.in_thread(self._request, provider, queue, stub, packed, deadline)
             finally:
                 self._asking -= 1
-        if self._closed:
-            raise NotInitialized(_SHUT_DOWN)
+            if self._closed:
+                raise NotInitialized(_SHUT_DOWN)
         call.pending.update(asked)
         for request, server in asked.items():
             self._calls[request] = call

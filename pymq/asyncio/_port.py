@@ -47,7 +47,7 @@ class Port:
         self._threads: list[threading.Thread] = []
         self._waiting: set[asyncio.Future[None]] = set()
         self._polling = 0
-        self._closed = False
+        self._closed = self._ended = False
 
     def here(self) -> Port:
         """This one, which the running loop may use. Raises RuntimeError in another."""
@@ -61,6 +61,8 @@ class Port:
 
     async def in_thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The result of a call that waits. It goes on when this is cancelled."""
+        if self._ended:
+            raise NotInitialized("the bus was shut down")
         pool = None if self.direct else self._pool
         return await in_thread(self.loop, pool, partial(call, *args, **kwargs))
 
@@ -150,6 +152,7 @@ class Port:
 
     def end(self) -> None:
         """The threads end. Waits for them and for what was posted: not to be called in the loop's thread."""
+        self._ended = True
         join(self._threads, self.provider.wake, time.monotonic() + 2 * SLICE)
         self._pool.shutdown()
 

@@ -6,13 +6,16 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
 from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from pymq import queues
 from pymq.asyncio._port import with_room
 from pymq.deliveries import LEASE
-from pymq.exceptions import Retry
+from pymq.exceptions import CodecError, Reject, Retry
+from pymq.provider.base import Receipt
 from pymq.queues import DeadLetter
+from pymq.routes import check_lease
 
 if TYPE_CHECKING:
     from pymq.asyncio._core import Core
@@ -32,13 +35,15 @@ class Queue(Generic[T]):
         self._core = core
         self._make: Callable[[], queues.Queue[T]] = lambda: queues.Queue(core, name, type, maxsize, **retrying)
         self._sync: queues.Queue[T] | None = self._make() if core.port.direct else None
+        self._closed = False
         self.name = name
         self.maxsize = maxsize
 
     async def _opened(self) -> queues.Queue[T]:
+        if self._closed:  # not `_sync`: a thread may receive with that for other objects of the same queue
+            raise queues.closed(self.name)
         if self._sync is None:
             self._sync = await self._core.port.in_thread(self._make)
-        self._sync._provider()  # raises where this object was closed, or the bus is
         return self._sync
 
     async def put(
@@ -68,16 +73,16 @@ class Queue(Generic[T]):
         if port.direct:
             return await port.poll(lambda left: sync.get(True, left), f"queue/{self.name}", seconds, 0, _nothing)
         delivery = await self._receive(sync, seconds, LEASE)
-        return await self._keep(sync, delivery)
+        return await self._keep(delivery)
 
-    async def _keep(self, sync: queues.Queue[T], delivery: queues.Delivery[T]) -> T:
+    async def _keep(self, delivery: queues.Delivery[T]) -> T:
         """Removed, unless this is cancelled: then it goes back, to the end where its removal was on the way already."""
-        port, removal = self._core.port, _Removal(delivery, sync.put)
+        port, removal = self._core.port, _Removal(delivery)
         try:
             await asyncio.shield(port.in_thread(removal.remove))
         except asyncio.CancelledError:
             if removal.cancel():
-                port.post(sync.put, delivery.value)
+                port.post(delivery._leased.put_again)
             raise
         return delivery.value
 
@@ -91,8 +96,26 @@ class Queue(Generic[T]):
         return Delivery(self._core, await self._receive(sync, None if timeout is None else _checked(timeout), lease), lease)
 
     async def _receive(self, sync: queues.Queue[T], seconds: float | None, lease: float) -> queues.Delivery[T]:
-        name = f"queue/{self.name}"
-        return await self._core.port.poll(lambda left: sync.receive(left, lease), name, seconds, lease, _put_back)
+        check_lease(lease)
+        port, deadline = self._core.port, None if seconds is None else monotonic() + seconds
+
+        def attempt(left: float) -> tuple[bytes, Receipt]:
+            return sync._receive(left, lease)  # type: ignore[no-any-return]
+
+        def give_back(received: tuple[bytes, Receipt]) -> None:
+            sync._leased(*received).retry(Retry())  # a nack would count: nothing is dead because those who waited were impatient
+
+        while True:
+            left = None if deadline is None else max(0.0, deadline - monotonic())
+            message, receipt = await port.poll(attempt, f"queue/{self.name}", left, lease, give_back)
+            leased = sync._leased(message, receipt)
+            try:
+                return sync._delivery(leased, message, lease)  # here: a thread may have received for an object of another type
+            except Reject as error:
+                await port.do(leased.bury, error)
+            except CodecError as error:
+                await port.do(leased.bury, error)
+                raise
 
     def take(self, timeout: float | None = None, lease: float = LEASE) -> Take[T]:
         """`async with queue.take() as job:` acks when the block ends well; one that raises gives the item back, as `pymq.Queue.take`.
@@ -120,7 +143,8 @@ class Queue(Generic[T]):
 
     async def close(self) -> None:
         """This object is used no more; the queue and its items stay."""
-        (await self._opened()).close()
+        await self._opened()
+        self._closed = True
 
     async def free(self) -> None:
         """The queue and its items are gone; whoever waits in `get` gets QueueNotFound; a later `put` makes it anew."""
@@ -216,9 +240,8 @@ def _checked(timeout: float) -> float:
 class _Removal(Generic[T]):
     """An ack that may be cancelled while a thread makes it: whoever comes second, the ack or the cancellation, puts the item again."""
 
-    def __init__(self, delivery: queues.Delivery[T], put: Callable[[T], None]) -> None:
+    def __init__(self, delivery: queues.Delivery[T]) -> None:
         self._delivery = delivery
-        self._put = put
         self._mutex = threading.Lock()
         self._is_done = self._is_cancelled = False
 
@@ -228,18 +251,13 @@ class _Removal(Generic[T]):
             self._is_done = True
             again = self._is_cancelled
         if again:
-            self._put(self._delivery.value)
+            self._delivery._leased.put_again()
 
     def cancel(self) -> bool:
         """Whether it had been removed already."""
         with self._mutex:
             self._is_cancelled = True
             return self._is_done
-
-
-def _put_back(delivery: queues.Delivery[Any]) -> None:
-    """Not by a nack, which would count: an item is not dead because those who waited for it were impatient."""
-    delivery.__exit__(Retry, Retry(), None)
 
 
 def _nothing(_: object) -> None:

@@ -9,12 +9,16 @@ from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from queue import Empty
+from time import monotonic
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
 SLICE = 1.0
 """For how many seconds a thread waits before it looks whether anybody still wants what it waits for."""
+
+GRACE = 0.2
+"""How much longer than asked for is waited for a thread to find nothing: one that is left alone takes an item, and gives it back."""
 
 
 async def in_thread(loop: asyncio.AbstractEventLoop, pool: ThreadPoolExecutor | None, call: Callable[[], T]) -> T:
@@ -38,9 +42,10 @@ def _run(outcome: Future[T], call: Callable[[], T]) -> None:
 class _Fetch(Generic[T]):
     """A thread's attempts, and who awaits their result: nobody, where that one was cancelled."""
 
-    def __init__(self, attempt: Callable[[float], T], future: asyncio.Future[T]) -> None:
+    def __init__(self, attempt: Callable[[float], T], future: asyncio.Future[T], end: float) -> None:
         self.attempt = attempt
         self.future: asyncio.Future[T] | None = future
+        self.end = end
         self.is_over = False
 
 
@@ -65,12 +70,13 @@ class Fetches:
     async def fetch(self, key: Hashable, attempt: Callable[[float], T], deadline: float, give_back: Callable[[T], object]) -> T:
         """The first result of `attempt(seconds)` that is not Empty. Those of one `key` are alike. Raises Empty at the deadline."""
         future: asyncio.Future[T] = self._loop.create_future()
-        seconds = SLICE if deadline > self._loop.time() else 0.0
-        fetch = self._adopt(key, future) if seconds else None
+        seconds = max(0.0, deadline - self._loop.time())
+        end = monotonic() + seconds
+        fetch = self._adopt(key, future, end) if seconds else None
         if fetch is None:
-            fetch = _Fetch(attempt, future)
-            self._spawn("pymq-asyncio-wait", self._work, key, fetch, seconds, give_back)
-        timer = self._loop.call_at(deadline, fail, future, Empty()) if seconds and deadline < math.inf else None
+            fetch = _Fetch(attempt, future, end)
+            self._spawn("pymq-asyncio-wait", self._work, key, fetch, give_back)
+        timer = self._loop.call_at(deadline + GRACE, fail, future, Empty()) if 0 < seconds < math.inf else None
         self._waiting.add(future)
         try:
             return await future
@@ -84,13 +90,13 @@ class Fetches:
             if timer is not None:
                 timer.cancel()
 
-    def _adopt(self, key: Hashable, future: asyncio.Future[T]) -> _Fetch[T] | None:
+    def _adopt(self, key: Hashable, future: asyncio.Future[T], end: float) -> _Fetch[T] | None:
         with self._mutex:
             orphans = self._orphans.get(key)
             if not orphans:
                 return None
             fetch = orphans.pop()
-            fetch.future = future
+            fetch.future, fetch.end = future, end
             return fetch
 
     def _abandon(self, key: Hashable, fetch: _Fetch[Any]) -> None:
@@ -99,16 +105,16 @@ class Fetches:
                 fetch.future = None
                 self._orphans.setdefault(key, []).append(fetch)
 
-    def _work(self, key: Hashable, fetch: _Fetch[T], seconds: float, give_back: Callable[[T], object]) -> None:
+    def _work(self, key: Hashable, fetch: _Fetch[T], give_back: Callable[[T], object]) -> None:
         while True:
             result, error = [], None
             try:
-                result.append(fetch.attempt(seconds))
+                result.append(fetch.attempt(min(SLICE, max(0.0, fetch.end - monotonic()))))
             except Exception as raised:
                 error = raised
             with self._mutex:
                 future = fetch.future
-                if isinstance(error, Empty) and seconds and future is not None and not self._closed:
+                if isinstance(error, Empty) and future is not None and monotonic() < fetch.end and not self._closed:
                     continue
                 fetch.is_over = True
                 if future is None:

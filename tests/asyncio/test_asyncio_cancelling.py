@@ -443,7 +443,8 @@ def test_a_server_that_shuts_down_is_asked_no_more(run, aconfig):
             await release.wait()
             return 1
 
-        async with pymq.asyncio.connect(aconfig) as server, pymq.asyncio.connect(aconfig) as bus:
+        server, last = await ending(aconfig)
+        async with pymq.asyncio.connect(aconfig) as bus:
             await server.expose(slow, "slow")
             first = asyncio.ensure_future(bus.stub("slow", timeout=20)())
             await begun.wait()
@@ -451,6 +452,7 @@ def test_a_server_that_shuts_down_is_asked_no_more(run, aconfig):
             await until_it_is([], lambda: aside(lambda: list(bus._core.provider.consumers("r/slow"))))
             release.set()
             assert await first == 1
+            last.set()
             await shutdown
 
     run(main())

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections import Counter
 from dataclasses import replace
+from queue import Empty
 from typing import Any
 
 import pytest
-from loops import Threaded, aside, until_it_is
+from loops import Threaded, aside, runner, until_it_is
 from programs import shop
 from programs.shop import OrderPlaced
 
 import pymq
 import pymq.asyncio
+from pymq.provider.simple import SimpleConfig
 
 
 def test_put_get_and_their_ends(run, aconfig):
@@ -300,5 +303,107 @@ def test_a_full_queue_of_bytes(run, config, way):
             assert {type(result) for result in results} == {type(None), pymq.Full}
             assert await jobs.get() == b"x" * 1000
             await jobs.free()
+
+    run(main())
+
+
+def test_who_waited_in_vain_takes_nothing_away(run, aconfig):
+    async def main() -> None:
+        async with pymq.asyncio.connect(aconfig) as bus:
+            jobs = bus.queue("jobs")
+            with pytest.raises(Empty):
+                await jobs.get(timeout=0.05)
+            for number in range(3):
+                await jobs.put(number)
+            await asyncio.sleep(0.1)
+            taken = []
+            for _ in range(3):
+                async with jobs.take(timeout=20) as job:
+                    taken.append((job.value, job.attempt))
+            assert taken == [(0, 1), (1, 1), (2, 1)]
+            await jobs.free()
+
+    run(main())
+
+
+def test_objects_of_one_queue_get_their_own_types(run, aconfig):
+    async def main() -> None:
+        async with pymq.asyncio.connect(aconfig) as bus:
+            numbers, texts = bus.queue("jobs", type=int), bus.queue("jobs", type=str)
+            for _ in range(2):
+                waiting = asyncio.ensure_future(numbers.get())
+                await asyncio.sleep(0.02)
+                waiting.cancel()
+                await asyncio.wait([waiting])
+                getting = asyncio.ensure_future(texts.get(timeout=20))
+                await texts.put("text")
+                assert await getting == "text"
+            await numbers.close()
+            with pytest.raises(ValueError, match="closed"):
+                await numbers.get()
+            await texts.put("text")
+            with pytest.raises(pymq.CodecError):
+                await bus.queue("jobs", type=int).get(timeout=20)
+            assert await texts.dead.purge() == 1
+            await texts.free()
+
+    run(main())
+
+
+def test_a_get_that_is_cancelled_while_its_item_is_removed_puts_it_again_as_it_was():
+    async def main() -> None:
+        async with pymq.asyncio.connect(Threaded(SimpleConfig("cancelled-get"))) as bus:
+            jobs, provider = bus.queue("jobs", maxsize=1), bus._core.provider
+            removed, release, ack = threading.Event(), threading.Event(), provider.ack
+
+            def slow(receipt: Any) -> None:
+                ack(receipt)
+                removed.set()
+                release.wait(20)
+
+            provider.ack = slow
+            await jobs.put("first", ttl=1000, priority=3)
+            getting = asyncio.ensure_future(jobs.get())
+            await asyncio.to_thread(removed.wait, 20)
+            await jobs.put("second")
+            getting.cancel()
+            await asyncio.wait([getting])
+            provider.ack = ack
+            release.set()
+            await until_it_is(2, jobs.qsize)
+            again = await jobs.receive(timeout=20)
+            assert again.value == "first"
+            assert again._sync._leased.frame.options["priority"] == 3
+            assert again._sync._leased.frame.options["expires"] > provider.clock() + 900
+            await again.ack()
+            await jobs.free()
+
+    runner("asyncio")(main())
+
+
+def test_whoever_comes_after_the_end_is_told_so_and_changes_nothing(run, aconfig):
+    async def main() -> None:
+        async with pymq.asyncio.connect(aconfig) as server:
+            executed: list[str] = []
+            await server.expose(executed.append, "run")
+            bus = pymq.asyncio.connect(aconfig)
+            async with bus:
+                jobs, run_it, all_run_it, group = (
+                    bus.queue("jobs", maxsize=1),
+                    bus.stub("run"),
+                    bus.stub("run", multi=True),
+                    bus.group("g"),
+                )
+                dead = jobs.dead
+                await jobs.put("first")
+                putting = asyncio.ensure_future(jobs.put("second"))
+                await asyncio.sleep(0.02)
+            late = [putting, jobs.put(1), jobs.get(), jobs.receive(), jobs.qsize(), jobs.free(), dead.qsize(), group.qsize()]
+            for each in (*late, run_it("late"), all_run_it.rpc("late"), bus.publish("x", "news"), bus.stats()):
+                with pytest.raises(pymq.NotInitialized):
+                    await each
+            assert executed == []
+            assert await server.queue("jobs").get(timeout=20) == "first"
+            await server.queue("jobs").free()
 
     run(main())
