@@ -55,9 +55,6 @@ NOT_PROMISED = {
     "nobody knows who is busy (`weighs_consumers`)": """
         test_a_server_that_has_been_busy_for_a_while_does_not_get_the_calls
     """,
-    "what an abandoned poll has received is leased for a moment, and its attempt counts": """
-        test_unsubscribe_leaves_the_group test_a_group_outlives_its_members test_an_unsubscribed_member_takes_nothing_more
-    """,
     "what the killed have left is swept when their leases have ended, not by who comes next": """
         test_wait_and_signals test_the_last_process_killed_is_swept_by_the_next
     """,
