@@ -250,7 +250,7 @@ class Servers(Remotes):
 
 
 class Extensions(Leases):
-    """Extends leases by the loop's timers where that needs no thread."""
+    """Extends leases by the loop's timers where nobody holds up the loop and the provider needs no thread."""
 
     def __init__(self, core: Core) -> None:
         super().__init__(lambda: core.provider)
@@ -263,6 +263,10 @@ class Extensions(Leases):
             self._timers[receipt] = self._core.port.loop.call_later(lease / 3, self._again, receipt, lease)
         else:
             super().hold(receipt, lease)
+
+    def hold_by_thread(self, receipt: Receipt, lease: float) -> None:
+        """`hold`, while a plain function holds up the loop."""
+        super().hold(receipt, lease)
 
     def _again(self, receipt: Receipt, lease: float) -> None:
         self._extend(receipt, lease)
@@ -290,6 +294,7 @@ class LoopMember(Member):
         super().__init__(core, group, target, options._replace(workers=0))
         self._core = core
         self._workers = options.workers
+        self._hold = core.leases.hold if self.shape.is_async else core.leases.hold_by_thread
         self._working: set[asyncio.Task[Any]] = set()
         self._idle: set[asyncio.Task[Any]] = set()
 
@@ -350,7 +355,7 @@ class LoopMember(Member):
 
         One that was cancelled by the end of the bus, or of the loop, has not failed: its event comes again.
         """
-        self.bus.leases.hold(receipt, self._lease)
+        self._hold(receipt, self._lease)
         try:
             error = await self._error_of(message, receipt, shift)
             if isinstance(error, asyncio.CancelledError) and (self._stopping or shift.is_over()):

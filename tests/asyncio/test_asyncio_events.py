@@ -469,6 +469,28 @@ def work() -> None:
         pass
 
 
+def test_a_plain_function_keeps_its_event_for_longer_than_a_lease(run, aconfig, caplog):
+    async def main() -> None:
+        attempts: list[int] = []
+
+        def bill(event: Counted, message: pymq.Message) -> None:
+            attempts.append(message.attempt)
+            end = time.monotonic() + 2
+            while time.monotonic() < end:
+                work()
+
+        async with pymq.asyncio.connect(aconfig) as bus:
+            await bus.subscribe(bill, group="billing", lease=1)
+            await bus.publish(Counted(1))
+            await until(lambda: attempts)
+            await until_it_is(0, bus.group("billing").qsize)
+            assert sum((await bus.stats())["delivered"].values()) == 1
+            await bus.group("billing").delete()
+        assert attempts == [1]
+
+    run(main())
+
+
 def bill_at_once(event: Counted) -> None:
     work()
     WORKED_IN.append(ROUNDS[0])
