@@ -126,7 +126,7 @@ class Shift:
         self._task: asyncio.Task[Any] = task
         self._is_over = False
         self._context = copy_context()
-        self.turn_ends = monotonic() + SLOW
+        self.turn_ends: float = monotonic() + SLOW
         """When to ask whether it `goes_on`, as after each failure: handlers that never wait would keep the loop from all else."""
 
     async def goes_on(self) -> bool:

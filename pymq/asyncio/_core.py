@@ -8,7 +8,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from contextvars import ContextVar, copy_context
+from contextvars import Context, ContextVar, copy_context
 from functools import partial
 from queue import Empty, Full
 from time import monotonic
@@ -55,7 +55,7 @@ class Core(EventBus):
         return self._enter(self.provider, is_direct(self.provider))
 
     def _enter(self, provider: Provider, direct: bool) -> Port:
-        self.context = copy_context()
+        self.context: Context = copy_context()
         self.port = Port(asyncio.get_running_loop(), provider, direct)
         self.caller = LoopCaller(self, self.port)
         return self.port
