@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from contextvars import copy_context
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -127,6 +128,7 @@ class Shift:
         assert task is not None
         self._task: asyncio.Task[Any] = task
         self._is_over = False
+        self._context = copy_context()
         self.turn_ends: float = monotonic() + SLOW
         """When to ask whether it `goes_on`, as after each failure: handlers that never wait would keep the loop from all else."""
 
@@ -140,6 +142,20 @@ class Shift:
             self._is_over = True
         self.turn_ends = monotonic() + SLOW
         return not self.is_over()
+
+    def is_clean(self) -> bool:
+        """Whether the context is as it was at the beginning: what a handler has set there is not for the next event.
+
+        0.1 us; a task for each event would be 3 us.
+        """
+        try:
+            return copy_context() == self._context
+        except Exception:  # of a value that cannot be compared
+            return False
+
+    def hand_over(self, submit: Callable[[], None]) -> None:
+        """Begin another task in the context of this one's beginning."""
+        self._context.run(submit)
 
     def is_over(self) -> bool:
         """Whether the task was cancelled."""

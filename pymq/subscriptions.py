@@ -163,6 +163,9 @@ class Coroutines(Subscription):
             if self._busy:
                 return
             self._busy = True
+        self._begin()
+
+    def _begin(self) -> None:
         self.bus.loop.submit(self.name, self._drain())
 
     async def _drain(self) -> None:
@@ -171,12 +174,14 @@ class Coroutines(Subscription):
             with self._mutex:
                 if not self._waiting or not self.active or not goes_on:
                     self._busy = False
-                    return
+                    return None
                 message = self._waiting.popleft()
                 self._bytes -= size_of(message)
             is_well = await self._handle(message, shift)
             if not is_well or monotonic() > shift.turn_ends:
                 goes_on = await shift.goes_on()
+            if goes_on and not shift.is_clean():
+                return shift.hand_over(self._begin)
 
     async def _handle(self, message: bytes, shift: Shift) -> bool:
         try:

@@ -8,7 +8,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from contextvars import ContextVar
+from contextvars import Context, ContextVar, copy_context
 from functools import partial
 from queue import Empty, Full
 from time import monotonic
@@ -23,6 +23,7 @@ from pymq.exceptions import ProviderError, PymqError, QueueNotFound, Retry
 from pymq.groups import Group, Member, Options, refuse_without_group
 from pymq.handlers import Target, hints_in_reach, targets_of, unrun
 from pymq.loop import COUNTS_CANCELLATIONS, Loop, Shift
+from pymq.message import Prefix
 from pymq.provider.base import LATER, Delivery, Provider, Receipt
 from pymq.remotes import Remotes
 from pymq.subscriptions import Subscription, Work
@@ -54,6 +55,7 @@ class Core(EventBus):
         return self._enter(self.provider, is_direct(self.provider))
 
     def _enter(self, provider: Provider, direct: bool) -> Port:
+        self.context: Context = copy_context()
         self.port = Port(asyncio.get_running_loop(), provider, direct)
         self.caller = LoopCaller(self, self.port)
         return self.port
@@ -191,10 +193,9 @@ class Tasks(Loop):
 
     async def finish(self, timeout: float, but: asyncio.Task[Any] | None) -> list[str]:
         """Give what runs so many seconds to end, then cancel it; what was abandoned. Not `but`, the handler that ends the bus."""
-        others = set(self.running) - {but}
-        if not others:
-            return []
-        _, pending = await asyncio.wait(others, timeout=timeout)
+        deadline = monotonic() + timeout
+        while (pending := set(self.running) - {but}) and (left := deadline - monotonic()) > 0:
+            await asyncio.wait(pending, timeout=left)  # again: one may have handed over to another
         names = [f"the handler {self.running[task]}, which still ran" for task in pending]
         names += self._core.subscriptions.end()  # a cancelled handler is not begun again with the next event
         for task in pending:
@@ -255,6 +256,16 @@ class Servers(Remotes):
         super().__init__(core)
         self._core = core
 
+    def look_up(self, packed: bytes, prefix: Prefix) -> tuple[Task, ...]:
+        """Each call sees what the start of the bus saw in its context variables, and nothing of other calls."""
+        found = super().look_up(packed, prefix)
+        for requests in found:
+            requests.run = partial(self._run_apart, requests.run)  # type: ignore[method-assign]
+        return found
+
+    def _run_apart(self, run: Callable[[bytes], None], message: bytes) -> None:
+        self._core.context.copy().run(run, message)
+
     def withdraw(self) -> None:
         """No further call is sent to this bus."""
         with suppress(ProviderError):  # its server is away
@@ -275,7 +286,7 @@ class Servers(Remotes):
 
 
 class Extensions(Leases):
-    """Extends leases by the loop's timers where that needs no thread."""
+    """Extends leases by the loop's timers where nobody holds up the loop and the provider needs no thread."""
 
     def __init__(self, core: Core) -> None:
         super().__init__(lambda: core.provider)
@@ -288,6 +299,10 @@ class Extensions(Leases):
             self._timers[receipt] = self._core.port.loop.call_later(lease / 3, self._again, receipt, lease)
         else:
             super().hold(receipt, lease)
+
+    def hold_by_thread(self, receipt: Receipt, lease: float) -> None:
+        """`hold`, while a plain function holds up the loop."""
+        super().hold(receipt, lease)
 
     def _again(self, receipt: Receipt, lease: float) -> None:
         self._extend(receipt, lease)
@@ -315,6 +330,7 @@ class LoopMember(Member):
         super().__init__(core, group, target, options._replace(workers=0))
         self._core = core
         self._workers = options.workers
+        self._hold = core.leases.hold if self.shape.is_async else core.leases.hold_by_thread
         self._working: set[asyncio.Task[Any]] = set()
         self._idle: set[asyncio.Task[Any]] = set()
 
@@ -325,7 +341,10 @@ class LoopMember(Member):
     def start(self) -> None:
         super().start()
         for _ in range(self._workers):
-            self._core.tasks.submit(self.name, self._take_part())
+            self._begin()
+
+    def _begin(self) -> None:
+        self._core.tasks.submit(self.name, self._take_part())
 
     def leave(self) -> None:
         self.stop()
@@ -347,7 +366,7 @@ class LoopMember(Member):
                     message, receipt = await self._core.port.poll(self._attempt, self._queue, None, self._lease, self._give_back)
                 finally:
                     self._idle.discard(task)
-                if await self._work(message, receipt, shift) is None and monotonic() < shift.turn_ends:
+                if await self._work(message, receipt, shift) is None and monotonic() < shift.turn_ends and shift.is_clean():
                     continue
             except QueueNotFound:
                 return self._tell_deleted()
@@ -357,6 +376,9 @@ class LoopMember(Member):
                     await asyncio.sleep(0.1)
             if not await shift.goes_on():
                 return None
+            if not shift.is_clean():
+                self._working.discard(task)
+                return shift.hand_over(self._begin)
         return None
 
     def _attempt(self, seconds: float) -> tuple[bytes, Receipt]:
@@ -375,7 +397,7 @@ class LoopMember(Member):
 
         One that was cancelled by the end of the bus, or of the loop, has not failed: its event comes again.
         """
-        self.bus.leases.hold(receipt, self._lease)
+        self._hold(receipt, self._lease)
         try:
             error = await self._error_of(message, receipt, shift)
             if isinstance(error, asyncio.CancelledError) and (self._stopping or shift.is_over()):

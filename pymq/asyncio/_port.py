@@ -38,8 +38,8 @@ class Port:
     def __init__(self, loop: asyncio.AbstractEventLoop, provider: Provider, direct: bool) -> None:
         self.loop = loop
         self.provider = provider
-        self.direct = direct
-        self.is_inherited = False
+        self.direct: bool = direct
+        self.is_inherited: bool = False
         """In a forked child: what the loop waits with is shared with the parent, and descriptors have other meanings."""
         self._thread = threading.get_ident()
         self._pool = ThreadPoolExecutor(32, thread_name_prefix="pymq-asyncio")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import threading
 import time
@@ -505,6 +506,28 @@ def work() -> None:
         pass
 
 
+def test_a_plain_function_keeps_its_event_for_longer_than_a_lease(run, aconfig, caplog):
+    async def main() -> None:
+        attempts: list[int] = []
+
+        def bill(event: Counted, message: pymq.Message) -> None:
+            attempts.append(message.attempt)
+            end = time.monotonic() + 2
+            while time.monotonic() < end:
+                work()
+
+        async with pymq.asyncio.connect(aconfig) as bus:
+            await bus.subscribe(bill, group="billing", lease=1)
+            await bus.publish(Counted(1))
+            await until(lambda: attempts)
+            await until_it_is(0, bus.group("billing").qsize)
+            assert sum((await bus.stats())["delivered"].values()) == 1
+            await bus.group("billing").delete()
+        assert attempts == [1]
+
+    run(main())
+
+
 def bill_at_once(event: Counted) -> None:
     work()
     WORKED_IN.append(ROUNDS[0])
@@ -749,5 +772,50 @@ def test_each_block_of_the_same_events_is_subscribed(run, aconfig):
                     await bus.shutdown()
             with pytest.raises(StopAsyncIteration):
                 await events.__anext__()
+
+    run(main())
+
+
+USER: contextvars.ContextVar[str] = contextvars.ContextVar("user", default="nobody")
+
+
+@pytest.mark.parametrize("group", [None, "billing"])
+def test_what_one_event_sets_in_the_context_is_not_seen_by_the_next(run, aconfig, group):
+    async def main() -> None:
+        seen: list[str] = []
+
+        async def bill(event: Counted) -> None:
+            seen.append(USER.get())
+            USER.set(str(event.number))
+
+        async with pymq.asyncio.connect(aconfig) as bus:
+            await bus.subscribe(bill, group=group)
+            for number in range(3):
+                await bus.publish(Counted(number))
+            await until(lambda: seen == ["nobody"] * 3)
+            if group:
+                await until_it_is(0, bus.group(group).qsize)
+                await bus.group(group).delete()
+
+    run(main())
+
+
+def test_what_one_call_sets_in_the_context_is_not_seen_by_the_next(run, aconfig):
+    def login(user: str) -> str:
+        before = USER.get()
+        USER.set(user)
+        return before
+
+    async def login_later(user: str) -> str:
+        return login(user)
+
+    async def main() -> None:
+        USER.set("alice")
+        async with pymq.asyncio.connect(aconfig) as bus:
+            await bus.expose(login, "login")
+            await bus.expose(login_later, "login_later")
+            USER.set("bob")
+            for name in ("login", "login_later", "login"):
+                assert await bus.stub(name, timeout=20)("carol") == "alice"
 
     run(main())
