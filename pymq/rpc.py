@@ -204,21 +204,31 @@ class Caller:
             if pending and not batch:
                 if left == 0:
                     return results | dict.fromkeys(pending, RpcTimeout(f"no reply from {stub.name!r} within {stub.timeout} s"))
-                self._bury(stub.name, pending, results)
+                gone = self._gone(pending)
+                batch = provider.receive(queue.name, 0) if gone else ()  # what came just before the end
+                if batch:
+                    continue
+                self._bury(stub.name, gone, pending, results)
             if not pending:
                 return results
             batch = provider.receive(queue.name, left, watch=[*pending.values()])
 
-    def _bury(self, name: str, pending: dict[int, str], results: dict[int, Any]) -> None:
-        """Nothing came: find out which servers are dead."""
-        for request, server in list(pending.items()):
+    def _gone(self, pending: dict[int, str]) -> list[int]:
+        """The requests whose servers are dead."""
+        gone = []
+        for request, server in pending.items():
             try:
                 self._bus.provider.send(server, b"", timeout=0)
             except QueueNotFound:
-                results[request] = ServerDied(f"the server of {name!r} died before it replied")
-                del pending[request]
+                gone.append(request)
             except Full:
                 pass  # it lives
+        return gone
+
+    def _bury(self, name: str, gone: list[int], pending: dict[int, str], results: dict[int, Any]) -> None:
+        for request in gone:
+            del pending[request]
+            results[request] = ServerDied(f"the server of {name!r} died before it replied")
 
 
 def _left(provider: Provider, deadline: float) -> float | None:

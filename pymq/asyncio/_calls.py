@@ -172,7 +172,7 @@ class LoopCaller(Caller):
 
     def _bury_for(self, call: Call, pending: dict[int, str]) -> None:
         dead: dict[int, Any] = {}
-        self._bury(call.stub.name, pending, dead)
+        self._bury(call.stub.name, self._gone(pending), pending, dead)
         self.port.in_loop(self._mourn, dead)
 
     def _mourn(self, dead: dict[int, Any]) -> None:

@@ -74,6 +74,24 @@ def test_remote_exposes_and_leaves_the_function_as_it_is(bus):
     assert bus.stub(called, timeout=2)(5) == 6
 
 
+def test_a_reply_that_came_just_before_its_server_went_is_the_result(config, monkeypatch):
+    server, asked = pymq.EventBus(config), []
+    with server, pymq.EventBus(config) as bus:
+        server.expose(lambda: 7, channel="seven")
+        receive = bus.provider.receive
+
+        def interrupted(queue, timeout=0, **how):
+            if asked or not queue.startswith("reply/"):
+                return receive(queue, timeout, **how)
+            asked.append(queue)
+            eventually(lambda: bus.provider.size(queue) > 0)
+            server.shutdown()
+            return []
+
+        monkeypatch.setattr(bus.provider, "receive", interrupted)
+        assert bus.stub("seven", timeout=GUARD)() == 7
+
+
 def test_each_argument_becomes_what_its_hint_says(peers, bus):
     (server,) = peers(1)
     server.expose(shop.kinds, "kinds")
