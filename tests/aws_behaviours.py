@@ -50,6 +50,7 @@ NOT_PROMISED = {
         test_where_a_receiver_is_full_the_wait_is_awaited test_a_full_queue_of_bytes test_a_stopped_receiver_does_not_delay_the_others
         test_a_receiver_that_stays_full_is_dropped_to_and_not_waited_for_again
     """,
+    "what a poll brings in vain comes again behind the others (`ordered`)": "test_who_waited_in_vain_takes_nothing_away",
     "it is a network": "test_a_local_bus_has_no_thread",
     "maxsize is a soft limit (`exactly_bound`)": "test_racing_producers_never_exceed_maxsize",
     "nobody knows who is busy (`weighs_consumers`)": """

@@ -52,7 +52,7 @@ def test_between_a_loop_and_a_process(run, aconfig, peers):
     async def main() -> None:
         (peer,) = await aside(peers, 1)
         async with pymq.asyncio.connect(aconfig) as bus:
-            jobs = bus.queue("jobs")
+            jobs = bus.queue("jobs", type=OrderPlaced)
             waiting = [asyncio.ensure_future(jobs.get()) for _ in range(3)]
             await asyncio.sleep(0.02)
             for number in range(3):
