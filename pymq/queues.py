@@ -316,7 +316,7 @@ class Delivery(Generic[T]):
             self._leased.retry(error)
         elif isinstance(error, Reject):
             self._leased.bury(error)
-        elif not isinstance(error, Exception):  # the program is told to end: Ctrl-C, SystemExit
+        elif not isinstance(error, Exception):  # the program, or the task, is told to end: Ctrl-C, SystemExit, CancelledError
             self._leased.retry(Retry())
         else:
             self._leased.fail(error)

@@ -181,8 +181,6 @@ class Delivery(Generic[T]):
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, asyncio.CancelledError):
-            kind, error = Retry, Retry()
         await asyncio.shield(self._core.port.do(self._sync.__exit__, kind, error, trace))
 
     def __repr__(self) -> str:

@@ -45,7 +45,7 @@ log: logging.Logger = logging.getLogger("pymq")
 
 MOST_PLANS = 10_000
 LARGEST_REPLY = 4096
-"""Bytes of a reply that goes past the script, and so past the limits: twenty of them are kept for each who waits."""
+"""Bytes of a reply that goes past the script, and so past the limits: at most forty of them are kept for each who waits."""
 
 
 @dataclass(frozen=True, init=False)
