@@ -137,9 +137,9 @@ def _lower_zone(value: ZoneInfo, depth: int) -> Any:
 def _lower_class(cls: type) -> Lower:
     """How to lower instances of a class that is met for the first time; sending them names it."""
     if not _is_sendable(cls):
-        raise CodecError(f"{topic_of(cls)} cannot be sent: its values are more than their attributes")
+        raise CodecError(f"{topic_of(cls)} cannot be sent, since its values are more than their attributes: send what is in it")
     name_class(cls)
-    _LOWER[cls] = _lower_enum(topic_of(cls)) if issubclass(cls, enum.Enum) else _lower_object(topic_of(cls))
+    _LOWER[cls] = _lower_enum(topic_of(cls)) if issubclass(cls, enum.Enum) else _lower_object(cls)
     return _LOWER[cls]
 
 
@@ -151,12 +151,29 @@ def _lower_enum(name: str) -> Lower:
     return lambda value, depth: _mark("enum", lower(value.value, depth), t=name)
 
 
-def _lower_object(name: str) -> Lower:
+def _lower_object(cls: type) -> Lower:
+    name = topic_of(cls)
+
     def lower_object(value: Any, depth: int) -> Any:
         state = state_of(value)
-        return _mark("object", dict(zip(state, _lower_items(state.values(), depth), strict=True)), t=name)
+        try:
+            return _mark("object", dict(zip(state, _lower_items(state.values(), depth), strict=True)), t=name)
+        except CodecError as error:
+            if error.__cause__ is not None:
+                raise  # it names a field already
+            raise _of_field(cls, state, depth, error) from error
 
     return lower_object
+
+
+def _of_field(cls: type, state: dict[str, Any], depth: int, error: CodecError) -> CodecError:
+    """The same, with the name of the field whose value cannot travel: the innermost says enough."""
+    for name, item in state.items():
+        try:
+            lower(item, depth + 1)
+        except CodecError as found:
+            return CodecError(f"{cls.__qualname__}.{name}: {found}")
+    return CodecError(str(error))
 
 
 _LOWER: dict[type, Lower] = {

@@ -712,6 +712,11 @@ class TestCannotTravel:
             with pytest.raises(CodecError):
                 encoder_for(type(sent)).encode(sent)
 
+    def test_the_innermost_field_is_named(self) -> None:
+        for sent in (Anything(object()), [Anything(object())], Anything({"k": (Anything(object()),)})):
+            with pytest.raises(CodecError, match=r"^Anything\.\w+: builtins\.object cannot be sent"):
+                encoder_for(type(sent)).encode(sent)
+
     def test_an_own_builtin(self) -> None:
         class Name(str):
             pass
