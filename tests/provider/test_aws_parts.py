@@ -207,7 +207,7 @@ envelopes = st.builds(
     to_everything=st.booleans(),
     id=texts,
     due=st.floats(0, 1e10),
-    expires=st.none() | st.floats(1, 1e10),
+    expires=st.none() | st.floats(1, 1e10) | st.just(math.inf),
     attempts=st.integers(0, 100),
 )
 
@@ -228,7 +228,14 @@ def test_what_somebody_else_wrote_is_a_message_as_it_is(body):
     assert unpack(body).message == body.encode("utf-8", "surrogatepass")
 
 
-@pytest.mark.parametrize("body", ['{"queue":1}\nx', "[]\n", '{"topics":3}\n', "{}\nno base64!"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        *('{"queue":1}\nx', "[]\n", '{"topics":3}\n', '{"topics":"ab"}\n', "{}\nno base64!", '{"id":[]}\n', "[" * 100_000 + "\n"),
+        *('{"due":"soon"}\n', '{"due":Infinity}\n', '{"due":1e999}\n', '{"expires":""}\n', '{"attempts":"x"}\n', '{"attempts":1.5}\n'),
+        '{"due":1%s}\n' % ("0" * 400),
+    ],
+)
 def test_what_only_looks_like_ours_is_a_message_as_it_is(body):
     assert unpack(body) == Envelope(body.encode())
 
