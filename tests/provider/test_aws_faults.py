@@ -832,6 +832,22 @@ def test_a_denied_call_says_what_to_do(wire, provider):
         provider.declare("jobs")
 
 
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("InvalidClientTokenId", "credentials are not right"),
+        ("SignatureDoesNotMatch", "clock"),
+        ("ExpiredToken", "credentials are over"),
+    ],
+)
+def test_credentials_that_aws_does_not_take_are_told_as_such(wire, code, told):
+    """Who has none that are valid is not helped by a policy."""
+    wire.answers["GetCallerIdentity"] = refused(code, 403)
+    with pytest.raises(ProviderError, match=told) as error:
+        wire.config().create().open()
+    assert "pymq aws policy" not in str(error.value)
+
+
 def test_an_aws_that_is_not_there_is_named(monkeypatch):
     wire = Wire()
     config = AwsConfig(wire.session, endpoint_url="http://127.0.0.1:9")

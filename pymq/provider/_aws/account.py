@@ -18,7 +18,9 @@ _THROTTLED = {
     *("Throttling", "ThrottlingException", "Throttled", "ThrottledException", "RequestThrottled", "RequestThrottledException"),
     *("RequestLimitExceeded", "TooManyRequestsException", "KmsThrottled", "KMSThrottling", "KMSThrottlingException"),
 }
-_DENIED = {"AccessDenied", "AccessDeniedException", "AuthorizationError", "InvalidClientTokenId", "ExpiredToken"}
+_DENIED = {"AccessDenied", "AccessDeniedException", "AuthorizationError"}
+_UNKNOWN = {"InvalidClientTokenId", "UnrecognizedClientException", "SignatureDoesNotMatch", "InvalidSignatureException"}
+_EXPIRED = {"ExpiredToken", "ExpiredTokenException"}
 DELETED_RECENTLY = {"AWS.SimpleQueueService.QueueDeletedRecently", "QueueDeletedRecently"}
 EXISTS_OTHERWISE = {"QueueAlreadyExists", "QueueNameExists"}
 """What CreateQueue says of a queue whose attributes, or tags, are others than those that it was asked for."""
@@ -183,4 +185,8 @@ def refusal(code: str, text: str) -> Exception:
         return LeaseLost(text)
     if code in _DENIED:
         return AwsError(code, f"{text}; `pymq aws policy` prints what must be allowed")
+    if code in _UNKNOWN:
+        return AwsError(code, f"{text}; the credentials are not right, or the clock of this machine is not")
+    if code in _EXPIRED:
+        return AwsError(code, f"{text}; the credentials are over: `pymq.init` with new ones, or let boto3 renew them")
     return AwsError(code, text)
