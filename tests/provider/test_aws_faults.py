@@ -992,6 +992,18 @@ def test_a_queue_that_was_deleted_elsewhere_is_made_anew_by_who_declares_it_agai
         assert some(provider, "jobs", lease=None) == [(b"new", None)]
 
 
+def test_a_queue_is_made_after_another_process_has_purged_the_namespace(wire, provider):
+    """Also that to which SQS moves what was delivered too often is gone then."""
+    provider.declare("jobs")
+    with AwsOther(wire, provider) as other:
+        for resource in list(other.sweeper.inventory()):
+            resource.remove()
+    for queue in ("others", "jobs"):
+        provider.declare(queue)
+        provider.send(queue, b"x")
+        assert some(provider, queue, lease=None) == [(b"x", None)]
+
+
 def test_a_queue_that_sqs_does_not_know_yet_is_asked_again(wire, provider):
     """For a second after it was made: a group's member must not take it for deleted, and stop."""
     provider.declare("jobs")
