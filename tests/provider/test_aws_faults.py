@@ -196,6 +196,18 @@ def test_a_subscription_that_sns_does_not_confirm_is_an_error(wire, provider, mo
         provider.bind("jobs", "e/c", exact=True)
 
 
+@pytest.mark.parametrize("what", ["Tags", "Attributes"])
+def test_a_topic_whose_tags_or_attributes_somebody_has_changed_is_there(wire, provider, what):
+    provider.declare("jobs")
+    provider.bind("jobs", "e/c", exact=True)
+    text = f"Invalid parameter: {what} Reason: Topic already exists with different {what.lower()}"
+    wire.answers["CreateTopic"] = refused("InvalidParameter", text=text)
+    provider.declare("others")
+    provider.bind("others", "e/c", exact=True)
+    provider.publish(["e/c"], b"x")
+    assert some(provider, "others", lease=None) == [(b"x", None)]
+
+
 def test_an_exact_channel_gets_nothing_else(wire, heard):
     """Neither by a topic of SNS for all, nor by a filter: what is not for it does not come to its mailbox at all."""
     received = []
