@@ -208,6 +208,22 @@ def test_a_topic_whose_tags_or_attributes_somebody_has_changed_is_there(wire, pr
     assert some(provider, "others", lease=None) == [(b"x", None)]
 
 
+def test_a_subscription_that_is_listed_though_it_has_ended_is_none(wire):
+    """SNS lists it for days, with the word "Deleted" in the place of its ARN, which is none to end it by."""
+    config = wire.config()
+
+    def list_deleted(parsed):
+        parsed["Subscriptions"].append({"SubscriptionArn": "Deleted", "Endpoint": gone, "Protocol": "sqs"})
+
+    with pymq.EventBus(config) as server, pymq.EventBus(config) as bus:
+        gone = server.provider._directory.names.queue("m", "dead", 0)
+        server.expose(lambda: "here", "who")
+        wire.changes |= {"ListSubscriptionsByTopic": list_deleted, "ListSubscriptions": list_deleted}
+        assert bus.stub("who", timeout=GUARD)() == "here"
+        bus.queue("jobs").free()
+    assert all(call.parameters["SubscriptionArn"].startswith("arn:") for call in wire.named("Unsubscribe"))
+
+
 def test_an_exact_channel_gets_nothing_else(wire, heard):
     """Neither by a topic of SNS for all, nor by a filter: what is not for it does not come to its mailbox at all."""
     received = []

@@ -162,7 +162,8 @@ class Topics:
         while True:
             answer = self._account.sns(verb, **page)
             for found in answer.get("Subscriptions", []):
-                yield Subscription(found["Endpoint"], found["SubscriptionArn"])
+                if found["SubscriptionArn"].startswith("arn:"):  # else it says "Deleted", for days, or that it is not confirmed
+                    yield Subscription(found["Endpoint"], found["SubscriptionArn"])
             if not answer.get("NextToken"):
                 return
             page["NextToken"] = answer["NextToken"]
