@@ -39,13 +39,39 @@ class AwsError(ProviderError):
         return self.code in _THROTTLED
 
 
+class Clock:
+    """AWS's, which all participants share: our own as it was at first, corrected by the dates of AWS's answers.
+
+    It goes on by the monotonic clock. So nobody is taken for dead, and no deadline is missed, because somebody sets a machine's
+    clock; and what a suspended machine has slept through is known after the next answer.
+    """
+
+    def __init__(self) -> None:
+        self._ahead = time.time() - time.monotonic()
+
+    def now(self) -> float:
+        """In seconds."""
+        return time.monotonic() + self._ahead
+
+    def learn(self, answer: dict[str, Any], begun: float) -> None:
+        """From the answer to a call that was begun then, by the monotonic clock, and has ended now.
+
+        It was dated in between, in whole seconds: so each answer tells two bounds, and many of them the time to a few milliseconds.
+        """
+        from email.utils import mktime_tz, parsedate_tz
+
+        date = parsedate_tz(answer["ResponseMetadata"]["HTTPHeaders"].get("date"))
+        if date is not None:
+            written = mktime_tz(date)
+            self._ahead = min(max(self._ahead, written - time.monotonic()), written + 1 - begun)
+
+
 class Identity(NamedTuple):
-    """What the names of an account's resources begin with, and how far our clock is behind AWS's, in seconds."""
+    """What the names of an account's resources begin with."""
 
     partition: str
     account: str
     region: str
-    behind: float
 
     def arn(self, service: str, name: str) -> str:
         """The full name of a queue or topic."""
@@ -71,27 +97,31 @@ class Account:
 
     def sqs(self, verb: str, **parameters: Any) -> dict[str, Any]:
         """One call to SQS."""
-        return call(self._sqs, verb, parameters)
+        return self._call(self._sqs, verb, parameters)
 
     def poll(self, **parameters: Any) -> list[dict[str, Any]]:
         """What `ReceiveMessage` returns, which may take `WaitTimeSeconds`."""
-        messages: list[dict[str, Any]] = call(self._clients.polls, "receive_message", parameters).get("Messages", [])
+        messages: list[dict[str, Any]] = self._call(self._clients.polls, "receive_message", parameters).get("Messages", [])
         return messages
 
     def sns(self, verb: str, **parameters: Any) -> dict[str, Any]:
         """One call to SNS."""
-        return call(self._sns, verb, parameters)
+        return self._call(self._sns, verb, parameters)
 
     def ask_sns(self, verb: str, **parameters: Any) -> dict[str, Any]:
         """One call to SNS that is not made again where it was throttled."""
-        return call(self._clients.hasty_sns, verb, parameters)
+        return self._call(self._clients.hasty_sns, verb, parameters)
 
     def now(self) -> float:
-        """The time of AWS's clock, which all participants share."""
-        return time.time() + self.identity.behind
+        """The time of AWS's clock."""
+        return self._clients.clock.now()
+
+    def _call(self, client: Any, verb: str, parameters: dict[str, Any]) -> dict[str, Any]:
+        return call(client, verb, parameters, self._clients.clock)
 
 
 class _Clients(NamedTuple):
+    clock: Clock
     sqs: Any
     polls: Any
     sns: Any
@@ -126,32 +156,23 @@ def _clients(
         options |= {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
     try:
         wanted = (("sqs", usual), ("sqs", patient), ("sns", usual), ("sts", usual), ("sqs", hasty), ("sns", hasty))
-        return _Clients(*(session.client(name, config=config, **options) for name, config in wanted))
+        return _Clients(Clock(), *(session.client(name, config=config, **options) for name, config in wanted))
     except (BotoCoreError, ValueError) as error:
         raise translated(error) from error
 
 
 @lru_cache(maxsize=4)
 def _identity(clients: _Clients) -> Identity:
-    answer = call(clients.sts, "get_caller_identity", {})
-    partition = answer["Arn"].split(":")[1]
-    return Identity(partition, answer["Account"], clients.sqs.meta.region_name, _behind(answer["ResponseMetadata"]["HTTPHeaders"]))
+    answer = call(clients.sts, "get_caller_identity", {}, clients.clock)
+    return Identity(answer["Arn"].split(":")[1], answer["Account"], clients.sqs.meta.region_name)
 
 
-def _behind(headers: dict[str, str]) -> float:
-    """How far our clock is behind; 0 within 2 s, since the header has whole seconds and clocks are usually kept in time."""
-    from email.utils import parsedate_to_datetime
-
-    if "date" not in headers:
-        return 0.0
-    behind = parsedate_to_datetime(headers["date"]).timestamp() + 0.5 - time.time()
-    return behind if abs(behind) > 2 else 0.0
-
-
-def call(client: Any, verb: str, parameters: dict[str, Any]) -> dict[str, Any]:
-    """One call, its errors as ours."""
+def call(client: Any, verb: str, parameters: dict[str, Any], clock: Clock) -> dict[str, Any]:
+    """One call, its errors as ours; the clock learns from the answer."""
+    begun = time.monotonic()
     try:
         answer: dict[str, Any] = getattr(client, verb)(**parameters)
+        clock.learn(answer, begun)
         return answer
     except Exception as error:
         raise translated(error) from error
