@@ -139,6 +139,34 @@ def test_what_cannot_be_removed_at_a_shutdown_is_left_to_the_sweep(wire, caplog)
         assert {found.kind for found in other.sweeper.inventory()} == {"topic"}
 
 
+def test_a_subscription_that_could_not_be_ended_at_once_is_ended_by_the_shutdown(wire, heard):
+    config = wire.config()
+    with pymq.EventBus(config) as bus:
+        bus.subscribe(heard, "c")
+        wire.answers["Unsubscribe"] = refused("AuthorizationError", 403)
+        with pytest.raises(ProviderError):
+            bus.unsubscribe(heard, "c")
+    assert remains(config) == []
+
+
+def test_a_subscription_of_which_sns_did_not_tell_is_ended_by_the_shutdown(wire, heard):
+    """One to everything costs each publisher of the namespace a call for each event."""
+    config = wire.config()
+    with pymq.EventBus(config) as bus:
+        wire.answers["ListSubscriptionsByTopic"] = refused("AuthorizationError", 403)
+        with pytest.raises(ProviderError):
+            bus.subscribe(heard, "c*", pattern=True)
+        assert remains(config) == ["subscription", "mailbox"]
+    assert remains(config) == []
+
+
+def remains(config: AwsConfig) -> list[str]:
+    """What there is of mailboxes."""
+    provider = config.create()
+    provider.open()
+    return [found.kind for found in provider.sweeper.inventory() if found.kind in ("mailbox", "subscription")]
+
+
 def test_a_shutdown_does_not_wait_for_who_binds_a_pattern(wire):
     provider = wire.config(refresh=3600.0).create()
     provider.open()
