@@ -15,6 +15,7 @@ from harness import GUARD, Heard, eventually, in_thread
 
 import pymq
 from pymq.exceptions import ConnectionLost, LeaseLost, ProviderError, QueueNotFound
+from pymq.provider._aws.account import AwsError
 from pymq.provider._aws.envelope import unpack
 from pymq.provider._aws.keeper import Keeper
 from pymq.provider._aws.mailbox import Mailbox
@@ -471,6 +472,8 @@ def test_no_event_is_forgotten_while_the_patterns_cannot_be_looked_up(wire):
         ("SendMessageBatch", "RequestThrottled"),
         ("PublishBatch", "Throttling"),
         ("PublishBatch", "ThrottlingException"),
+        ("PublishBatch", "Throttled"),
+        ("SendMessageBatch", "KmsThrottled"),
         ("ReceiveMessage", "ThrottlingException"),
         ("DeleteMessageBatch", "RequestThrottled"),
     ],
@@ -484,6 +487,15 @@ def test_throttled_calls_are_made_again(wire, provider, call, code):
     received = [some(provider, "jobs", lease=None)[0] for _ in range(2)]
     assert sorted(received) == [(b"published", None), (b"sent", None)]
     assert len(wire.named(call)) >= 3
+
+
+def test_a_throttled_call_is_not_made_again_for_ever(wire, provider, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    provider.declare("jobs")
+    wire.answers["SendMessageBatch"] = refused("KmsThrottled", times=100)
+    with pytest.raises(AwsError, match="KmsThrottled"):
+        provider.send("jobs", b"x")
+    assert len(wire.named("SendMessageBatch")) == 6
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import time
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -14,10 +15,13 @@ LONGEST_POLL = 20
 
 _GONE = {"AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist", "NotFound", "NotFoundException", "ResourceNotFound"}
 _SPENT = {"ReceiptHandleIsInvalid", "MessageNotInflight", "AWS.SimpleQueueService.MessageNotInflight"}
-_THROTTLED = {
-    *("Throttling", "ThrottlingException", "Throttled", "ThrottledException", "RequestThrottled", "RequestThrottledException"),
-    *("RequestLimitExceeded", "TooManyRequestsException", "KmsThrottled", "KMSThrottling", "KMSThrottlingException"),
+_THROTTLED_TOO = {"Throttled", "KmsThrottled", "KMSThrottling", "KMSThrottlingException"}
+"""SNS's word, and those for keys of the user's: botocore does not know that such a call may be taken later."""
+_THROTTLED = _THROTTLED_TOO | {
+    *("Throttling", "ThrottlingException", "ThrottledException", "RequestThrottled", "RequestThrottledException"),
+    *("RequestLimitExceeded", "TooManyRequestsException"),
 }
+ATTEMPTS = 6
 _DENIED = {"AccessDenied", "AccessDeniedException", "AuthorizationError"}
 _UNKNOWN = {"InvalidClientTokenId", "UnrecognizedClientException", "SignatureDoesNotMatch", "InvalidSignatureException"}
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException"}
@@ -147,7 +151,7 @@ def _clients(
         session = session or boto3.Session()
     except BotoCoreError as error:  # a profile, or a file of them, that is not right
         raise translated(error) from error
-    retries = {"mode": "standard", "total_max_attempts": 6}
+    retries = {"mode": "standard", "total_max_attempts": ATTEMPTS}
     usual = Config(retries=retries, max_pool_connections=50, connect_timeout=5, read_timeout=15)
     patient = usual.merge(Config(max_pool_connections=100, read_timeout=LONGEST_POLL + 15))
     hasty = Config(retries={"mode": "standard", "total_max_attempts": 1}, connect_timeout=1, read_timeout=3, max_pool_connections=50)
@@ -156,9 +160,18 @@ def _clients(
         options |= {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
     try:
         wanted = (("sqs", usual), ("sqs", patient), ("sns", usual), ("sts", usual), ("sqs", hasty), ("sns", hasty))
-        return _Clients(Clock(), *(session.client(name, config=config, **options) for name, config in wanted))
+        clients = _Clients(Clock(), *(session.client(name, config=config, **options) for name, config in wanted))
     except (BotoCoreError, ValueError) as error:
         raise translated(error) from error
+    for client in (clients.sqs, clients.polls, clients.sns):
+        client.meta.events.register(f"needs-retry.{client.meta.service_model.service_name}", _again)
+    return clients
+
+
+def _again(attempts: int, response: tuple[Any, dict[str, Any]] | None, **_: Any) -> float | None:
+    """In how many seconds to make a call again that was throttled in words that botocore does not know."""
+    code = "" if response is None else response[1].get("Error", {}).get("Code", "")
+    return random.uniform(0, 2.0 ** (attempts - 1)) if code in _THROTTLED_TOO and attempts < ATTEMPTS else None
 
 
 @lru_cache(maxsize=4)
