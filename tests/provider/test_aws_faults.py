@@ -20,7 +20,7 @@ from pymq.provider._aws.envelope import unpack
 from pymq.provider._aws.keeper import Keeper
 from pymq.provider._aws.mailbox import Mailbox
 from pymq.provider._aws.queue import Waiter
-from pymq.provider.aws import AwsConfig, AwsProvider
+from pymq.provider.aws import AwsConfig, AwsProvider, LocalstackConfig
 
 
 @pytest.fixture
@@ -898,6 +898,14 @@ def test_a_denied_call_says_what_to_do(wire, provider):
     wire.answers["CreateQueue"] = refused("AccessDenied", 403)
     with pytest.raises(ProviderError, match="pymq aws policy"):
         provider.declare("jobs")
+
+
+@pytest.mark.parametrize("kind", [AwsConfig, LocalstackConfig])
+def test_half_of_the_credentials_are_none(monkeypatch, kind):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "half")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY", raising=False)
+    with pytest.raises(ProviderError, match="no credentials"):
+        kind(region="eu-west-1").create().open()
 
 
 @pytest.mark.parametrize(

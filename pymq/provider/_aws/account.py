@@ -156,9 +156,9 @@ def _clients(
     patient = usual.merge(Config(max_pool_connections=100, read_timeout=LONGEST_POLL + 15))
     hasty = Config(retries={"mode": "standard", "total_max_attempts": 1}, connect_timeout=1, read_timeout=3, max_pool_connections=50)
     options: dict[str, Any] = {"region_name": region, "endpoint_url": endpoint_url}
-    if emulated and session.get_credentials() is None:
-        options |= {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
     try:
+        if emulated and session.get_credentials() is None:
+            options |= {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
         wanted = (("sqs", usual), ("sqs", patient), ("sns", usual), ("sts", usual), ("sqs", hasty), ("sns", hasty))
         clients = _Clients(Clock(), *(session.client(name, config=config, **options) for name, config in wanted))
     except (BotoCoreError, ValueError) as error:
