@@ -1039,6 +1039,14 @@ def test_who_had_less_than_a_second_gets_what_the_poll_brings_all_the_same(wire,
     assert receiving.result(GUARD) == [(b"x", None)]
 
 
+def test_a_look_is_not_waited_for_as_a_long_poll_is(wire, provider, monkeypatch):
+    """Who asks what is there now waits for AWS as for each other call, 15 s, and not the 35 s of one that AWS may answer late."""
+    provider.declare("jobs")
+    provider.send("jobs", b"x")
+    monkeypatch.setattr(provider._account, "_clients", provider._account._clients._replace(polls=None))
+    assert provider.receive("jobs", 0, lease=None) == [(b"x", None)]
+
+
 def test_what_cannot_be_given_back_does_not_end_the_polling(wire, provider, monkeypatch):
     """A poll has brought it, and AWS fails before the one who begins to wait has looked."""
     monkeypatch.setattr("pymq.provider._aws.queue.KEPT_FOR_THE_NEXT", 0.0)

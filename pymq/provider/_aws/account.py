@@ -105,7 +105,8 @@ class Account:
 
     def poll(self, **parameters: Any) -> list[dict[str, Any]]:
         """What `ReceiveMessage` returns, which may take `WaitTimeSeconds`."""
-        messages: list[dict[str, Any]] = self._call(self._clients.polls, "receive_message", parameters).get("Messages", [])
+        client = self._clients.polls if parameters["WaitTimeSeconds"] > 1 else self._sqs  # which is not waited for longer than need be
+        messages: list[dict[str, Any]] = self._call(client, "receive_message", parameters).get("Messages", [])
         return messages
 
     def sns(self, verb: str, **parameters: Any) -> dict[str, Any]:
