@@ -104,7 +104,7 @@ def refused(code: str, status: int = 400, times: int = 1, text: str = "no") -> A
         if not left[0]:
             return None
         left[0] -= 1
-        if "TopicArn" in call.parameters or "SubscriptionArn" in call.parameters:
+        if "Version" in call.parameters:  # in the protocol of SNS and STS
             body = f"<ErrorResponse><Error><Type>Sender</Type><Code>{code}</Code><Message>{text}</Message></Error></ErrorResponse>"
             return status, {"content-type": "text/xml"}, body.encode()
         headers = {"content-type": "application/x-amz-json-1.0", "x-amzn-query-error": f"{code};Sender"}

@@ -7,6 +7,7 @@ import os
 import secrets
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -79,6 +80,21 @@ def test_the_living_are_not_swept(config, peer):
     first = next(provider._directory.tags(url)["pymq:lease"] for url in provider._directory.listed("m"))
     eventually(lambda: next(provider._directory.tags(url)["pymq:lease"] for url in provider._directory.listed("m")) != first)
     assert provider.sweeper.sweep() == 0
+
+
+def test_nobody_is_taken_for_dead_because_a_clock_was_set(monkeypatch):
+    """One that was three minutes slow when this process began, and is right since."""
+    of_the_server, of_the_caller = Wire(), Wire()
+    config = of_the_server.config()
+    with pymq.EventBus(config) as server:
+        server.expose(lambda: "here", "who")
+        right = time.time
+        with monkeypatch.context() as slow:
+            slow.setattr("time.time", lambda: right() - 180)
+            caller = AwsProvider(of_the_caller.config(namespace=config.namespace))
+            caller.open()
+        assert caller.consumers("r/who") == [server.inbox]
+        assert caller.sweeper.sweep() == 0
 
 
 def test_a_server_that_is_killed_is_no_server_after_its_lease(config, peer):

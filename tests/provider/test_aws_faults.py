@@ -15,11 +15,12 @@ from harness import GUARD, Heard, eventually, in_thread
 
 import pymq
 from pymq.exceptions import ConnectionLost, LeaseLost, ProviderError, QueueNotFound
+from pymq.provider._aws.account import AwsError
 from pymq.provider._aws.envelope import unpack
 from pymq.provider._aws.keeper import Keeper
 from pymq.provider._aws.mailbox import Mailbox
 from pymq.provider._aws.queue import Waiter
-from pymq.provider.aws import AwsConfig, AwsProvider
+from pymq.provider.aws import AwsConfig, AwsProvider, LocalstackConfig
 
 
 @pytest.fixture
@@ -139,6 +140,34 @@ def test_what_cannot_be_removed_at_a_shutdown_is_left_to_the_sweep(wire, caplog)
         assert {found.kind for found in other.sweeper.inventory()} == {"topic"}
 
 
+def test_a_subscription_that_could_not_be_ended_at_once_is_ended_by_the_shutdown(wire, heard):
+    config = wire.config()
+    with pymq.EventBus(config) as bus:
+        bus.subscribe(heard, "c")
+        wire.answers["Unsubscribe"] = refused("AuthorizationError", 403)
+        with pytest.raises(ProviderError):
+            bus.unsubscribe(heard, "c")
+    assert remains(config) == []
+
+
+def test_a_subscription_of_which_sns_did_not_tell_is_ended_by_the_shutdown(wire, heard):
+    """One to everything costs each publisher of the namespace a call for each event."""
+    config = wire.config()
+    with pymq.EventBus(config) as bus:
+        wire.answers["ListSubscriptionsByTopic"] = refused("AuthorizationError", 403)
+        with pytest.raises(ProviderError):
+            bus.subscribe(heard, "c*", pattern=True)
+        assert remains(config) == ["subscription", "mailbox"]
+    assert remains(config) == []
+
+
+def remains(config: AwsConfig) -> list[str]:
+    """What there is of mailboxes."""
+    provider = config.create()
+    provider.open()
+    return [found.kind for found in provider.sweeper.inventory() if found.kind in ("mailbox", "subscription")]
+
+
 def test_a_shutdown_does_not_wait_for_who_binds_a_pattern(wire):
     provider = wire.config(refresh=3600.0).create()
     provider.open()
@@ -194,6 +223,34 @@ def test_a_subscription_that_sns_does_not_confirm_is_an_error(wire, provider, mo
     wire.changes["ListSubscriptionsByTopic"] = lambda parsed: parsed.update(Subscriptions=[])
     with pytest.raises(ProviderError, match="did not confirm"):
         provider.bind("jobs", "e/c", exact=True)
+
+
+@pytest.mark.parametrize("what", ["Tags", "Attributes"])
+def test_a_topic_whose_tags_or_attributes_somebody_has_changed_is_there(wire, provider, what):
+    provider.declare("jobs")
+    provider.bind("jobs", "e/c", exact=True)
+    text = f"Invalid parameter: {what} Reason: Topic already exists with different {what.lower()}"
+    wire.answers["CreateTopic"] = refused("InvalidParameter", text=text)
+    provider.declare("others")
+    provider.bind("others", "e/c", exact=True)
+    provider.publish(["e/c"], b"x")
+    assert some(provider, "others", lease=None) == [(b"x", None)]
+
+
+def test_a_subscription_that_is_listed_though_it_has_ended_is_none(wire):
+    """SNS lists it for days, with the word "Deleted" in the place of its ARN, which is none to end it by."""
+    config = wire.config()
+
+    def list_deleted(parsed):
+        parsed["Subscriptions"].append({"SubscriptionArn": "Deleted", "Endpoint": gone, "Protocol": "sqs"})
+
+    with pymq.EventBus(config) as server, pymq.EventBus(config) as bus:
+        gone = server.provider._directory.names.queue("m", "dead", 0)
+        server.expose(lambda: "here", "who")
+        wire.changes |= {"ListSubscriptionsByTopic": list_deleted, "ListSubscriptions": list_deleted}
+        assert bus.stub("who", timeout=GUARD)() == "here"
+        bus.queue("jobs").free()
+    assert all(call.parameters["SubscriptionArn"].startswith("arn:") for call in wire.named("Unsubscribe"))
 
 
 def test_an_exact_channel_gets_nothing_else(wire, heard):
@@ -415,6 +472,8 @@ def test_no_event_is_forgotten_while_the_patterns_cannot_be_looked_up(wire):
         ("SendMessageBatch", "RequestThrottled"),
         ("PublishBatch", "Throttling"),
         ("PublishBatch", "ThrottlingException"),
+        ("PublishBatch", "Throttled"),
+        ("SendMessageBatch", "KmsThrottled"),
         ("ReceiveMessage", "ThrottlingException"),
         ("DeleteMessageBatch", "RequestThrottled"),
     ],
@@ -428,6 +487,15 @@ def test_throttled_calls_are_made_again(wire, provider, call, code):
     received = [some(provider, "jobs", lease=None)[0] for _ in range(2)]
     assert sorted(received) == [(b"published", None), (b"sent", None)]
     assert len(wire.named(call)) >= 3
+
+
+def test_a_throttled_call_is_not_made_again_for_ever(wire, provider, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    provider.declare("jobs")
+    wire.answers["SendMessageBatch"] = refused("KmsThrottled", times=100)
+    with pytest.raises(AwsError, match="KmsThrottled"):
+        provider.send("jobs", b"x")
+    assert len(wire.named("SendMessageBatch")) == 6
 
 
 @pytest.mark.parametrize(
@@ -832,6 +900,30 @@ def test_a_denied_call_says_what_to_do(wire, provider):
         provider.declare("jobs")
 
 
+@pytest.mark.parametrize("kind", [AwsConfig, LocalstackConfig])
+def test_half_of_the_credentials_are_none(monkeypatch, kind):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "half")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY", raising=False)
+    with pytest.raises(ProviderError, match="no credentials"):
+        kind(region="eu-west-1").create().open()
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("InvalidClientTokenId", "credentials are not right"),
+        ("SignatureDoesNotMatch", "clock"),
+        ("ExpiredToken", "credentials are over"),
+    ],
+)
+def test_credentials_that_aws_does_not_take_are_told_as_such(wire, code, told):
+    """Who has none that are valid is not helped by a policy."""
+    wire.answers["GetCallerIdentity"] = refused(code, 403)
+    with pytest.raises(ProviderError, match=told) as error:
+        wire.config().create().open()
+    assert "pymq aws policy" not in str(error.value)
+
+
 def test_an_aws_that_is_not_there_is_named(monkeypatch):
     wire = Wire()
     config = AwsConfig(wire.session, endpoint_url="http://127.0.0.1:9")
@@ -947,6 +1039,14 @@ def test_who_had_less_than_a_second_gets_what_the_poll_brings_all_the_same(wire,
     assert receiving.result(GUARD) == [(b"x", None)]
 
 
+def test_a_look_is_not_waited_for_as_a_long_poll_is(wire, provider, monkeypatch):
+    """Who asks what is there now waits for AWS as for each other call, 15 s, and not the 35 s of one that AWS may answer late."""
+    provider.declare("jobs")
+    provider.send("jobs", b"x")
+    monkeypatch.setattr(provider._account, "_clients", provider._account._clients._replace(polls=None))
+    assert provider.receive("jobs", 0, lease=None) == [(b"x", None)]
+
+
 def test_what_cannot_be_given_back_does_not_end_the_polling(wire, provider, monkeypatch):
     """A poll has brought it, and AWS fails before the one who begins to wait has looked."""
     monkeypatch.setattr("pymq.provider._aws.queue.KEPT_FOR_THE_NEXT", 0.0)
@@ -974,6 +1074,18 @@ def test_a_queue_that_was_deleted_elsewhere_is_made_anew_by_who_declares_it_agai
         provider.bind("jobs", "e/c", exact=True)
         other.publish(["e/c"], b"new")
         assert some(provider, "jobs", lease=None) == [(b"new", None)]
+
+
+def test_a_queue_is_made_after_another_process_has_purged_the_namespace(wire, provider):
+    """Also that to which SQS moves what was delivered too often is gone then."""
+    provider.declare("jobs")
+    with AwsOther(wire, provider) as other:
+        for resource in list(other.sweeper.inventory()):
+            resource.remove()
+    for queue in ("others", "jobs"):
+        provider.declare(queue)
+        provider.send(queue, b"x")
+        assert some(provider, queue, lease=None) == [(b"x", None)]
 
 
 def test_a_queue_that_sqs_does_not_know_yet_is_asked_again(wire, provider):

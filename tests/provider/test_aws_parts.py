@@ -1,4 +1,4 @@
-"""The parts of the aws provider that need no AWS: names, tags, envelopes, batches."""
+"""The parts of the aws provider that need no AWS: names, tags, the clock, envelopes, batches."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 import math
 import re
 import threading
+from email.utils import formatdate
+from typing import Any
 
 import boto3
 import pytest
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 import pymq
 from pymq.exceptions import ConnectionLost, LeaseLost, MessageTooLarge, ProviderError
 from pymq.provider import config_from
+from pymq.provider._aws.account import Clock
 from pymq.provider._aws.batches import Batches, in_one_call
 from pymq.provider._aws.envelope import LARGEST_BODY, LARGEST_MESSAGE, Envelope, Window, unpack
 from pymq.provider._aws.mailbox import concurrently
@@ -197,6 +200,58 @@ def test_the_emulator_for_users_is_free_and_seen_from_this_machine_only():
     assert LocalstackConfig().endpoint_url == "http://localhost:4566"
 
 
+# --- the clock --------------------------------------------------------------------------------------------------------
+
+
+class Times:
+    """In the place of the module `time`: a machine's clock, and the monotonic one, which is not set."""
+
+    def __init__(self) -> None:
+        self.passed = 1000.0
+
+    def monotonic(self) -> float:
+        return self.passed
+
+    def time(self) -> float:
+        return 1.8e9 + self.passed
+
+
+@pytest.fixture
+def times(monkeypatch) -> Times:
+    times = Times()
+    monkeypatch.setattr("pymq.provider._aws.account.time", times)
+    return times
+
+
+def dated(date: str | float | None) -> dict[str, Any]:
+    """An answer of AWS's."""
+    text = formatdate(date, usegmt=True) if isinstance(date, float) else date
+    return {"ResponseMetadata": {"HTTPHeaders": {} if text is None else {"date": text}}}
+
+
+@pytest.mark.parametrize("wrong", [-3600, 0, 3600])
+def test_the_clock_follows_the_dates_of_answers(times, wrong):
+    """However wrong this machine's is, or long it was suspended, which the monotonic clock does not count."""
+    clock = Clock()
+    for _ in range(40):
+        times.passed += 0.975
+        clock.learn(dated(times.time() + wrong), times.monotonic() - 0.01)
+    assert abs(clock.now() - times.time() - wrong) < 0.1
+
+
+def test_an_answer_that_took_long_tells_little(times):
+    clock = Clock()
+    clock.learn(dated(times.time() - 100), times.monotonic() - 200)
+    assert clock.now() == times.time()
+
+
+@pytest.mark.parametrize("date", [None, "", "soon"])
+def test_an_answer_without_a_date_tells_nothing(times, date):
+    clock = Clock()
+    clock.learn(dated(date), times.monotonic())
+    assert clock.now() == times.time()
+
+
 # --- envelopes --------------------------------------------------------------------------------------------------------
 
 envelopes = st.builds(
@@ -207,7 +262,7 @@ envelopes = st.builds(
     to_everything=st.booleans(),
     id=texts,
     due=st.floats(0, 1e10),
-    expires=st.none() | st.floats(1, 1e10),
+    expires=st.none() | st.floats(1, 1e10) | st.just(math.inf),
     attempts=st.integers(0, 100),
 )
 
@@ -228,7 +283,14 @@ def test_what_somebody_else_wrote_is_a_message_as_it_is(body):
     assert unpack(body).message == body.encode("utf-8", "surrogatepass")
 
 
-@pytest.mark.parametrize("body", ['{"queue":1}\nx', "[]\n", '{"topics":3}\n', "{}\nno base64!"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        *('{"queue":1}\nx', "[]\n", '{"topics":3}\n', '{"topics":"ab"}\n', "{}\nno base64!", '{"id":[]}\n', "[" * 100_000 + "\n"),
+        *('{"due":"soon"}\n', '{"due":Infinity}\n', '{"due":1e999}\n', '{"expires":""}\n', '{"attempts":"x"}\n', '{"attempts":1.5}\n'),
+        '{"due":1%s}\n' % ("0" * 400),
+    ],
+)
 def test_what_only_looks_like_ours_is_a_message_as_it_is(body):
     assert unpack(body) == Envelope(body.encode())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import time
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -14,11 +15,16 @@ LONGEST_POLL = 20
 
 _GONE = {"AWS.SimpleQueueService.NonExistentQueue", "QueueDoesNotExist", "NotFound", "NotFoundException", "ResourceNotFound"}
 _SPENT = {"ReceiptHandleIsInvalid", "MessageNotInflight", "AWS.SimpleQueueService.MessageNotInflight"}
-_THROTTLED = {
-    *("Throttling", "ThrottlingException", "Throttled", "ThrottledException", "RequestThrottled", "RequestThrottledException"),
-    *("RequestLimitExceeded", "TooManyRequestsException", "KmsThrottled", "KMSThrottling", "KMSThrottlingException"),
+_THROTTLED_TOO = {"Throttled", "KmsThrottled", "KMSThrottling", "KMSThrottlingException"}
+"""SNS's word, and those for keys of the user's: botocore does not know that such a call may be taken later."""
+_THROTTLED = _THROTTLED_TOO | {
+    *("Throttling", "ThrottlingException", "ThrottledException", "RequestThrottled", "RequestThrottledException"),
+    *("RequestLimitExceeded", "TooManyRequestsException"),
 }
-_DENIED = {"AccessDenied", "AccessDeniedException", "AuthorizationError", "InvalidClientTokenId", "ExpiredToken"}
+ATTEMPTS = 6
+_DENIED = {"AccessDenied", "AccessDeniedException", "AuthorizationError"}
+_UNKNOWN = {"InvalidClientTokenId", "UnrecognizedClientException", "SignatureDoesNotMatch", "InvalidSignatureException"}
+_EXPIRED = {"ExpiredToken", "ExpiredTokenException"}
 DELETED_RECENTLY = {"AWS.SimpleQueueService.QueueDeletedRecently", "QueueDeletedRecently"}
 EXISTS_OTHERWISE = {"QueueAlreadyExists", "QueueNameExists"}
 """What CreateQueue says of a queue whose attributes, or tags, are others than those that it was asked for."""
@@ -37,13 +43,39 @@ class AwsError(ProviderError):
         return self.code in _THROTTLED
 
 
+class Clock:
+    """AWS's, which all participants share: our own as it was at first, corrected by the dates of AWS's answers.
+
+    It goes on by the monotonic clock. So nobody is taken for dead, and no deadline is missed, because somebody sets a machine's
+    clock; and what a suspended machine has slept through is known after the next answer.
+    """
+
+    def __init__(self) -> None:
+        self._ahead = time.time() - time.monotonic()
+
+    def now(self) -> float:
+        """In seconds."""
+        return time.monotonic() + self._ahead
+
+    def learn(self, answer: dict[str, Any], begun: float) -> None:
+        """From the answer to a call that was begun then, by the monotonic clock, and has ended now.
+
+        It was dated in between, in whole seconds: so each answer tells two bounds, and many of them the time to a few milliseconds.
+        """
+        from email.utils import mktime_tz, parsedate_tz
+
+        date = parsedate_tz(answer["ResponseMetadata"]["HTTPHeaders"].get("date"))
+        if date is not None:
+            written = mktime_tz(date)
+            self._ahead = min(max(self._ahead, written - time.monotonic()), written + 1 - begun)
+
+
 class Identity(NamedTuple):
-    """What the names of an account's resources begin with, and how far our clock is behind AWS's, in seconds."""
+    """What the names of an account's resources begin with."""
 
     partition: str
     account: str
     region: str
-    behind: float
 
     def arn(self, service: str, name: str) -> str:
         """The full name of a queue or topic."""
@@ -69,27 +101,32 @@ class Account:
 
     def sqs(self, verb: str, **parameters: Any) -> dict[str, Any]:
         """One call to SQS."""
-        return call(self._sqs, verb, parameters)
+        return self._call(self._sqs, verb, parameters)
 
     def poll(self, **parameters: Any) -> list[dict[str, Any]]:
         """What `ReceiveMessage` returns, which may take `WaitTimeSeconds`."""
-        messages: list[dict[str, Any]] = call(self._clients.polls, "receive_message", parameters).get("Messages", [])
+        client = self._clients.polls if parameters["WaitTimeSeconds"] > 1 else self._sqs  # which is not waited for longer than need be
+        messages: list[dict[str, Any]] = self._call(client, "receive_message", parameters).get("Messages", [])
         return messages
 
     def sns(self, verb: str, **parameters: Any) -> dict[str, Any]:
         """One call to SNS."""
-        return call(self._sns, verb, parameters)
+        return self._call(self._sns, verb, parameters)
 
     def ask_sns(self, verb: str, **parameters: Any) -> dict[str, Any]:
         """One call to SNS that is not made again where it was throttled."""
-        return call(self._clients.hasty_sns, verb, parameters)
+        return self._call(self._clients.hasty_sns, verb, parameters)
 
     def now(self) -> float:
-        """The time of AWS's clock, which all participants share."""
-        return time.time() + self.identity.behind
+        """The time of AWS's clock."""
+        return self._clients.clock.now()
+
+    def _call(self, client: Any, verb: str, parameters: dict[str, Any]) -> dict[str, Any]:
+        return call(client, verb, parameters, self._clients.clock)
 
 
 class _Clients(NamedTuple):
+    clock: Clock
     sqs: Any
     polls: Any
     sns: Any
@@ -115,41 +152,41 @@ def _clients(
         session = session or boto3.Session()
     except BotoCoreError as error:  # a profile, or a file of them, that is not right
         raise translated(error) from error
-    retries = {"mode": "standard", "total_max_attempts": 6}
+    retries = {"mode": "standard", "total_max_attempts": ATTEMPTS}
     usual = Config(retries=retries, max_pool_connections=50, connect_timeout=5, read_timeout=15)
     patient = usual.merge(Config(max_pool_connections=100, read_timeout=LONGEST_POLL + 15))
     hasty = Config(retries={"mode": "standard", "total_max_attempts": 1}, connect_timeout=1, read_timeout=3, max_pool_connections=50)
     options: dict[str, Any] = {"region_name": region, "endpoint_url": endpoint_url}
-    if emulated and session.get_credentials() is None:
-        options |= {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
     try:
+        if emulated and session.get_credentials() is None:
+            options |= {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
         wanted = (("sqs", usual), ("sqs", patient), ("sns", usual), ("sts", usual), ("sqs", hasty), ("sns", hasty))
-        return _Clients(*(session.client(name, config=config, **options) for name, config in wanted))
+        clients = _Clients(Clock(), *(session.client(name, config=config, **options) for name, config in wanted))
     except (BotoCoreError, ValueError) as error:
         raise translated(error) from error
+    for client in (clients.sqs, clients.polls, clients.sns):
+        client.meta.events.register(f"needs-retry.{client.meta.service_model.service_name}", _again)
+    return clients
+
+
+def _again(attempts: int, response: tuple[Any, dict[str, Any]] | None, **_: Any) -> float | None:
+    """In how many seconds to make a call again that was throttled in words that botocore does not know."""
+    code = "" if response is None else response[1].get("Error", {}).get("Code", "")
+    return random.uniform(0, 2.0 ** (attempts - 1)) if code in _THROTTLED_TOO and attempts < ATTEMPTS else None
 
 
 @lru_cache(maxsize=4)
 def _identity(clients: _Clients) -> Identity:
-    answer = call(clients.sts, "get_caller_identity", {})
-    partition = answer["Arn"].split(":")[1]
-    return Identity(partition, answer["Account"], clients.sqs.meta.region_name, _behind(answer["ResponseMetadata"]["HTTPHeaders"]))
+    answer = call(clients.sts, "get_caller_identity", {}, clients.clock)
+    return Identity(answer["Arn"].split(":")[1], answer["Account"], clients.sqs.meta.region_name)
 
 
-def _behind(headers: dict[str, str]) -> float:
-    """How far our clock is behind; 0 within 2 s, since the header has whole seconds and clocks are usually kept in time."""
-    from email.utils import parsedate_to_datetime
-
-    if "date" not in headers:
-        return 0.0
-    behind = parsedate_to_datetime(headers["date"]).timestamp() + 0.5 - time.time()
-    return behind if abs(behind) > 2 else 0.0
-
-
-def call(client: Any, verb: str, parameters: dict[str, Any]) -> dict[str, Any]:
-    """One call, its errors as ours."""
+def call(client: Any, verb: str, parameters: dict[str, Any], clock: Clock) -> dict[str, Any]:
+    """One call, its errors as ours; the clock learns from the answer."""
+    begun = time.monotonic()
     try:
         answer: dict[str, Any] = getattr(client, verb)(**parameters)
+        clock.learn(answer, begun)
         return answer
     except Exception as error:
         raise translated(error) from error
@@ -183,4 +220,8 @@ def refusal(code: str, text: str) -> Exception:
         return LeaseLost(text)
     if code in _DENIED:
         return AwsError(code, f"{text}; `pymq aws policy` prints what must be allowed")
+    if code in _UNKNOWN:
+        return AwsError(code, f"{text}; the credentials are not right, or the clock of this machine is not")
+    if code in _EXPIRED:
+        return AwsError(code, f"{text}; the credentials are over: `pymq.init` with new ones, or let boto3 renew them")
     return AwsError(code, text)

@@ -147,17 +147,19 @@ class Directory:
     # ------------------------------------------------------------------ making and removing
 
     def make_shared(self, queue: str) -> Place:
-        """The shared queue, which exists from now on and keeps its messages. Another process may have deleted the one that we know."""
-        known = self._places.get((SHARED, queue))
-        if known is not None and self.exists(known.url):
-            return known
-        if (place := self._look(SHARED, queue)) is not None:
+        """The shared queue, which exists from now on and keeps its messages."""
+        if (place := self._present(SHARED, queue)) is not None:
             return place
-        buried = self._places.get((BURIED, "")) or self._look(BURIED, "") or self._make(BURIED, "", {})
+        buried = self._present(BURIED, "") or self._make(BURIED, "", {})
         redrive = f'{{"deadLetterTargetArn":"{self.arn(buried)}","maxReceiveCount":"{MANY_DELIVERIES}"}}'
         place = self._make(SHARED, queue, tagged("name", queue), RedrivePolicy=redrive)
         self._full_names[place.name] = queue
         return place
+
+    def _present(self, kind: str, name: str) -> Place | None:
+        """The queue that is there now: another process may have deleted the one that we know, or purged the namespace."""
+        known = self._places.get((kind, name))
+        return known if known is not None and self.exists(known.url) else self._look(kind, name)
 
     def make_mailbox(self, name: str, tags: Mapping[str, str], instead_of: Place | None = None) -> Place:
         """A new mailbox, whose number its owner has to leave behind where somebody has removed the one before."""

@@ -7,8 +7,8 @@ Attributes are not used: with raw delivery, more than ten of them are silently d
 from __future__ import annotations
 
 import base64
-import binascii
 import json
+import math
 from collections import OrderedDict
 from typing import Any, NamedTuple
 
@@ -56,11 +56,23 @@ def unpack(body: str) -> Envelope:
     try:
         fields = json.loads(first)
         queue, topics, *others = (fields.get(key, default) for key, default in zip(_KEYS, Envelope(b"")[1:]))
-        if not all(isinstance(text, str) for text in (queue, *topics)):
+        envelope = Envelope(base64.b64decode(rest, validate=True), queue, tuple(topics), *others)
+        if isinstance(topics, str) or not _is_ours(envelope):
             raise TypeError(first)
-        return Envelope(base64.b64decode(rest, validate=True), queue, tuple(topics), *others)
-    except (ValueError, TypeError, AttributeError, binascii.Error):
+        return envelope
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         return Envelope(body.encode("utf-8", "surrogatepass"))
+
+
+def _is_ours(envelope: Envelope) -> bool:
+    """Whether the fields are such as `pack` writes: whoever receives reckons with them, and one body must not end a whole poll."""
+    return (
+        all(isinstance(text, str) for text in (envelope.queue, envelope.id, *envelope.topics))
+        and isinstance(envelope.due, int | float)
+        and math.isfinite(envelope.due)
+        and isinstance(envelope.expires, int | float | None)  # infinite for what lives for ever
+        and isinstance(envelope.attempts, int)
+    )
 
 
 class Window:

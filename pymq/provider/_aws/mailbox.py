@@ -74,7 +74,7 @@ class Mailbox:
         self._owner = owner
         self._changing = threading.RLock()
         self._bindings = Bindings()
-        self._subscriptions: dict[str, str] = {}
+        self._subscriptions: dict[str, str | None] = {}
         self._lost: set[str] = set()
         self._seen = Window()
         self._closed = False
@@ -108,7 +108,8 @@ class Mailbox:
             self._subscribe(pattern if exact else EVERYTHING)
 
     def _subscribe(self, topic: str) -> None:
-        if topic not in self._subscriptions:
+        if self._subscriptions.get(topic) is None:
+            self._subscriptions[topic] = None  # where this fails, it may be there all the same
             self._subscriptions[topic] = self._topics.subscribe(topic, self._directory.arn(self._place))
 
     def unbind(self, queue: str, pattern: str, exact: bool) -> None:
@@ -132,8 +133,14 @@ class Mailbox:
         return {pattern if exact else EVERYTHING for _, pattern, exact in self._bindings.of()}
 
     def _end_subscriptions(self, topics: Iterable[str]) -> None:
-        ended = [self._subscriptions.pop(topic) for topic in topics]
-        concurrently(self._topics.unsubscribe, ended)
+        concurrently(self._end_subscription, topics)
+
+    def _end_subscription(self, topic: str) -> None:
+        """It is known until it has ended: what fails is tried again, at the latest by `close`. Nobody else would find it then."""
+        arn = self._subscriptions[topic] or self._topics.find(topic, self._directory.arn(self._place))
+        if arn is not None:
+            self._topics.unsubscribe(arn)
+        del self._subscriptions[topic]
 
     def remove(self, queue: str) -> None:
         """That temporary queue is gone."""

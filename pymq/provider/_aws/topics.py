@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from pymq.exceptions import LeaseLost, ProviderError, QueueNotFound
-from pymq.provider._aws.account import Account
+from pymq.provider._aws.account import Account, AwsError
 from pymq.provider._aws.batches import Batches
 from pymq.provider._aws.envelope import Envelope
 from pymq.provider._aws.names import EVERYTHING, Names, tagged, untagged
 
 CONFIRM_SECONDS = 10.0
+EXISTS_WITH_OTHER = "already exists with different"
+"""What CreateTopic says of a topic whose attributes, or tags, are others, with a code that it has for every wrong parameter."""
 
 
 class Subscription(NamedTuple):
@@ -113,10 +115,15 @@ class Topics:
         self._closing.set()
 
     def _create(self, topic: str) -> str:
+        """The topic's ARN; it exists from now on, or did, perhaps with tags and attributes that somebody has changed since."""
         attributes = {"FifoTopic": "true", "ContentBasedDeduplication": "false"} if self._ordered else {}
         listed = [{"Key": key, "Value": value} for key, value in (self._names.tags | tagged("name", topic)).items()]
-        arn: str = self._account.sns("create_topic", Name=self._names.topic(topic), Attributes=attributes, Tags=listed)["TopicArn"]
-        return arn
+        try:
+            self._account.sns("create_topic", Name=self._names.topic(topic), Attributes=attributes, Tags=listed)
+        except AwsError as error:
+            if EXISTS_WITH_OTHER not in str(error):
+                raise
+        return self._arn(topic)
 
     def _confirmed(self, arn: str, topic: str, queue_arn: str) -> str:
         """Of queues of the same account it is confirmed at once, and then has an ARN."""
@@ -155,7 +162,8 @@ class Topics:
         while True:
             answer = self._account.sns(verb, **page)
             for found in answer.get("Subscriptions", []):
-                yield Subscription(found["Endpoint"], found["SubscriptionArn"])
+                if found["SubscriptionArn"].startswith("arn:"):  # else it says "Deleted", for days, or that it is not confirmed
+                    yield Subscription(found["Endpoint"], found["SubscriptionArn"])
             if not answer.get("NextToken"):
                 return
             page["NextToken"] = answer["NextToken"]
