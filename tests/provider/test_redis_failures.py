@@ -249,6 +249,31 @@ def test_a_full_server_lets_go_on_what_needs_no_room(start, heard):
         assert other.health().gaps == 0
 
 
+def test_a_full_server_lets_calls_end(start):
+    server = start("--maxmemory-policy", "noeviction")
+    config = RedisConfig.from_url(server.url)
+    with pymq.EventBus(config) as bus, pymq.EventBus(config) as serving, server.client() as client:
+        begun, go = threading.Barrier(3), threading.Event()
+
+        def small() -> str:
+            begun.wait(GUARD)
+            go.wait(GUARD)
+            return "small"
+
+        serving.expose(small, "small")
+        serving.expose(lambda: small() * 10_000, "large")
+        calls = [in_thread(bus.stub(name, timeout=GUARD).rpc) for name in ("small", "large")]
+        begun.wait(GUARD)
+        client.config_set("maxmemory", 1)
+        go.set()
+        one, other = [call.result(2 * GUARD) for call in calls]
+        assert one.result == "small"
+        assert other.result_type == "ProviderError"
+        assert "OOM" in str(other.result)
+        with pytest.raises(pymq.ProviderError, match="OOM"):
+            bus.stub("large", timeout=GUARD)()
+
+
 def test_a_wrong_password_is_an_error_that_names_the_host_and_not_the_password(start):
     server = start("--requirepass", "s3cret")
     for password in ("wr0ng", None):
