@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 SILENCE = 2.5
 """Seconds without a reply after which a connection counts as lost; nothing else tells of a peer that has stopped."""
 
-AWAY = ("READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "MOVED", "ASK", "TRYAGAIN", "NOREPLICAS", "BUSY")
+AWAY = ("READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "MOVED", "ASK", "TRYAGAIN", "NOREPLICAS", "BUSY", "UNBLOCKED")
 """Errors of a server that is not, or not yet, the one to talk to: nothing was executed."""
 
 
