@@ -90,6 +90,8 @@ class Pipe:
         self._numbers = itertools.count(1)
         self._wire: Wire | None = None
         self._spares: list[Wire] = []
+        self.era = 0
+        """How often the connection was opened again: others that are older may lead to a server that has been replaced."""
         self._apart_depth = 0
         self._epoch = b""
         self._offset: float | None = None
@@ -260,10 +262,11 @@ class Pipe:
         return bool(self._over_another(lambda wire: _run(wire, REPLY, data)))
 
     def _over_another(self, use: Callable[[Wire], Any]) -> Any:
+        era = self.era
         try:
             wire = self._spares.pop()
         except IndexError:
-            wire = self._finder.connect()
+            wire = self._connect_beside()
         try:
             result = use(wire)
         except BaseException:
@@ -272,7 +275,22 @@ class Pipe:
         self._spares.append(wire)
         if self._closed.is_set():  # while this was on its way
             wire.close()
+        elif self.era != era:
+            self._drop_spares()
         return result
+
+    def _connect_beside(self) -> Wire:
+        """Where this one's own connection leads: in the middle of a fail-over another server is named already, with others' copies."""
+        own, wire = self._wire, self._finder.connect()
+        if own is not None and wire.where != own.where:
+            wire.close()
+            raise ConnectionLost(f"not executed: the Redis server at {wire.where} replaces the one at {own.where}")
+        return wire
+
+    def _drop_spares(self) -> None:
+        spares, self._spares = self._spares, []
+        for spare in spares:
+            spare.close()
 
     # ------------------------------------------------------------------ batches
 
@@ -306,9 +324,13 @@ class Pipe:
         return Unsure(f"not confirmed, it may have been executed or not: {error}") if sent else ConnectionLost(f"not executed: {error}")
 
     def run(self, wire: Wire, operations: list[Operation]) -> list[Any]:
-        """The results of a batch that is not remembered, over another connection."""
-        while (reply := self._evaluate(wire, operations)) == UNREGISTERED:
+        """The results of a batch that is not remembered, over another connection. Raises ConnectionLost where that leads elsewhere."""
+        reply = self._evaluate(wire, operations)
+        if reply == UNREGISTERED:
             self.beat(True)
+            reply = self._evaluate(wire, operations)
+        if reply == UNREGISTERED:
+            raise ConnectionLost("another Redis server than the one to which this process belongs was asked")
         return list(reply)
 
     def _evaluate(self, wire: Wire, operations: Sequence[Operation], number: bytes = b"") -> Any:
@@ -350,6 +372,8 @@ class Pipe:
                 if left(deadline) < pause or self._closed.wait(random.uniform(0.5, 1.0) * pause):
                     raise
                 pause = min(2 * pause, 0.5)
+        self.era += 1
+        self._drop_spares()
         self._health = Health("connected", time.time(), self._health.gaps)
         log.warning("connected to the Redis server again")
         return self._wire

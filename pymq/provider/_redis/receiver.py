@@ -34,6 +34,7 @@ class Receiver:
         self._pipe = pipe
         self._command = command
         self._wire: Wire | None = None
+        self._era = 0
         self.waker = Waker()
         self.losses = 0
         """How often what the server has handed out may not have come."""
@@ -51,7 +52,10 @@ class Receiver:
 
     def _guarded(self, use: Callable[[Wire], Any]) -> Any:
         try:
+            if self._era != self._pipe.era:
+                self.disconnect()  # nothing is on its way
             if self._wire is None:
+                self._era = self._pipe.era
                 self._wire = self._finder.connect()
             return use(self._wire)
         except BaseException as error:
