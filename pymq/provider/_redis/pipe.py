@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from time import monotonic
 from typing import Any
 
@@ -35,6 +36,8 @@ BEAT = 1.0
 THOROUGH = 60
 """Every so many beats the keys of inboxes are kept from expiring, too; they last ten minutes."""
 MOST_OPERATIONS = 100
+MOST_SPARES = 16
+"""Connections that are kept for the next replies; as many as are sent at once may be open."""
 MOST_NESTED = 3
 """Signal handlers that publish while another one does."""
 MOST_BYTES = 4 << 20
@@ -124,8 +127,7 @@ class Pipe:
                     pass  # the registration ends by itself
                 wire.close()
         self._promote()  # who came meanwhile is told that it is closed
-        for spare in self._spares:
-            spare.close()
+        self._drop_spares()
 
     def kind_and_name(self, key: bytes) -> tuple[bytes, bytes]:
         """The two parts of a key that tokens are in: "w:" or "f:", and a queue's name."""
@@ -273,10 +275,11 @@ class Pipe:
             wire.close()
             raise
         self._spares.append(wire)
-        if self._closed.is_set():  # while this was on its way
-            wire.close()
-        elif self.era != era:
+        if self._closed.is_set() or self.era != era:  # while this was on its way
             self._drop_spares()
+        elif len(self._spares) > MOST_SPARES:
+            with suppress(IndexError):
+                self._spares.pop().close()
         return result
 
     def _connect_beside(self) -> Wire:
