@@ -284,9 +284,9 @@ def test_a_server_that_is_a_replica_for_a_while_is_waited_for(start, heard, capl
         getting, taking = in_thread(jobs.get, timeout=3 * GUARD), in_thread(bus.queue("more").receive, timeout=3 * GUARD)
         eventually(lambda: client.info("clients")["blocked_clients"] == 3)
         client.execute_command("REPLICAOF", "127.0.0.1", "1")
-        with pytest.raises(pymq.ConnectionLost, match="not executed.*READONLY"):
+        with pytest.raises(pymq.ConnectionLost, match=r"not executed.*READONLY"):
             other.queue("jobs").put("refused")
-        with pytest.raises(pymq.ConnectionLost, match="not executed.*READONLY"):
+        with pytest.raises(pymq.ConnectionLost, match=r"not executed.*READONLY"):
             other.publish("refused", "c")
         assert other.health().state == "reconnecting"
         client.execute_command("REPLICAOF", "NO", "ONE")

@@ -88,6 +88,8 @@ def old_and_new(start, monkeypatch):
         serving.expose(lambda value: value, "first")
         for _ in range(2):
             assert calling.stub("first", timeout=GUARD)("here") == "here"
+        calling.provider.declare("in", temporary=True)
+        assert serving.queue("jobs").empty()
         client.replicaof("127.0.0.1", old.port)
         eventually(lambda: client.info("replication")["master_link_status"] == "up", 30)
         _replicate(old, config)
@@ -115,12 +117,24 @@ def test_nobody_stays_with_a_server_that_was_replaced_and_lives(old_and_new):
         assert calling.stub("echo", timeout=GUARD)(number) == number
 
 
-def test_a_reply_goes_by_the_server_by_which_the_request_came(old_and_new):
-    serving, calling, find_new, _ = old_and_new
-    serving.provider._pipe._spares.clear()
+def test_a_bus_follows_who_waits_to_the_server_that_replaces_its_own(old_and_new):
+    serving, calling, find_new, move = old_and_new
+    move(calling)
     find_new(serving)
+    serving.provider._receivers._idle.clear()
+    with pytest.raises(pymq.Empty):
+        serving.queue("jobs").get(timeout=0.1)
     for number in range(3):
         assert calling.stub("echo", timeout=GUARD)(number) == number
+
+
+def test_a_reply_goes_by_the_server_by_which_the_request_came(old_and_new):
+    _, calling, find_new, _ = old_and_new
+    replying = pymq.EventBus(calling.config)
+    with replying:
+        find_new(replying)
+        replying.provider.reply("in", b"answer")
+        assert calling.provider.receive("in", GUARD) == [(b"answer", None)]
 
 
 def test_a_client_of_sentinel_shows_the_way():

@@ -93,6 +93,7 @@ class Pipe:
         self._numbers = itertools.count(1)
         self._wire: Wire | None = None
         self._spares: list[Wire] = []
+        self._is_replaced = False
         self.era = 0
         """How often the connection was opened again: others that are older may lead to a server that has been replaced."""
         self._apart_depth = 0
@@ -282,6 +283,12 @@ class Pipe:
                 self._spares.pop().close()
         return result
 
+    def connect(self) -> Wire:
+        """A connection for one who waits; where it leads to another server than this one's own, that follows with the next batch."""
+        own, wire = self._wire, self._finder.connect()
+        self._is_replaced = self._is_replaced or (own is not None and own is self._wire and wire.where != own.where)
+        return wire
+
     def _connect_beside(self) -> Wire:
         """Where this one's own connection leads: in the middle of a fail-over another server is named already, with others' copies."""
         own, wire = self._wire, self._finder.connect()
@@ -303,6 +310,8 @@ class Pipe:
         deadline = monotonic() + CONFIRM
         sent = False
         while True:
+            if self._is_replaced:
+                self._drop()
             try:
                 wire = self._wire or self._reconnect(deadline)
             except ConnectionLost as error:
@@ -368,6 +377,7 @@ class Pipe:
             if self._closed.is_set():
                 raise ConnectionLost("the provider was closed")
             try:
+                self._is_replaced = False
                 self._wire = self._finder.connect()
                 break
             except ConnectionLost as error:

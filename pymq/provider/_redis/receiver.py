@@ -29,8 +29,7 @@ class Woken(Exception):
 class Receiver:
     """One connection on which one thread waits. It connects when it is used, and again when the connection was lost."""
 
-    def __init__(self, finder: Finder, pipe: Pipe, command: Callable[[bytes], object]) -> None:
-        self._finder = finder
+    def __init__(self, pipe: Pipe, command: Callable[[bytes], object]) -> None:
         self._pipe = pipe
         self._command = command
         self._wire: Wire | None = None
@@ -56,7 +55,7 @@ class Receiver:
                 self.disconnect()  # nothing is on its way
             if self._wire is None:
                 self._era = self._pipe.era
-                self._wire = self._finder.connect()
+                self._wire = self._pipe.connect()
             return use(self._wire)
         except BaseException as error:
             self.losses += not isinstance(error, Woken)
@@ -156,7 +155,7 @@ class Receivers:
         with self._lock:
             if self.closed:
                 raise Woken
-            receiver = self._idle.pop() if self._idle else Receiver(self._finder, self._pipe, self._command)
+            receiver = self._idle.pop() if self._idle else Receiver(self._pipe, self._command)
             receiver.waker.clear()
             self._lent.add(receiver)
         try:
