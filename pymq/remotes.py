@@ -6,7 +6,9 @@ import inspect
 import logging
 import struct
 import threading
+import time
 import traceback
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pymq import message as frames
 from pymq.calls import CallReader
 from pymq.dispatch import Serial, Task
-from pymq.exceptions import PymqError, QueueNotFound
+from pymq.exceptions import ConnectionLost, PymqError, QueueNotFound
 from pymq.handlers import describe, hints_of, is_async, signature_of, unrun
 from pymq.message import SEQUENCE_BYTES, Prefix
 from pymq.topics import qualified_name
@@ -31,6 +33,8 @@ SEQUENCE = struct.Struct("<Q")
 NEVER = float("inf")
 FOREVER = DEADLINE.pack(NEVER)
 DEADLINE_BYTES = DEADLINE.size
+_LATER = 0.2
+"""Seconds after which a reply is sent again that found no connection, or no caller yet."""
 _MOST_ARGS, _LONGEST_TEXT = 100, 1000
 """Of an error that cannot travel as it is: so many arguments, and characters of each text."""
 REMOTE_NAME, EXPOSED_NAME = "__pymq_remote__", "__pymq_exposed__"
@@ -140,6 +144,8 @@ class Remotes:
         self._bus = bus
         self._lock = threading.Lock()
         self._remotes: dict[str, Remote] = {}
+        self._late: deque[tuple[str, bytes]] = deque()
+        self._is_late = False
         self.encodings: dict[Any, tuple[bytes, Callable[[Any], bytes]]] = {}
 
     @staticmethod
@@ -240,13 +246,42 @@ class Remotes:
             log.warning("a failure could not be reported to its caller: %s", failure)
 
     def send(self, queue: str, message: bytes) -> None:
-        """To a caller, if it is still there."""
+        """To a caller, if it is still there; when the provider is cut off from its server, as soon as that is back."""
         if self._bus.remotes is not self:
             return  # a fork, or the end of the bus, came in the call: after the one, the answer is the parent's to give
         try:
             self._bus.provider.reply(queue, message)
         except QueueNotFound:
             pass  # the caller is gone
+        except ConnectionLost:
+            self._send_later(queue, message)
+
+    def _send_later(self, queue: str, message: bytes) -> None:
+        with self._lock:
+            self._late.append((queue, message))
+            if not self._is_late:
+                self._is_late = True
+                threading.Thread(target=self._send_late, name="pymq-late", daemon=True).start()
+
+    def _send_late(self) -> None:
+        """Until all are out. A caller that was cut off as well may come back after us; later than a death is known it is gone."""
+        provider, gone_at = self._bus.provider, NEVER
+        while (reply := self._next_late()) is not None:
+            try:
+                provider.reply(*reply)
+            except (ConnectionLost, QueueNotFound) as error:
+                now = time.monotonic()
+                gone_at = NEVER if isinstance(error, ConnectionLost) else min(gone_at, now + provider.features.death_seconds)
+                if now < gone_at:
+                    self._late.append(reply)
+                    time.sleep(_LATER)
+            except Exception as error:
+                log.warning("a reply could not be sent to its caller: %s", error)
+
+    def _next_late(self) -> tuple[str, bytes] | None:
+        with self._lock:
+            self._is_late = bool(self._late) and self._bus.remotes is self
+            return self._late.popleft() if self._is_late else None
 
 
 def _failure(request: bytes, token: int, details: tuple[str, str, list[Any], str]) -> bytes:

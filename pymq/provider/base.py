@@ -225,7 +225,7 @@ class Provider(ABC):
         """The live temporary queues that are bound to exactly this topic, in the order in which to prefer them.
 
         Those with the least waiting come first, and of these the ones that are blocked in `receive` and not busy, where the provider
-        weighs them; equals change places from call to call, so that taking the first spreads the work.
+        weighs them; equals change places from call to call for the same topic, so that taking the first spreads the work.
         """
 
     @abstractmethod

@@ -11,7 +11,8 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from queue import Full
 from time import monotonic
@@ -149,7 +150,7 @@ class RedisProvider(Provider):
         self._bindings: dict[tuple[str, str, bool], None] = {}
         self._patterns = Patterns(b"-", ())
         self._plans: dict[Sequence[str], Operation] = {}
-        self._turns = itertools.count()
+        self._turns: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
         self._next_warning = 0.0
 
     # ------------------------------------------------------------------ open, close, declare, delete
@@ -387,14 +388,14 @@ class RedisProvider(Provider):
     def consumers(self, topic: str) -> Sequence[str]:
         found = self._pipe.call(packed(b"consumers", encoded(topic)))
         found.sort()  # the server's order of a set is any
-        turn = next(self._turns) % max(1, len(found))
+        turn = next(self._turns[topic]) % max(1, len(found))
         return [decoded(name) for name, *_ in sorted(found[turn:] + found[:turn], key=lambda each: each[1:])]
 
     def request(self, topic: str, message: bytes, reply_to: str) -> str | None:
         self._check(message, 0)
         inbox = self._inboxes[reply_to]
         looks = inbox.looks
-        how = b"%d" % next(self._turns), b"" if inbox.is_ready else inbox.name, b"%d" % inbox.done
+        how = b"%d" % next(self._turns[topic]), b"" if inbox.is_ready else inbox.name, b"%d" % inbox.done
         outcome, *server = self._pipe.call(packed(b"request", encoded(topic), *how, message))
         if outcome == b"full":
             raise Full(f"all who serve {topic!r} are full")

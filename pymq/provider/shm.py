@@ -13,7 +13,8 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -106,7 +107,7 @@ class ShmProvider(Sending):
         self._queues: dict[str, tuple[SharedQueue, Owned]] = {}
         self._inside: list[None] = []
         self._wakes = 0
-        self._turn = itertools.count()
+        self._turns: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
         self._closed = False
 
     # Life
@@ -354,7 +355,7 @@ class ShmProvider(Sending):
             else:
                 found.append(outlet)
         if len(found) > 1:
-            first = next(self._turn) % len(found)
+            first = next(self._turns[topic]) % len(found)
             found = sorted(found[first:] + found[:first], key=methodcaller("backlog"))
         return [outlet.name for outlet in found]
 

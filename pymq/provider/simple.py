@@ -12,7 +12,8 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from queue import Full
@@ -123,7 +124,7 @@ class SimpleProvider(Provider):
         self._broker = _Broker()
         self._is_open = False
         self._wakes = 0
-        self._turns = itertools.count()
+        self._turns: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
 
     def open(self) -> None:
         with _brokers_lock:
@@ -267,7 +268,7 @@ class SimpleProvider(Provider):
         with self._broker.lock:
             queues = self._broker.queues
             bound = [name for name in self._broker.bindings.bound(topic) if isinstance(queues[name], Inbox)]
-            turn = next(self._turns) % max(1, len(bound))
+            turn = next(self._turns[topic]) % max(1, len(bound))
             return sorted(bound[turn:] + bound[:turn], key=lambda name: (queues[name].size(), queues[name].state))
 
     def bind(self, queue: str, pattern: str, *, exact: bool) -> None:

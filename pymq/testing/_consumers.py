@@ -60,6 +60,25 @@ class Consumers(Suite):
         firsts = [provider.consumers(topic)[0] for _ in range(30)]
         assert min(firsts.count(inbox) for inbox in inboxes) >= 5
 
+    def test_the_consumers_of_each_topic_take_turns_by_themselves(self) -> None:
+        provider, topics, owners = self._open(), [self._name(), self._name()], [self._open(), self._open()]
+        inboxes = {self._inbox(owner): owner for owner in owners}
+        replies = self._inbox(provider)
+        for inbox, owner in inboxes.items():
+            for topic in topics:
+                owner.bind(inbox, topic, exact=True)
+        firsts = [[provider.consumers(topic)[0] for topic in topics] for _ in range(12)]
+        assert all(min(map(first.count, inboxes)) >= 3 for first in zip(*firsts))
+
+        def ask(topic: str) -> str | None:
+            asked = provider.request(topic, b"request", replies)
+            assert asked is not None
+            assert self._messages(inboxes[asked], asked, 1) == [b"request"]
+            return asked
+
+        requested = [[ask(topic) for topic in topics] for _ in range(12)]
+        assert all(min(map(asked.count, inboxes)) >= 3 for asked in zip(*requested))
+
     def test_a_request_reaches_one_consumer_and_says_which(self) -> None:
         provider, topic = self._open(), self._name()
         replies = self._inbox(provider)

@@ -7,6 +7,7 @@ import itertools
 import os
 import secrets
 import time
+from collections import defaultdict
 from queue import Full
 
 import pytest
@@ -726,6 +727,14 @@ class ForgetsWhoIsBusy(SimpleProvider):
 class PrefersAlwaysTheSame(SimpleProvider):
     def consumers(self, topic):
         return sorted(super().consumers(topic))
+
+
+@fails("test_the_consumers_of_each_topic_take_turns_by_themselves")
+class CountsTurnsOfAllTopics(SimpleProvider):
+    def __init__(self, config):
+        super().__init__(config)
+        turns = itertools.count()
+        self._turns = defaultdict(lambda: turns)
 
 
 @fails("test_a_request_reaches_one_consumer_and_says_which")

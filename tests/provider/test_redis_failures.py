@@ -249,6 +249,55 @@ def test_a_full_server_lets_go_on_what_needs_no_room(start, heard):
         assert other.health().gaps == 0
 
 
+def test_a_full_server_lets_calls_end(start):
+    server = start("--maxmemory-policy", "noeviction")
+    config = RedisConfig.from_url(server.url)
+    with pymq.EventBus(config) as bus, pymq.EventBus(config) as serving, server.client() as client:
+        begun, go = threading.Barrier(3), threading.Event()
+
+        def small() -> str:
+            begun.wait(GUARD)
+            go.wait(GUARD)
+            return "small"
+
+        serving.expose(small, "small")
+        serving.expose(lambda: small() * 10_000, "large")
+        calls = [in_thread(bus.stub(name, timeout=GUARD).rpc) for name in ("small", "large")]
+        begun.wait(GUARD)
+        client.config_set("maxmemory", 1)
+        go.set()
+        one, other = [call.result(2 * GUARD) for call in calls]
+        assert one.result == "small"
+        assert other.result_type == "ProviderError"
+        assert "OOM" in str(other.result)
+        with pytest.raises(pymq.ProviderError, match="OOM"):
+            bus.stub("large", timeout=GUARD)()
+
+
+def test_a_server_that_is_a_replica_for_a_while_is_waited_for(start, heard, caplog):
+    """It is not told to close its connections: those who wait are sent away, and who writes is refused."""
+    server = start()
+    config = RedisConfig.from_url(server.url)
+    with pymq.EventBus(config) as bus, pymq.EventBus(config) as other, server.client() as client:
+        other.subscribe(heard, "c")
+        jobs = bus.queue("jobs")
+        getting, taking = in_thread(jobs.get, timeout=3 * GUARD), in_thread(bus.queue("more").receive, timeout=3 * GUARD)
+        eventually(lambda: client.info("clients")["blocked_clients"] == 3)
+        client.execute_command("REPLICAOF", "127.0.0.1", "1")
+        with pytest.raises(pymq.ConnectionLost, match=r"not executed.*READONLY"):
+            other.queue("jobs").put("refused")
+        with pytest.raises(pymq.ConnectionLost, match=r"not executed.*READONLY"):
+            other.publish("refused", "c")
+        assert other.health().state == "reconnecting"
+        client.execute_command("REPLICAOF", "NO", "ONE")
+        eventually(lambda: confirmed(jobs.put, "job"))
+        eventually(lambda: confirmed(other.queue("more").put, "more"))
+        assert getting.result(GUARD) == "job"
+        assert taking.result(GUARD).value == "more"
+        arrives(bus, heard, 1, GUARD)
+    assert [record for record in caplog.records if record.levelno > logging.WARNING] == []
+
+
 def test_a_wrong_password_is_an_error_that_names_the_host_and_not_the_password(start):
     server = start("--requirepass", "s3cret")
     for password in ("wr0ng", None):

@@ -201,6 +201,22 @@ def test_a_reply_comes_where_the_short_way_is_barred(opened, monkeypatch):
     assert received(asking, GUARD) == [b"answer"]
 
 
+def test_of_the_connections_of_many_replies_at_once_a_few_are_kept(opened, monkeypatch):
+    asking, serving = opened
+    at_once, run = threading.Barrier(40), pipe._run
+
+    def together(wire, script, data):
+        if script is pipe.REPLY:
+            at_once.wait(GUARD)
+        return run(wire, script, data)
+
+    monkeypatch.setattr(pipe, "_run", together)
+    for task in [in_thread(serving.reply, "in", b"%d" % number) for number in range(40)]:
+        task.result(GUARD)
+    assert sorted(int(received(asking, GUARD)[0]) for _ in range(40)) == [*range(40)]
+    assert 0 < len(serving._pipe._spares) <= 16
+
+
 def test_of_many_replies_a_few_are_kept(opened, config):
     asking, serving = opened
     for number in range(100):

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import redis
-from harness import Heard, eventually
+from harness import GUARD, Heard, eventually
 from redis_server import RedisServer, shared_url
 
 import pymq
 from pymq.provider import config_from
-from pymq.provider._redis.wire import _address, _slot
+from pymq.provider._redis.wire import Finder, _address, _slot
 from pymq.provider.redis import RedisConfig, RedisEventBus
 
 
@@ -72,6 +72,69 @@ def test_a_fail_over_by_sentinel(start):
         eventually(lambda: comes_through(publisher, heard, 1), 30)
         assert time.monotonic() - promoted < 20, "5 s on an idle machine"
         assert publisher.queue("jobs").get(timeout=5) == "kept"
+
+
+@pytest.fixture
+def old_and_new(start, monkeypatch):
+    """Two servers that are both masters, as in the middle of a fail-over: buses on the first, and `move(bus)` to the second.
+
+    That bus finds the second one from then on, and has lost its connection to the first, but not those of who waits there.
+    """
+    old, new = start("--save", ""), start("--save", "")
+    config = RedisConfig.from_url(old.url)
+    finder = Finder(RedisConfig.from_url(new.url))
+    with pymq.EventBus(config) as serving, pymq.EventBus(config) as calling, new.client() as client:
+        serving.expose(lambda value: value, "echo")
+        serving.expose(lambda value: value, "first")
+        for _ in range(2):
+            assert calling.stub("first", timeout=GUARD)("here") == "here"
+        calling.provider.declare("in", temporary=True)
+        assert serving.queue("jobs").empty()
+        client.replicaof("127.0.0.1", old.port)
+        eventually(lambda: client.info("replication")["master_link_status"] == "up", 30)
+        _replicate(old, config)
+        client.replicaof("NO", "ONE")
+
+        def find_new(bus: pymq.EventBus) -> None:
+            monkeypatch.setattr(bus.provider._pipe._finder, "connect", finder.connect)
+
+        def move(bus: pymq.EventBus) -> None:
+            pipe = bus.provider._pipe
+            wire = pipe._wire
+            find_new(bus)
+            with old.client() as killer:
+                killer.client_kill_filter(_id=wire.identity)
+            eventually(lambda: pipe._wire not in (None, wire))
+
+        yield serving, calling, find_new, move
+
+
+def test_nobody_stays_with_a_server_that_was_replaced_and_lives(old_and_new):
+    serving, calling, _, move = old_and_new
+    move(serving)
+    move(calling)
+    for number in range(3):
+        assert calling.stub("echo", timeout=GUARD)(number) == number
+
+
+def test_a_bus_follows_who_waits_to_the_server_that_replaces_its_own(old_and_new):
+    serving, calling, find_new, move = old_and_new
+    move(calling)
+    find_new(serving)
+    serving.provider._receivers._idle.clear()
+    with pytest.raises(pymq.Empty):
+        serving.queue("jobs").get(timeout=0.1)
+    for number in range(3):
+        assert calling.stub("echo", timeout=GUARD)(number) == number
+
+
+def test_a_reply_goes_by_the_server_by_which_the_request_came(old_and_new):
+    _, calling, find_new, _ = old_and_new
+    replying = pymq.EventBus(calling.config)
+    with replying:
+        find_new(replying)
+        replying.provider.reply("in", b"answer")
+        assert calling.provider.receive("in", GUARD) == [(b"answer", None)]
 
 
 def test_a_client_of_sentinel_shows_the_way():

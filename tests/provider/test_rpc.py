@@ -19,6 +19,7 @@ from programs import shop
 from programs.shop import Basket, OrderPlaced, Reading
 
 import pymq
+from pymq.provider.simple import SimpleConfig
 
 
 @pytest.fixture
@@ -90,6 +91,36 @@ def test_a_reply_that_came_just_before_its_server_went_is_the_result(config, mon
 
         monkeypatch.setattr(bus.provider, "receive", interrupted)
         assert bus.stub("seven", timeout=GUARD)() == 7
+
+
+def test_a_reply_that_finds_no_connection_is_sent_when_there_is_one_again(bus, monkeypatch):
+    """Also where the caller comes back after its server."""
+    reply = bus.provider.reply
+    failures = [pymq.ConnectionLost("away"), pymq.ConnectionLost("still away"), pymq.QueueNotFound("not back yet")]
+
+    def failing(queue, message):
+        if failures:
+            raise failures.pop(0)
+        reply(queue, message)
+
+    monkeypatch.setattr(bus.provider, "reply", failing)
+    bus.expose(lambda: "result", "f")
+    assert bus.stub("f", timeout=GUARD)() == "result"
+
+
+def test_a_reply_is_given_up_whose_caller_has_not_come_back(monkeypatch):
+    with pymq.EventBus(SimpleConfig("given up")) as bus:
+        failures = [pymq.ConnectionLost("away")]
+
+        def failing(queue, message):
+            raise failures.pop() if failures else pymq.QueueNotFound("gone")
+
+        monkeypatch.setattr(bus.provider, "reply", failing)
+        bus.expose(lambda: "result", "f")
+        with pytest.raises(pymq.RpcTimeout):
+            bus.stub("f", timeout=0.1)()
+        assert not failures
+        eventually(lambda: not [thread for thread in threading.enumerate() if thread.name == "pymq-late"])
 
 
 def test_each_argument_becomes_what_its_hint_says(peers, bus):

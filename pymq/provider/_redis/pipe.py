@@ -15,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from time import monotonic
 from typing import Any
 
@@ -35,6 +36,8 @@ BEAT = 1.0
 THOROUGH = 60
 """Every so many beats the keys of inboxes are kept from expiring, too; they last ten minutes."""
 MOST_OPERATIONS = 100
+MOST_SPARES = 16
+"""Connections that are kept for the next replies; as many as are sent at once may be open."""
 MOST_NESTED = 3
 """Signal handlers that publish while another one does."""
 MOST_BYTES = 4 << 20
@@ -90,6 +93,9 @@ class Pipe:
         self._numbers = itertools.count(1)
         self._wire: Wire | None = None
         self._spares: list[Wire] = []
+        self._is_replaced = False
+        self.era = 0
+        """How often the connection was opened again: others that are older may lead to a server that has been replaced."""
         self._apart_depth = 0
         self._epoch = b""
         self._offset: float | None = None
@@ -122,8 +128,7 @@ class Pipe:
                     pass  # the registration ends by itself
                 wire.close()
         self._promote()  # who came meanwhile is told that it is closed
-        for spare in self._spares:
-            spare.close()
+        self._drop_spares()
 
     def kind_and_name(self, key: bytes) -> tuple[bytes, bytes]:
         """The two parts of a key that tokens are in: "w:" or "f:", and a queue's name."""
@@ -260,19 +265,42 @@ class Pipe:
         return bool(self._over_another(lambda wire: _run(wire, REPLY, data)))
 
     def _over_another(self, use: Callable[[Wire], Any]) -> Any:
+        era = self.era
         try:
             wire = self._spares.pop()
         except IndexError:
-            wire = self._finder.connect()
+            wire = self._connect_beside()
         try:
             result = use(wire)
         except BaseException:
             wire.close()
             raise
         self._spares.append(wire)
-        if self._closed.is_set():  # while this was on its way
-            wire.close()
+        if self._closed.is_set() or self.era != era:  # while this was on its way
+            self._drop_spares()
+        elif len(self._spares) > MOST_SPARES:
+            with suppress(IndexError):
+                self._spares.pop().close()
         return result
+
+    def connect(self) -> Wire:
+        """A connection for one who waits; where it leads to another server than this one's own, that follows with the next batch."""
+        own, wire = self._wire, self._finder.connect()
+        self._is_replaced = self._is_replaced or (own is not None and own is self._wire and wire.where != own.where)
+        return wire
+
+    def _connect_beside(self) -> Wire:
+        """Where this one's own connection leads: in the middle of a fail-over another server is named already, with others' copies."""
+        own, wire = self._wire, self._finder.connect()
+        if own is not None and wire.where != own.where:
+            wire.close()
+            raise ConnectionLost(f"not executed: the Redis server at {wire.where} replaces the one at {own.where}")
+        return wire
+
+    def _drop_spares(self) -> None:
+        spares, self._spares = self._spares, []
+        for spare in spares:
+            spare.close()
 
     # ------------------------------------------------------------------ batches
 
@@ -282,6 +310,8 @@ class Pipe:
         deadline = monotonic() + CONFIRM
         sent = False
         while True:
+            if self._is_replaced:
+                self._drop()
             try:
                 wire = self._wire or self._reconnect(deadline)
             except ConnectionLost as error:
@@ -306,9 +336,13 @@ class Pipe:
         return Unsure(f"not confirmed, it may have been executed or not: {error}") if sent else ConnectionLost(f"not executed: {error}")
 
     def run(self, wire: Wire, operations: list[Operation]) -> list[Any]:
-        """The results of a batch that is not remembered, over another connection."""
-        while (reply := self._evaluate(wire, operations)) == UNREGISTERED:
+        """The results of a batch that is not remembered, over another connection. Raises ConnectionLost where that leads elsewhere."""
+        reply = self._evaluate(wire, operations)
+        if reply == UNREGISTERED:
             self.beat(True)
+            reply = self._evaluate(wire, operations)
+        if reply == UNREGISTERED:
+            raise ConnectionLost("another Redis server than the one to which this process belongs was asked")
         return list(reply)
 
     def _evaluate(self, wire: Wire, operations: Sequence[Operation], number: bytes = b"") -> Any:
@@ -343,6 +377,7 @@ class Pipe:
             if self._closed.is_set():
                 raise ConnectionLost("the provider was closed")
             try:
+                self._is_replaced = False
                 self._wire = self._finder.connect()
                 break
             except ConnectionLost as error:
@@ -350,6 +385,8 @@ class Pipe:
                 if left(deadline) < pause or self._closed.wait(random.uniform(0.5, 1.0) * pause):
                     raise
                 pause = min(2 * pause, 0.5)
+        self.era += 1
+        self._drop_spares()
         self._health = Health("connected", time.time(), self._health.gaps)
         log.warning("connected to the Redis server again")
         return self._wire

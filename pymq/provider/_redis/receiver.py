@@ -29,11 +29,11 @@ class Woken(Exception):
 class Receiver:
     """One connection on which one thread waits. It connects when it is used, and again when the connection was lost."""
 
-    def __init__(self, finder: Finder, pipe: Pipe, command: Callable[[bytes], object]) -> None:
-        self._finder = finder
+    def __init__(self, pipe: Pipe, command: Callable[[bytes], object]) -> None:
         self._pipe = pipe
         self._command = command
         self._wire: Wire | None = None
+        self._era = 0
         self.waker = Waker()
         self.losses = 0
         """How often what the server has handed out may not have come."""
@@ -51,8 +51,11 @@ class Receiver:
 
     def _guarded(self, use: Callable[[Wire], Any]) -> Any:
         try:
+            if self._era != self._pipe.era:
+                self.disconnect()  # nothing is on its way
             if self._wire is None:
-                self._wire = self._finder.connect()
+                self._era = self._pipe.era
+                self._wire = self._pipe.connect()
             return use(self._wire)
         except BaseException as error:
             self.losses += not isinstance(error, Woken)
@@ -152,7 +155,7 @@ class Receivers:
         with self._lock:
             if self.closed:
                 raise Woken
-            receiver = self._idle.pop() if self._idle else Receiver(self._finder, self._pipe, self._command)
+            receiver = self._idle.pop() if self._idle else Receiver(self._pipe, self._command)
             receiver.waker.clear()
             self._lent.add(receiver)
         try:

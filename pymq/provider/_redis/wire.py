@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 SILENCE = 2.5
 """Seconds without a reply after which a connection counts as lost; nothing else tells of a peer that has stopped."""
 
-AWAY = ("READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "MOVED", "ASK", "TRYAGAIN", "NOREPLICAS", "BUSY")
+AWAY = ("READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "MOVED", "ASK", "TRYAGAIN", "NOREPLICAS", "BUSY", "UNBLOCKED")
 """Errors of a server that is not, or not yet, the one to talk to: nothing was executed."""
 
 
@@ -43,7 +43,7 @@ class Wire:
 
     def __init__(self, connection: Any, where: str) -> None:
         self._connection = connection
-        self._where = where
+        self.where = where
         self._socket = connection._sock
         self._is_tls = isinstance(self._socket, ssl.SSLSocket)
         self._patience = 0.0, True
@@ -106,8 +106,8 @@ class Wire:
 
     def _lost(self, error: OSError) -> ConnectionLost:
         if isinstance(error, TimeoutError | BlockingIOError):
-            return ConnectionLost(f"the Redis server at {self._where} is silent")
-        return ConnectionLost(f"the connection to the Redis server at {self._where} was lost: {error}")
+            return ConnectionLost(f"the Redis server at {self.where} is silent")
+        return ConnectionLost(f"the connection to the Redis server at {self.where} was lost: {error}")
 
     def _reply(self) -> Any:
         line = self._line()
@@ -124,7 +124,7 @@ class Wire:
 
     def _refusal(self, text: str) -> ProviderError:
         error = Away if text.startswith(AWAY) else ProviderError
-        return error(f"the Redis server at {self._where} says: {text}")
+        return error(f"the Redis server at {self.where} says: {text}")
 
     def _line(self) -> bytes:
         while (end := self._data.find(b"\r\n", self._start)) < 0:

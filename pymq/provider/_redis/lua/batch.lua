@@ -25,7 +25,12 @@ while at <= #ARGV do
   is_bulky = false
   local ok, result, changes_nothing = pcall(operations[name])
   if not ok then
-    result = {'error', type(result) == 'table' and result.err or tostring(result)}
+    local text = type(result) == 'table' and result.err or tostring(result)
+    local away = string.match(text, 'READONLY .*') or string.match(text, 'NOREPLICAS .*')
+    if away then  -- nothing can be written here, now: another server is responsible, or will be
+      return redis.error_reply(away)
+    end
+    result = {'error', text}
   end
   results[#results + 1] = result
   to_remember[#results] = is_bulky and {'forgotten'} or result

@@ -5,6 +5,7 @@ local call, LONG, FEW = redis.call, 600000, 20
 if call('EXISTS', KEYS[1] .. 'im:' .. ARGV[1]) == 0 then
   return 0
 end
+call('DEL', KEYS[1] .. '-')  -- as `go_without_memory` does: a call that was executed is not left without an answer
 call('RPUSH', replies, ARGV[2])
 call('PEXPIRE', replies, LONG)
 local count = call('RPUSH', copies, ARGV[2])
