@@ -37,6 +37,9 @@ C = TypeVar("C", bound=type)
 bus: EventBus | None = None
 """The running bus, or None."""
 
+_ending: EventBus | None = None
+"""The bus that `shutdown` ends, until it is closed: its handlers, which are waited for, may still publish, put and call."""
+
 _lock = threading.RLock()
 _declared: dict[tuple[Any, ...], tuple[str, Callable[..., Any], dict[str, Any]]] = {}
 _early: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
@@ -95,24 +98,34 @@ def _apply(made: EventBus) -> None:
 
 def start() -> None:
     """Start the bus that `init(start_bus=False)` made. Raises NotInitialized before that."""
-    _bus().start()
+    if bus is None:
+        raise NotInitialized("call pymq.init() first")
+    bus.start()
 
 
 def shutdown(timeout: float = SHUTDOWN_SECONDS) -> None:
-    """Close the process-wide bus within `timeout` seconds, whatever handlers do. Does nothing before `init`."""
-    global bus, _inherited
+    """Close the process-wide bus within `timeout` seconds, whatever handlers do. Does nothing before `init`.
+
+    Handlers that run are waited for, and publish, put and call as before.
+    """
+    global bus, _ending, _inherited
     with _lock:
         ending, bus = bus, None
         _inherited = False
     if ending is not None:
+        _ending = ending
         ending.shutdown(timeout)
+        if ending.wait(0):  # else it closes when the handler that called this has returned
+            forget(ending)
 
 
 def forget(ended: EventBus) -> None:
     """That bus was shut down: if it was the process-wide one, there is none now."""
-    global bus
+    global bus, _ending
     if bus is ended:
         bus = None
+    if _ending is ended:
+        _ending = None
 
 
 def wait(timeout: float | None = None) -> bool:
@@ -124,13 +137,14 @@ def publish(
     event: Any, channel: str | None = None, headers: dict[str, Any] | None = None, delay: float = 0, ttl: float | None = None
 ) -> int | None:
     """`EventBus.publish` on the process-wide bus. Before `init`, logs an error and returns None."""
-    if bus is None:
+    running = bus or _ending
+    if running is None:
         log.error("publish before pymq.init(): the event of type %s was not sent", type(event).__name__)
         return None
     if headers is None and ttl is None and not delay:
         route = _routes.get(type(event)) if channel is None else None
-        return bus.publish(event, channel) if route is None else route.send(event)
-    return bus.publish(event, channel, headers=headers, delay=delay, ttl=ttl)
+        return running.publish(event, channel) if route is None else route.send(event)
+    return running.publish(event, channel, headers=headers, delay=delay, ttl=ttl)
 
 
 def subscribe(
@@ -166,8 +180,9 @@ def unsubscribe(callback: Callable[..., Any], channel: str | None = None, patter
         early = [entry for entry in _early if entry[0] == "subscribe" and is_meant(entry[2].get("group"), *entry[1])]
         for entry in early:
             _early.remove(entry)
-    if bus is not None:
-        bus.unsubscribe(callback, channel, pattern, **({} if group is None else {"group": group}))
+    running = bus or _ending
+    if running is not None:
+        running.unsubscribe(callback, channel, pattern, **({} if group is None else {"group": group}))
     elif not keys and not early:
         raise NotInitialized("nothing is subscribed before pymq.init()")
 
@@ -287,9 +302,10 @@ def name_events() -> None:
 
 
 def _bus() -> EventBus:
-    if bus is None:
+    running = bus or _ending
+    if running is None:
         raise NotInitialized("call pymq.init() first")
-    return bus
+    return running
 
 
 def _declare(verb: str, fn: Callable[..., Any], *given: Any, **options: Any) -> None:
@@ -342,8 +358,9 @@ def _now_or_early(verb: str, args: tuple[Any, ...], options: dict[str, Any]) -> 
 
 
 def _after_fork_in_child() -> None:
-    global _inherited, _lock
+    global _ending, _inherited, _lock
     _lock = threading.RLock()
+    _ending = None
     _early.clear()
     _inherited = bus is not None
 

@@ -3,7 +3,7 @@
 ::
 
     PymqError
-    ├── NotInitialized (ValueError)        a verb was used before init()
+    ├── NotInitialized (ValueError)        a verb other than publish, subscribe, expose was used before init()
     ├── CodecError (ValueError)            a value cannot travel, or does not fit the declared type
     ├── ProviderError                      what carries the messages failed
     │   ├── QueueNotFound                  no such queue, or it was deleted meanwhile

@@ -78,8 +78,7 @@ class Channel:
 
     def open(self) -> None:
         """Make `fetch` and `subscribe` possible. Idempotent. Raises RuntimeError after `close`, and in a forked child."""
-        if self._is_over:
-            raise RuntimeError(f"{self!r} is closed, or a parent process's: make a new one")
+        self._check_not_over()
         self.is_open = True
 
     def close(self) -> None:
@@ -103,8 +102,13 @@ class Channel:
     def __repr__(self) -> str:
         return f"Channel(topic={self.topic!r}, is_open={self.is_open})"
 
+    def _check_not_over(self) -> None:
+        if self._is_over:
+            raise RuntimeError(f"{self!r} is closed, or a parent process's: make a new one")
+
     def _check_open(self) -> None:
         if not self.is_open:
+            self._check_not_over()
             raise RuntimeError(f"{self!r}: use it as `with channel:`, or call open() first")
 
     def _next(self) -> Message | None:

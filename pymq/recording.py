@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 from pymq.bus import EventBus
 from pymq.exceptions import NotInitialized
@@ -38,13 +39,21 @@ class RecordingBus(EventBus):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Within the block `errors` gets what is logged: also where the program under test has shut the bus down."""
-        listener, logger = _Errors(self.errors), logging.getLogger("pymq")
-        logger.addHandler(listener)
-        try:
+        """Within the block `errors` gets what is logged: also where the program has shut the bus down, or turned logging off."""
+        logger = logging.getLogger("pymq")
+        is_enabled_for, handle = logger.isEnabledFor, logger.handle
+
+        def hear(record: logging.LogRecord) -> None:
+            if record.levelno >= logging.ERROR:
+                error = record.exc_info[1] if record.exc_info else None
+                self.errors.append(error or RuntimeError(record.getMessage()))
+            if is_enabled_for(record.levelno):
+                handle(record)
+
+        # a logging.Handler would hear nothing behind `logging.disable`, a level, or a dictConfig that disables existing loggers
+        is_heard = patch.object(logger, "isEnabledFor", lambda level: level >= logging.ERROR or is_enabled_for(level))
+        with is_heard, patch.object(logger, "handle", hear):
             yield
-        finally:
-            logger.removeHandler(listener)
 
     def shutdown(self, timeout: float = 2.0) -> None:
         """As `EventBus.shutdown`; nothing is left at the provider."""
@@ -154,15 +163,3 @@ class RecordingBus(EventBus):
             first, *others = self.errors
             more = "".join(f"\n  and {type(error).__name__}: {error}" for error in others)
             raise AssertionError(f"a handler failed: {type(first).__name__}: {first}{more}") from first
-
-
-class _Errors(logging.Handler):
-    """What pymq logs as an error; handlers have nobody else to tell."""
-
-    def __init__(self, errors: list[BaseException]) -> None:
-        super().__init__(logging.ERROR)
-        self._errors = errors
-
-    def emit(self, record: logging.LogRecord) -> None:
-        error = record.exc_info[1] if record.exc_info else None
-        self._errors.append(error or RuntimeError(record.getMessage()))

@@ -27,7 +27,7 @@ def topic_of(cls: type) -> str:
 
 def topics_of(cls: type) -> list[str]:
     """The channels that an event of this class reaches: its own and those of its bases."""
-    return [topic_of(base) for base in cls.__mro__ if base is not object]
+    return [topic_of(base) for base in cls.__mro__ if base is not object or cls is object]
 
 
 def qualified_name(target: object) -> str:

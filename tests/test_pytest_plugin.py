@@ -189,6 +189,22 @@ def test_publish_before_init_is_an_error_too(pymq_bus):
     result.stdout.fnmatch_lines(["*AssertionError: a handler failed: RuntimeError: publish before pymq.init()*"])
 
 
+@pytest.mark.parametrize(
+    "off", ["logging.disable()", "logging.config.dictConfig({'version': 1})", "logging.getLogger('pymq').setLevel(logging.CRITICAL)"]
+)
+def test_the_error_of_a_handler_fails_its_test_also_where_logging_is_off(check, off):
+    tests = f"""
+import logging.config
+def test_bad(pymq_bus, caplog):
+    {off}
+    place(-1)
+    pymq_bus.drain()
+    assert not caplog.records
+"""
+    result = check(tests, failed=1)
+    result.stdout.fnmatch_lines(["*AssertionError: a handler failed: ValueError: no such order: -1"])
+
+
 def test_tests_that_do_not_name_the_fixture_as_a_parameter_fail_as_well(check):
     tests = """
 import unittest

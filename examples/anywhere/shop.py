@@ -23,7 +23,7 @@ class Sold:
 
 
 def serve() -> None:
-    """Tell prices, and note what is sold, each thing once and in spite of restarts."""
+    """Tell prices, and note what is sold, in spite of restarts: once, or once more where the shop is killed as it notes it."""
 
     @pymq.remote("price")
     def price(item: str) -> Decimal:

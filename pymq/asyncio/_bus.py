@@ -207,6 +207,10 @@ class EventBus:
             raise NotInitialized(NOT_STARTED)
         return self._core.port
 
+    def _not_closed(self) -> Port:
+        """As `_opened`, and while a shutdown waits for handlers: they may publish, as they may put."""
+        return self._core.port if self._ending is not None else self._opened()
+
     # ------------------------------------------------------------------ events
 
     async def publish(
@@ -227,10 +231,9 @@ class EventBus:
                 route = self._routes.get(type(event))
                 if route is not None:
                     return route.send(event)
-            port = self._opened()
-            return await port.do(self._core.publish, event, channel, headers=headers, delay=delay, ttl=ttl)
+            return await self._not_closed().do(self._core.publish, event, channel, headers=headers, delay=delay, ttl=ttl)
         except WouldWait as pause:
-            return await self._opened().in_thread(pause.finish)
+            return await self._not_closed().in_thread(pause.finish)
 
     async def subscribe(
         self,
@@ -337,7 +340,7 @@ class EventBus:
 
     def group(self, name: str) -> Group:
         """The consumer group of that name."""
-        self._opened()
+        self._not_closed()
         return Group(self._core, name)
 
     # ------------------------------------------------------------------ queues and remote calls
@@ -350,7 +353,7 @@ class EventBus:
     ) -> Queue[Any]: ...
     def queue(self, name: str, type: Any = Any, maxsize: int = 0, *, retries: int = RETRIES, backoff: float = BACKOFF) -> Queue[Any]:
         """`pymq.EventBus.queue`: its items are decoded to `type`; `retries` and `backoff` are for `take`."""
-        self._opened()
+        self._not_closed()
         return Queue(self._core, name, type, maxsize, retries=retries, backoff=backoff)
 
     async def expose(self, fn: Callable[..., Any], channel: str | None = None) -> None:

@@ -99,7 +99,8 @@ def _home() -> Path | None:
 def _rights(home: Path, existing: Path) -> Finding:
     if existing != home:
         able = existing == home.parent and os.access(existing, os.W_OK | os.X_OK)
-        remedy = "" if able else f"make {home.parent}, or set PYMQ_HOME to a directory of yours"
+        lacks = f"{existing} is not to be written for you:" if existing == home.parent else f"make {home.parent}, or"
+        remedy = "" if able else f"{lacks} set PYMQ_HOME to a directory of yours"
         return Finding("home", f"{home} will be made", OK if able else BAD, remedy)
     found = home.lstat()
     if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o077:

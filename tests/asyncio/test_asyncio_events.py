@@ -263,6 +263,46 @@ def test_the_end_of_the_bus_ends_the_iteration(run, aconfig):
     run(main())
 
 
+@pytest.mark.parametrize("group", [None, "g"])
+def test_a_handler_that_a_shutdown_waits_for_publishes_and_puts(run, aconfig, caplog, group):
+    async def main() -> None:
+        heard: asyncio.Queue[int] = asyncio.Queue()
+        begun, gate = asyncio.Event(), asyncio.Event()
+        bus = pymq.asyncio.connect(aconfig)
+
+        async def slow(event: Counted) -> None:
+            begun.set()
+            await gate.wait()
+            await bus.publish(event.number, "done")
+            await jobs.put(event.number)
+            await bus.queue("more", type=int).put(event.number)
+
+        async def hear(number: int) -> None:
+            heard.put_nowait(number)
+
+        async with pymq.asyncio.connect(aconfig) as other:
+            await other.subscribe(hear, "done")
+            await bus.start()
+            jobs = bus.queue("jobs", type=int)
+            await bus.subscribe(slow, group=group)
+            await other.publish(Counted(7))
+            await begun.wait()
+            ending = asyncio.ensure_future(bus.shutdown(60))
+            await asyncio.sleep(0)
+            gate.set()
+            await ending
+            for name in ("jobs", "more"):
+                assert await other.queue(name).get(timeout=60) == 7
+                await other.queue(name).free()
+            assert await asyncio.wait_for(heard.get(), 60) == 7
+            await other.group("g").delete()
+            with pytest.raises(pymq.NotInitialized):
+                await bus.publish(1, "done")
+        assert not caplog.records
+
+    run(main())
+
+
 def test_wrong_use_is_refused(run, aconfig):
     async def main() -> None:
         async with pymq.asyncio.connect(aconfig) as bus:

@@ -161,6 +161,15 @@ def test_as_another_user(command: str, stage: Path, tmp_path: Path) -> None:
 
 @pytest.mark.needs_root
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_a_directory_that_is_there_but_not_to_be_written_is_not_to_be_made(stage: Path, tmp_path: Path) -> None:
+    stage.chmod(0o755)
+    done = as_nobody("doctor", home=stage / "pymq", tmp_path=tmp_path)
+    assert done.returncode == 1
+    assert lines_with(done, "fails", "home", f"{stage} is not to be written for you: set PYMQ_HOME"), done.stdout
+
+
+@pytest.mark.needs_root
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 def test_no_room(tmp_path: Path) -> None:
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k,nr_inodes=40", "tmpfs", str(tmp_path)], check=False).returncode:
         pytest.skip("needs the right to mount")

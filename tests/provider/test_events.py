@@ -713,10 +713,11 @@ def test_publish_with_its_arguments_the_wrong_way_round(bus, event, options):
         bus.publish("c", event, **options)
 
 
-def test_a_value_that_cannot_travel_is_refused_by_publish(bus, heard):
+@pytest.mark.parametrize("channel", ["c", None])
+def test_a_value_that_cannot_travel_is_refused_by_publish(bus, heard, channel):
     bus.subscribe(heard, "c")
-    with pytest.raises(pymq.CodecError):
-        bus.publish(object(), "c")
+    with pytest.raises(pymq.CodecError, match="object"):
+        bus.publish(object(), channel)
     assert bus.publish("fine", "c") == 1
     assert heard.next() == "fine"
 

@@ -334,6 +334,39 @@ def test_shutdown_lets_running_handlers_end(config, heard):
     assert heard.take(1) == ["ended"]
 
 
+@pytest.mark.parametrize("group", [None, "service"])
+def test_a_handler_that_shutdown_waits_for_uses_all_verbs(config, heard, caplog, group):
+    begun, gate = threading.Event(), threading.Event()
+
+    def slow(value: int) -> None:
+        begun.set()
+        gate.wait(GUARD)
+        pymq.publish(value, "done")
+        pymq.queue("jobs").put(value)
+        heard(pymq.stub("double", timeout=GUARD)(value))
+        pymq.unsubscribe(slow)
+
+    with pymq.EventBus(config) as other:
+        other.subscribe(heard, "done")
+        other.expose(lambda value: 2 * value, "double")
+        pymq.init(config)
+        pymq.subscribe(slow, "c", group=group)
+        pymq.publish(1, "c")
+        assert begun.wait(GUARD)
+        ending = in_thread(pymq.shutdown, timeout=GUARD)
+        eventually(lambda: pymq.core.bus is None)
+        gate.set()
+        ending.result(GUARD)
+        assert sorted(heard.take(2)) == [1, 2]
+        assert other.queue("jobs").get(timeout=GUARD) == 1
+        other.queue("jobs").free()
+        other.group("service").delete()
+    assert pymq.publish(1, "done") is None
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == [
+        "publish before pymq.init(): the event of type int was not sent"
+    ]
+
+
 def test_shutdown_gives_the_same_time_to_what_runs_on_the_loop(config, heard, caplog):
     async def slow(value: int) -> None:
         heard("begun")
