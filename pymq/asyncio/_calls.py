@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Generator, Sequence
 from operator import itemgetter
 from queue import Full
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
@@ -16,7 +16,7 @@ from pymq.calls import pack_call
 from pymq.exceptions import NoSuchRemoteError, NotInitialized, RpcException, RpcTimeout
 from pymq.provider.base import Delivery, Provider
 from pymq.remotes import DEADLINE, NEVER, SEQUENCE
-from pymq.rpc import _START, Caller, ReplyQueue, RpcResponse, StubMethod
+from pymq.rpc import _START, Caller, ReplyQueue, RpcResponse, StubMethod, died
 
 if TYPE_CHECKING:
     from pymq.asyncio._core import Core
@@ -101,7 +101,7 @@ class LoopCaller(Caller):
         super().__init__(core)
         self.port = port
         self._queue = ReplyQueue(f"reply/{core.token:016x}/0")
-        self._inflow = Inflow(port, self._queue.name, self._deliver)
+        self._inflow = Inflow(port, self._queue.name, self._deliver, self._awaited, self._mourn)
         self._opening: asyncio.Future[None] | None = None
         self._is_open = self._closed = False
         self._calls: dict[int, Call] = {}
@@ -152,8 +152,6 @@ class LoopCaller(Caller):
     def _deliver(self, batch: Sequence[Delivery]) -> bool:
         for message, _ in batch:
             self._receive(message)
-        if not batch and self._calls:
-            self._look_for_deaths()
         return False
 
     def _receive(self, message: bytes) -> None:
@@ -166,20 +164,14 @@ class LoopCaller(Caller):
         elif self._asking:
             self._early[request] = message
 
-    def _look_for_deaths(self) -> None:
-        for call in set(self._calls.values()):
-            self.port.post(self._bury_for, call, dict(call.pending))
+    def _awaited(self) -> set[str]:
+        return {call.pending[request] for request, call in self._calls.items()}
 
-    def _bury_for(self, call: Call, pending: dict[int, str]) -> None:
-        dead: dict[int, Any] = {}
-        self._bury(call.stub.name, self._gone(pending), pending, dead)
-        self.port.in_loop(self._mourn, dead)
-
-    def _mourn(self, dead: dict[int, Any]) -> None:
-        for request, error in dead.items():
-            call = self._calls.pop(request, None)
-            if call is not None:
-                call.answer(request, error)
+    def _mourn(self, gone: Collection[str]) -> None:
+        for request, call in list(self._calls.items() if gone else ()):
+            if call.pending[request] in gone:
+                self.forget(request)
+                call.answer(request, died(call.stub.name))
 
     def abandon(self) -> None:
         """In a forked child: the replies are the parent's."""

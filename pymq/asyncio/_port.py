@@ -7,7 +7,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -206,13 +206,23 @@ def _logging(call: Callable[[], object]) -> None:
 class Inflow:
     """What comes to one temporary queue, batch by batch: `deliver(messages)` says whether it has more to do with them.
 
-    It is called with [] while it says so, and then again when there are new messages; also when a watched queue's process has died.
+    It is called with [] while it says so, and then again when there are new messages. `mourn(queues)` is told of those watched whose
+    processes have died, once all that had come before has been delivered; `awaited` says which to look at where no thread does.
     """
 
-    def __init__(self, port: Port, queue: str, deliver: Callable[[Sequence[Delivery]], bool]) -> None:
+    def __init__(
+        self,
+        port: Port,
+        queue: str,
+        deliver: Callable[[Sequence[Delivery]], bool],
+        awaited: Callable[[], Collection[str]] = tuple,
+        mourn: Callable[[Collection[str]], object] = len,
+    ) -> None:
         self._port = port
         self._queue = queue
         self._deliver = deliver
+        self._awaited = awaited
+        self._mourn = mourn
         self._watched: set[str] = set()
         self._known: list[str] = []
         self._ready: Readiness | None = None
@@ -243,11 +253,15 @@ class Inflow:
         if timer is not None:
             timer.cancel()
         try:
+            gone: Collection[str] = ()
             batch = [] if self._is_behind else self._port.provider.receive(self._queue, 0)
+            if not (batch or self._is_behind):
+                batch, gone = self._last_of(self._awaited())
             if batch and self._asked < math.inf:
                 self._patience.learn(self._looks, False, self._port.loop.time() - self._asked)
                 self._asked, self._looks = math.inf, False
             self._is_behind = self._deliver(batch)
+            self._mourn(gone)
             left = 0.0 if self._is_behind else self._ready.arm()
         except ProviderError as error:
             log.error("receiving failed; trying again: %s", error)
@@ -279,34 +293,45 @@ class Inflow:
         while not self._closed:
             try:
                 self._known = list(self._watched)
+                gone: Collection[str] = ()
                 batch = self._port.provider.receive(self._queue, None, watch=self._known)
                 if not batch:
-                    self._watched = {queue for queue in self._watched if lives(self._port.provider, queue)}
+                    batch, gone = self._last_of(self._known)
             except Exception as error:
                 if not self._closed:
                     log.error("receiving failed; trying again: %s", error)
                     self._next.wait(0.1)
                 continue
             self._next.clear()
-            self._port.in_loop(self._hand_over, batch)
+            self._port.in_loop(self._hand_over, batch, gone)
             while not (self._next.wait(SLICE) or self._closed):
                 pass
 
-    def _hand_over(self, batch: Sequence[Delivery]) -> None:
+    def _last_of(self, queues: Collection[str]) -> tuple[list[Delivery], Collection[str]]:
+        """What had come before some of those processes died, and which have; nothing comes from them after that."""
+        gone = {queue for queue in queues if not lives(self._port.provider, queue)}
+        batch: list[Delivery] = []
+        while gone and (more := self._port.provider.receive(self._queue, 0)):
+            batch += more
+        return batch, gone
+
+    def _hand_over(self, batch: Sequence[Delivery], gone: Collection[str]) -> None:
         is_behind = False
         try:
             is_behind = not self._closed and self._deliver(batch)
+            self._watched.difference_update(gone)
+            self._mourn(gone)
         finally:  # a thread that waits for ever would hear nothing more
             if is_behind:
-                self._port.loop.call_soon(self._hand_over, [])
+                self._port.loop.call_soon(self._hand_over, [], ())
             else:
                 self._next.set()
 
     def watch(self, queue: str) -> None:
-        """`deliver` is called when that queue's process dies. Where it is dead already, soon."""
+        """`mourn` is called when that queue's process dies. Where it is dead already, soon."""
         if queue in self._watched:
             return
-        if len(self._watched) > 100:
+        if len(self._watched) > 100 and self._ready is not None:  # a thread looks itself
             self._watched = {known for known in self._watched if lives(self._port.provider, known)}
         self._watched.add(queue)
         if self._ready is None:

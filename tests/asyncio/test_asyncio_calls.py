@@ -7,6 +7,7 @@ import threading
 from typing import Any
 
 import pytest
+from harness import GUARD, eventually
 from loops import Deaf, Threaded, aside, fill, until
 from programs import shop
 from programs.shop import OrderPlaced
@@ -346,3 +347,61 @@ def test_a_first_call_that_could_not_be_made_does_not_keep_the_next_ones_from_it
             assert await upper("a") == "A"
 
     run(main())
+
+
+def test_a_reply_that_came_just_before_its_server_went_is_the_result(run, aconfig, config, monkeypatch):
+    async def main() -> None:
+        server = pymq.EventBus(config)
+        await aside(server.start)
+        await aside(server.expose, upper_case, "upper")
+        async with pymq.asyncio.connect(aconfig) as bus:
+            provider, asking, ended = bus._core.provider, threading.Event(), threading.Event()
+            receive = provider.receive
+
+            def interrupt(queue: str, timeout: float | None = 0, **how: Any) -> Any:
+                if not asking.is_set() or ended.is_set() or queue != bus._core.caller._queue.name:
+                    return receive(queue, timeout, **how)
+                threading.Thread(target=end, args=[queue]).start()
+                while not ended.is_set():
+                    pass  # in the loop's thread, perhaps, where a call that blocks is an error
+                return []
+
+            def end(queue: str) -> None:
+                eventually(lambda: provider.size(queue) > 0)
+                server.shutdown()
+                ended.set()
+
+            monkeypatch.setattr(provider, "receive", interrupt)
+            upper = bus.stub("upper", timeout=GUARD)
+            assert await upper("a") == "A"
+            asking.set()
+            if not bus._core.port.direct:
+                await aside(provider.wake)  # the thread's receive began before it could be interrupted
+            assert await upper("b") == "B"
+
+    run(main())
+
+
+def test_a_call_that_begins_while_deaths_are_looked_for_disturbs_nobody(run, config, caplog, monkeypatch, local):
+    async def main() -> None:
+        async with pymq.asyncio.connect(Threaded(config)) as bus:
+            servers = {name: pymq.EventBus(config) for name in ("a", "b")}
+            for name, server in servers.items():
+                server.start()
+                server.expose(upper_case, name)
+            assert await bus.stub("a", timeout=GUARD)("x") == "X"
+            send, loop, begun = bus._core.provider.send, asyncio.get_running_loop(), []
+
+            def interrupted(queue: str, message: bytes, **how: Any) -> None:
+                if not message and not begun:
+                    begun.append(asyncio.run_coroutine_threadsafe(bus.stub("b", timeout=GUARD)("y"), loop))
+                    eventually(lambda: servers["b"].inbox in bus._core.caller._inflow._watched)
+                send(queue, message, **how)
+
+            monkeypatch.setattr(bus._core.provider, "send", interrupted)
+            await aside(servers["a"].shutdown)
+            assert await asyncio.wrap_future(await until(lambda: begun and begun[0])) == "Y"
+            await aside(servers["b"].shutdown)
+
+    run(main())
+    assert "changed size" not in caplog.text
