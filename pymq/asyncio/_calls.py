@@ -269,12 +269,12 @@ class Results(Generic[R]):
 
     def __init__(self, call: Call, pack: Callable[[], bytes]) -> None:
         self._call = call
-        self._pack: Callable[[], bytes] | None = pack
+        self._pack = pack
+        self._begun: asyncio.Future[None] | None = None
 
-    async def _begin(self, pack: Callable[[], bytes]) -> None:
-        self._pack = None
+    async def _begin(self) -> None:
         try:
-            await self._call.begin(pack())
+            await self._call.begin(self._pack())
         except BaseException:
             self._call.end()
             raise
@@ -283,8 +283,10 @@ class Results(Generic[R]):
         return self
 
     async def __anext__(self) -> R:
-        if self._pack is not None:
-            await self._begin(self._pack)
+        if self._begun is None:
+            self._begun = asyncio.ensure_future(self._begin())
+        if not self._begun.done() or self._begun.exception():
+            await asyncio.shield(self._begun)  # by several tasks, and to its end where one of them is cancelled
         try:
             return await self._call.next()  # type: ignore[no-any-return]
         except (StopAsyncIteration, NotInitialized):  # not a cancellation: a step can be tried again

@@ -314,6 +314,37 @@ def test_a_step_that_is_cancelled_can_be_repeated(run, aconfig):
     run(main())
 
 
+def test_a_first_step_may_be_cancelled_or_made_by_several_tasks(run, aconfig, config):
+    async def main() -> None:
+        calls: list[str] = []
+
+        async def spell(text: str) -> str:
+            calls.append(text)
+            return text.upper()
+
+        async with pymq.asyncio.connect(aconfig) as bus, pymq.asyncio.connect(aconfig) as other:
+            for server in (bus, other):
+                await server.expose(spell, "spell")
+            stub = bus.stub("spell", timeout=GUARD, multi=True)
+            for text in ("a", "b"):
+                results = stub(text)
+                cancelled = asyncio.ensure_future(anext(results))
+                await asyncio.sleep(0)
+                cancelled.cancel()
+                await asyncio.wait([cancelled])
+                assert await results == [text.upper()] * 2
+            results = stub("c")
+            assert await asyncio.gather(anext(results), anext(results)) == ["C", "C"]
+            assert await results == ["C", "C"]
+            refused = stub(object())
+            for _ in range(2):
+                with pytest.raises(pymq.CodecError):
+                    await anext(refused)
+        assert sorted(calls) == ["a", "a", "b", "b", "c", "c"]
+
+    run(main())
+
+
 def upper_case(text: str) -> str:
     return text.upper()
 
