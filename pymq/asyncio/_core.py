@@ -62,9 +62,14 @@ class Core(EventBus):
 
     def shutdown(self, timeout: float = SHUTDOWN_SECONDS) -> None:
         """As ever. At the end of a program that has not awaited its own, a thread may still wait for replies."""
-        if isinstance(self.caller, LoopCaller):
-            self.caller.close()
+        self.end_calls()
         super().shutdown(timeout)
+
+    def end_calls(self) -> None:
+        """Whoever waits for a reply gets NotInitialized. Also where there is no caller, or another shutdown takes it away meanwhile."""
+        caller = self.caller
+        if isinstance(caller, LoopCaller):
+            caller.close()
 
     def _after_fork(self) -> None:
         inherited = self.port
