@@ -124,13 +124,13 @@ class LoopCaller(Caller):
         provider, stub = self.port.provider, call.stub
         deadline = NEVER if stub.timeout is None else provider.clock() + stub.timeout
         packed = DEADLINE.pack(deadline) + data
+        hasty: Any = _Hasty(self.port, stub.timeout)
         if self.port.direct:
-            hasty = _Hasty(self.port, stub.timeout)
-            asked = self._request(hasty, queue, stub, packed, deadline)  # type: ignore[arg-type]
+            asked = self._request(hasty, queue, stub, packed, deadline)
         else:
             self._asking += 1
             try:
-                asked = await self.port.in_thread(self._request, provider, queue, stub, packed, deadline)
+                asked = await self.port.in_thread(self._request, hasty, queue, stub, packed, deadline)
             finally:
                 self._asking -= 1
             if self._closed:
@@ -190,7 +190,7 @@ def _has_failed(opening: asyncio.Future[None]) -> bool:
 
 
 class _Hasty:
-    """A provider to `Caller._request`: where it would wait for room, a task of the loop does instead."""
+    """A provider to `Caller._request`: where it would wait for room, a task does instead: a shutdown would wait for a thread."""
 
     def __init__(self, port: Port, timeout: float | None) -> None:
         self._port = port
@@ -206,7 +206,10 @@ class _Hasty:
         except Full:
             if timeout == 0:
                 raise
-            self._port.loop.create_task(send_patiently(self._port, queue, message, self._seconds))
+            self._port.in_loop(self._wait_for_room, queue, message)
+
+    def _wait_for_room(self, queue: str, message: bytes) -> None:
+        self._port.loop.create_task(send_patiently(self._port, queue, message, self._seconds))
 
 
 class Stub(Generic[P, R]):

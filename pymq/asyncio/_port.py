@@ -61,10 +61,14 @@ class Port:
 
     async def in_thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The result of a call that waits. It goes on when this is cancelled."""
-        if self._ended:
-            raise NotInitialized("the bus was shut down")
+        self.raise_if_ended()
         pool = None if self.direct else self._pool
         return await in_thread(self.loop, pool, partial(call, *args, **kwargs))
+
+    def raise_if_ended(self) -> None:
+        """Raises NotInitialized where nothing may be asked of the provider any more."""
+        if self._ended:
+            raise NotInitialized("the bus was shut down")
 
     def post(self, call: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
         """Make the call for its effect; nobody waits for it."""
@@ -175,15 +179,20 @@ def is_direct(provider: Provider) -> bool:
 
 
 async def send_patiently(port: Port, queue: str, message: bytes, seconds: float) -> None:
-    """Send to an inbox that is full, as soon as it is not; after so many seconds, or where its process is dead, never."""
+    """Send to an inbox that is full, as soon as it is not; after so many seconds, the end of the bus or of that process, never."""
     try:
         await with_room(port, lambda: port.provider.send(queue, message, timeout=0), seconds)
+    except NotInitialized:
+        pass
     except (Full, ProviderError) as error:
         log.warning("a message to %s was dropped: %s", queue, error)
 
 
 async def with_room(port: Port, attempt: Callable[[], None], timeout: float | None) -> None:
-    """Try until there is room. Raises Full after `timeout` seconds. Looks again and again, at most 20 ms apart."""
+    """Try until there is room. Raises Full after `timeout` seconds, NotInitialized when the bus ends.
+
+    Looks again and again, at most 20 ms apart.
+    """
     deadline = None if timeout is None else port.loop.time() + timeout
     pause = 0.0005
     while True:
@@ -194,6 +203,7 @@ async def with_room(port: Port, attempt: Callable[[], None], timeout: float | No
                 raise
         await asyncio.sleep(pause if deadline is None else max(0.0, min(pause, deadline - port.loop.time())))
         pause = min(pause * 2, 0.02)
+        port.raise_if_ended()
 
 
 def _logging(call: Callable[[], object]) -> None:

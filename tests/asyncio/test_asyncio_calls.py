@@ -233,6 +233,23 @@ def test_where_a_server_is_full_the_wait_is_awaited(run, small, way):
     run(main())
 
 
+def test_a_call_that_waits_for_a_full_server_does_not_hold_up_the_end_and_ends_with_it(run, small, way):
+    async def main() -> None:
+        deaf = await aside(Deaf, small, "r/slow")
+        try:
+            await aside(fill, small, b"x" * 3000)
+            async with pymq.asyncio.connect(Threaded(small) if way == "threads" else small) as bus:
+                calling = asyncio.ensure_future(bus.stub("slow")("y" * 3000))
+                await asyncio.sleep(0.1)
+            with pytest.raises(pymq.NotInitialized):
+                await calling
+            await until(lambda: not any("send_patiently" in repr(task) for task in asyncio.all_tasks()))
+        finally:
+            await aside(deaf.provider.close)
+
+    run(main())
+
+
 @pytest.mark.parametrize("spin", [0.0, 20.0])
 def test_a_loop_goes_round_while_it_awaits_an_answer_as_long_as_a_thread_would_spin(spin, tmp_path):
     config = ShmConfig(home=str(tmp_path / "home"), spin=spin)
