@@ -166,11 +166,14 @@ class NoPort:
 
     def __init__(self, make: Callable[[], Port] | None = None) -> None:
         self._make = make
+        self._made: Port | None = None
 
     def __getattr__(self, name: str) -> Any:
-        if self._make is None:
-            raise NotInitialized(NOT_STARTED)
-        return getattr(self._make(), name)
+        if self._made is None:
+            if self._make is None:
+                raise NotInitialized(NOT_STARTED)
+            self._made = self._make()
+        return getattr(self._made, name)  # who began with this one goes on with it
 
 
 def is_direct(provider: Provider) -> bool:
