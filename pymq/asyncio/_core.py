@@ -79,6 +79,8 @@ class Core(EventBus):
         super()._after_fork()
         if isinstance(inherited, Port):
             self.port = NoPort(partial(self._enter_in_child, inherited.direct))  # type: ignore[assignment]
+        else:
+            self.port = inherited  # of a child that has not used it: so its own child may be the first
 
     def _enter_in_child(self, direct: bool) -> Port:
         """Over a network, a thread opens the provider with its first call."""

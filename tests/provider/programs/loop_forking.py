@@ -51,6 +51,15 @@ async def child_waits_for_room_first() -> None:
     assert await full[0].get() == "more"
 
 
+async def child_forks() -> None:
+    assert await fork(child_of_the_child) == 0
+
+
+async def child_of_the_child() -> None:
+    await bus.queue("jobs").put("put")
+    assert await bus.queue("jobs").get(timeout=10) == "put"
+
+
 async def child_shuts_down() -> None:
     await bus.shutdown()
 
@@ -90,7 +99,7 @@ async def main() -> None:
         assert await bus.stub(pid, timeout=10)() == os.getpid()
         full.append(bus.queue("full", maxsize=1))
         await full[0].put("all there is room for")
-        for work in (child_does_nothing, child_publishes, child_waits_for_room_first, child_shuts_down, child_begins_anew):
+        for work in (child_does_nothing, child_publishes, child_waits_for_room_first, child_forks, child_shuts_down, child_begins_anew):
             print(work.__name__, await fork(work), flush=True)
             heard.clear()
             for channel in ("plain", "grouped"):
