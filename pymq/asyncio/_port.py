@@ -59,6 +59,13 @@ class Port:
         """The result of a call that may talk to the provider, but has nothing to wait for."""
         return call(*args, **kwargs) if self.direct else await self.in_thread(call, *args, **kwargs)
 
+    async def do_at_once(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """`do`, begun before anything else runs, such as the end of the bus; it goes on when this is cancelled."""
+        if self.direct:
+            return call(*args, **kwargs)
+        self.raise_if_ended()
+        return await asyncio.shield(self.loop.run_in_executor(self._pool, partial(call, *args, **kwargs)))
+
     async def in_thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The result of a call that waits. It goes on when this is cancelled."""
         self.raise_if_ended()
