@@ -208,7 +208,9 @@ class Caller:
                 batch = provider.receive(queue.name, 0) if gone else ()  # what came just before the end
                 if batch:
                     continue
-                self._bury(stub.name, gone, pending, results)
+                for request in gone:
+                    del pending[request]
+                    results[request] = died(stub.name)
             if not pending:
                 return results
             batch = provider.receive(queue.name, left, watch=[*pending.values()])
@@ -225,10 +227,10 @@ class Caller:
                 pass  # it lives
         return gone
 
-    def _bury(self, name: str, gone: list[int], pending: dict[int, str], results: dict[int, Any]) -> None:
-        for request in gone:
-            del pending[request]
-            results[request] = ServerDied(f"the server of {name!r} died before it replied")
+
+def died(name: str) -> ServerDied:
+    """What stands for the result of a server that is dead and has not replied."""
+    return ServerDied(f"the server of {name!r} died before it replied")
 
 
 def _left(provider: Provider, deadline: float) -> float | None:

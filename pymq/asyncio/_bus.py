@@ -76,6 +76,7 @@ class EventBus:
         self._declared: list[_Declared] = []
         self._routes: dict[Any, Route] = {}
         self._iterations: weakref.WeakSet[Events[Any]] = weakref.WeakSet()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._is_open = False
         self._start: _Start | None = None
         self._ending: asyncio.Task[None] | None = None
@@ -87,24 +88,26 @@ class EventBus:
 
         One that fails or is cancelled has opened nothing. Raises ProviderError, and RuntimeError while the bus runs in another loop.
         """
-        if self._is_open:
-            await self._leave_closed_loop()
+        await self._leave_closed_loop()
         while self._ending is not None:
             await asyncio.shield(self._ending)
         start = self._start
         if start is None:
+            self._loop = asyncio.get_running_loop()
             start = self._start = _Start(asyncio.ensure_future(self._begin()))
         start.wanted += 1
         try:
             await asyncio.shield(start.opening)
         except asyncio.CancelledError:
             start.wanted -= 1
-            await asyncio.shield(self._close_again(start))
+            await asyncio.shield(self._close_again(start, 0))
             raise
 
     async def _begin(self) -> None:
         try:
             await self._open()
+        except GeneratorExit:  # its loop was closed meanwhile, which the next start, or a shutdown, looks after
+            raise
         except BaseException:
             self._start = None
             await self.shutdown(0)
@@ -125,19 +128,22 @@ class EventBus:
         for declared in self._declared:
             await self._do_or_undo(declared.begin)
 
-    async def _close_again(self, start: _Start) -> None:
+    async def _close_again(self, start: _Start, timeout: float) -> None:
         await asyncio.wait([start.opening])
-        if not start.wanted and self._start is start:
-            await self.shutdown(0)
+        if start.wanted <= 0 and self._start is start:
+            await self.shutdown(timeout)
 
     async def _leave_closed_loop(self) -> None:
-        """Close what a loop has left open that was closed without a shutdown. Raises RuntimeError where another loop runs the bus."""
+        """Close what a loop has left that was closed without a shutdown. Raises RuntimeError where another loop runs the bus."""
         port = self._core.port
-        if not port.loop.is_closed():
-            port.here()
+        loop = port.loop if self._is_open else self._loop
+        if loop is None or not loop.is_closed():
+            if self._is_open:
+                port.here()
             return
-        self._iterations.clear()
-        self._is_open, self._start, self._routes = False, None, {}
+        for events in list(self._iterations):
+            events.end()
+        self._loop, self._is_open, self._start, self._ending, self._routes = None, False, None, None, {}
         await in_thread(asyncio.get_running_loop(), None, partial(self._close_at_once, port))
 
     async def shutdown(self, timeout: float = SHUTDOWN_SECONDS) -> None:
@@ -146,8 +152,10 @@ class EventBus:
         Goes on to its end where it is cancelled; only the end of the loop makes it close at once. In the handler of a group it
         returns at once: the bus closes when the handler has returned and its event was acked.
         """
-        if self._is_open:
-            await self._leave_closed_loop()
+        await self._leave_closed_loop()
+        if self._start is not None and not self._is_open:  # a start cannot be called back
+            self._start.wanted = 0
+            await asyncio.shield(self._close_again(self._start, timeout))
         handler = self._core.handler()
         is_acked = not self._core.is_of_a_group(handler)
         if self._is_open:
@@ -174,13 +182,15 @@ class EventBus:
     def _end(self, port: Port, ending: asyncio.Task[None]) -> None:
         if ending.cancelled():  # by the end of the loop
             self._close_at_once(port)
-        self._ending = None
+        self._loop = self._ending = None
         self._ended.set()
 
     def _close_at_once(self, port: Port) -> None:
-        self._core.caller.close()
-        port.stop()
-        self._close(port)
+        self._core.end_calls()
+        if isinstance(port, Port):  # no port: of a start that the end of its loop has cut short
+            port.stop()
+            port.end()
+        self._core.shutdown()
 
     def _close(self, port: Port) -> None:
         port.end()

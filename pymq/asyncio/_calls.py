@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Generator, Sequence
 from operator import itemgetter
 from queue import Full
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
@@ -16,7 +16,7 @@ from pymq.calls import pack_call
 from pymq.exceptions import NoSuchRemoteError, NotInitialized, RpcException, RpcTimeout
 from pymq.provider.base import Delivery, Provider
 from pymq.remotes import DEADLINE, NEVER, SEQUENCE
-from pymq.rpc import _START, Caller, ReplyQueue, RpcResponse, StubMethod
+from pymq.rpc import _START, Caller, ReplyQueue, RpcResponse, StubMethod, died
 
 if TYPE_CHECKING:
     from pymq.asyncio._core import Core
@@ -101,7 +101,7 @@ class LoopCaller(Caller):
         super().__init__(core)
         self.port = port
         self._queue = ReplyQueue(f"reply/{core.token:016x}/0")
-        self._inflow = Inflow(port, self._queue.name, self._deliver)
+        self._inflow = Inflow(port, self._queue.name, self._deliver, self._awaited, self._mourn)
         self._opening: asyncio.Future[None] | None = None
         self._is_open = self._closed = False
         self._calls: dict[int, Call] = {}
@@ -124,13 +124,13 @@ class LoopCaller(Caller):
         provider, stub = self.port.provider, call.stub
         deadline = NEVER if stub.timeout is None else provider.clock() + stub.timeout
         packed = DEADLINE.pack(deadline) + data
+        hasty: Any = _Hasty(self.port, stub.timeout)
         if self.port.direct:
-            hasty = _Hasty(self.port, stub.timeout)
-            asked = self._request(hasty, queue, stub, packed, deadline)  # type: ignore[arg-type]
+            asked = self._request(hasty, queue, stub, packed, deadline)
         else:
             self._asking += 1
             try:
-                asked = await self.port.in_thread(self._request, provider, queue, stub, packed, deadline)
+                asked = await self.port.in_thread(self._request, hasty, queue, stub, packed, deadline)
             finally:
                 self._asking -= 1
             if self._closed:
@@ -152,8 +152,6 @@ class LoopCaller(Caller):
     def _deliver(self, batch: Sequence[Delivery]) -> bool:
         for message, _ in batch:
             self._receive(message)
-        if not batch and self._calls:
-            self._look_for_deaths()
         return False
 
     def _receive(self, message: bytes) -> None:
@@ -166,20 +164,14 @@ class LoopCaller(Caller):
         elif self._asking:
             self._early[request] = message
 
-    def _look_for_deaths(self) -> None:
-        for call in set(self._calls.values()):
-            self.port.post(self._bury_for, call, dict(call.pending))
+    def _awaited(self) -> set[str]:
+        return {call.pending[request] for request, call in self._calls.items()}
 
-    def _bury_for(self, call: Call, pending: dict[int, str]) -> None:
-        dead: dict[int, Any] = {}
-        self._bury(call.stub.name, self._gone(pending), pending, dead)
-        self.port.in_loop(self._mourn, dead)
-
-    def _mourn(self, dead: dict[int, Any]) -> None:
-        for request, error in dead.items():
-            call = self._calls.pop(request, None)
-            if call is not None:
-                call.answer(request, error)
+    def _mourn(self, gone: Collection[str]) -> None:
+        for request, call in list(self._calls.items() if gone else ()):
+            if call.pending[request] in gone:
+                self.forget(request)
+                call.answer(request, died(call.stub.name))
 
     def abandon(self) -> None:
         """In a forked child: the replies are the parent's."""
@@ -198,7 +190,7 @@ def _has_failed(opening: asyncio.Future[None]) -> bool:
 
 
 class _Hasty:
-    """A provider to `Caller._request`: where it would wait for room, a task of the loop does instead."""
+    """A provider to `Caller._request`: where it would wait for room, a task does instead: a shutdown would wait for a thread."""
 
     def __init__(self, port: Port, timeout: float | None) -> None:
         self._port = port
@@ -214,7 +206,10 @@ class _Hasty:
         except Full:
             if timeout == 0:
                 raise
-            self._port.loop.create_task(send_patiently(self._port, queue, message, self._seconds))
+            self._port.in_loop(self._wait_for_room, queue, message)
+
+    def _wait_for_room(self, queue: str, message: bytes) -> None:
+        self._port.loop.create_task(send_patiently(self._port, queue, message, self._seconds))
 
 
 class Stub(Generic[P, R]):
@@ -277,12 +272,12 @@ class Results(Generic[R]):
 
     def __init__(self, call: Call, pack: Callable[[], bytes]) -> None:
         self._call = call
-        self._pack: Callable[[], bytes] | None = pack
+        self._pack = pack
+        self._begun: asyncio.Future[None] | None = None
 
-    async def _begin(self, pack: Callable[[], bytes]) -> None:
-        self._pack = None
+    async def _begin(self) -> None:
         try:
-            await self._call.begin(pack())
+            await self._call.begin(self._pack())
         except BaseException:
             self._call.end()
             raise
@@ -291,8 +286,10 @@ class Results(Generic[R]):
         return self
 
     async def __anext__(self) -> R:
-        if self._pack is not None:
-            await self._begin(self._pack)
+        if self._begun is None:
+            self._begun = asyncio.ensure_future(self._begin())
+        if not self._begun.done() or self._begun.exception():
+            await asyncio.shield(self._begun)  # by several tasks, and to its end where one of them is cancelled
         try:
             return await self._call.next()  # type: ignore[no-any-return]
         except (StopAsyncIteration, NotInitialized):  # not a cancellation: a step can be tried again

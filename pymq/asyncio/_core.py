@@ -62,9 +62,14 @@ class Core(EventBus):
 
     def shutdown(self, timeout: float = SHUTDOWN_SECONDS) -> None:
         """As ever. At the end of a program that has not awaited its own, a thread may still wait for replies."""
-        if isinstance(self.caller, LoopCaller):
-            self.caller.close()
+        self.end_calls()
         super().shutdown(timeout)
+
+    def end_calls(self) -> None:
+        """Whoever waits for a reply gets NotInitialized. Also where there is no caller, or another shutdown takes it away meanwhile."""
+        caller = self.caller
+        if isinstance(caller, LoopCaller):
+            caller.close()
 
     def _after_fork(self) -> None:
         inherited = self.port
@@ -74,6 +79,8 @@ class Core(EventBus):
         super()._after_fork()
         if isinstance(inherited, Port):
             self.port = NoPort(partial(self._enter_in_child, inherited.direct))  # type: ignore[assignment]
+        else:
+            self.port = inherited  # of a child that has not used it: so its own child may be the first
 
     def _enter_in_child(self, direct: bool) -> Port:
         """Over a network, a thread opens the provider with its first call."""

@@ -23,6 +23,7 @@ class _Buffer:
     def __init__(self, hint: Any) -> None:
         self.events: deque[tuple[Any, Message]] = deque()
         self.is_ended = False
+        self.entering = asyncio.Lock()
         self._waiting: set[asyncio.Future[None]] = set()
         self._room: asyncio.Future[None] | None = None
 
@@ -88,10 +89,11 @@ class Events(Generic[T]):
             self._buffer, finalizer, self._finalizer = _Buffer(self._hint), self._finalizer, None
             if finalizer is not None:
                 finalizer.detach()
-        if self._finalizer is None:
-            await self._subscribe(self._buffer.handler)
-            self._finalizer = weakref.finalize(self, self._let_go, self._buffer.handler)
-            self._finalizer.atexit = False
+        async with self._buffer.entering:  # of several tasks, one subscribes; the next, where that one is cancelled
+            if self._finalizer is None:
+                await self._subscribe(self._buffer.handler)
+                self._finalizer = weakref.finalize(self, self._let_go, self._buffer.handler)
+                self._finalizer.atexit = False
         return self
 
     async def __aexit__(self, *_: object) -> None:

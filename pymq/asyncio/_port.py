@@ -7,7 +7,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -59,12 +59,23 @@ class Port:
         """The result of a call that may talk to the provider, but has nothing to wait for."""
         return call(*args, **kwargs) if self.direct else await self.in_thread(call, *args, **kwargs)
 
+    async def do_at_once(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """`do`, begun before anything else runs, such as the end of the bus; it goes on when this is cancelled."""
+        if self.direct:
+            return call(*args, **kwargs)
+        self.raise_if_ended()
+        return await asyncio.shield(self.loop.run_in_executor(self._pool, partial(call, *args, **kwargs)))
+
     async def in_thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The result of a call that waits. It goes on when this is cancelled."""
-        if self._ended:
-            raise NotInitialized("the bus was shut down")
+        self.raise_if_ended()
         pool = None if self.direct else self._pool
         return await in_thread(self.loop, pool, partial(call, *args, **kwargs))
+
+    def raise_if_ended(self) -> None:
+        """Raises NotInitialized where nothing may be asked of the provider any more."""
+        if self._ended:
+            raise NotInitialized("the bus was shut down")
 
     def post(self, call: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> None:
         """Make the call for its effect; nobody waits for it."""
@@ -162,11 +173,14 @@ class NoPort:
 
     def __init__(self, make: Callable[[], Port] | None = None) -> None:
         self._make = make
+        self._made: Port | None = None
 
     def __getattr__(self, name: str) -> Any:
-        if self._make is None:
-            raise NotInitialized(NOT_STARTED)
-        return getattr(self._make(), name)
+        if self._made is None:
+            if self._make is None:
+                raise NotInitialized(NOT_STARTED)
+            self._made = self._make()
+        return getattr(self._made, name)  # who began with this one goes on with it
 
 
 def is_direct(provider: Provider) -> bool:
@@ -175,15 +189,20 @@ def is_direct(provider: Provider) -> bool:
 
 
 async def send_patiently(port: Port, queue: str, message: bytes, seconds: float) -> None:
-    """Send to an inbox that is full, as soon as it is not; after so many seconds, or where its process is dead, never."""
+    """Send to an inbox that is full, as soon as it is not; after so many seconds, the end of the bus or of that process, never."""
     try:
         await with_room(port, lambda: port.provider.send(queue, message, timeout=0), seconds)
+    except NotInitialized:
+        pass
     except (Full, ProviderError) as error:
         log.warning("a message to %s was dropped: %s", queue, error)
 
 
 async def with_room(port: Port, attempt: Callable[[], None], timeout: float | None) -> None:
-    """Try until there is room. Raises Full after `timeout` seconds. Looks again and again, at most 20 ms apart."""
+    """Try until there is room. Raises Full after `timeout` seconds, NotInitialized when the bus ends.
+
+    Looks again and again, at most 20 ms apart.
+    """
     deadline = None if timeout is None else port.loop.time() + timeout
     pause = 0.0005
     while True:
@@ -194,6 +213,7 @@ async def with_room(port: Port, attempt: Callable[[], None], timeout: float | No
                 raise
         await asyncio.sleep(pause if deadline is None else max(0.0, min(pause, deadline - port.loop.time())))
         pause = min(pause * 2, 0.02)
+        port.raise_if_ended()
 
 
 def _logging(call: Callable[[], object]) -> None:
@@ -206,13 +226,23 @@ def _logging(call: Callable[[], object]) -> None:
 class Inflow:
     """What comes to one temporary queue, batch by batch: `deliver(messages)` says whether it has more to do with them.
 
-    It is called with [] while it says so, and then again when there are new messages; also when a watched queue's process has died.
+    It is called with [] while it says so, and then again when there are new messages. `mourn(queues)` is told of those watched whose
+    processes have died, once all that had come before has been delivered; `awaited` says which to look at where no thread does.
     """
 
-    def __init__(self, port: Port, queue: str, deliver: Callable[[Sequence[Delivery]], bool]) -> None:
+    def __init__(
+        self,
+        port: Port,
+        queue: str,
+        deliver: Callable[[Sequence[Delivery]], bool],
+        awaited: Callable[[], Collection[str]] = tuple,
+        mourn: Callable[[Collection[str]], object] = len,
+    ) -> None:
         self._port = port
         self._queue = queue
         self._deliver = deliver
+        self._awaited = awaited
+        self._mourn = mourn
         self._watched: set[str] = set()
         self._known: list[str] = []
         self._ready: Readiness | None = None
@@ -243,11 +273,15 @@ class Inflow:
         if timer is not None:
             timer.cancel()
         try:
+            gone: Collection[str] = ()
             batch = [] if self._is_behind else self._port.provider.receive(self._queue, 0)
+            if not (batch or self._is_behind):
+                batch, gone = self._last_of(self._awaited())
             if batch and self._asked < math.inf:
                 self._patience.learn(self._looks, False, self._port.loop.time() - self._asked)
                 self._asked, self._looks = math.inf, False
             self._is_behind = self._deliver(batch)
+            self._mourn(gone)
             left = 0.0 if self._is_behind else self._ready.arm()
         except ProviderError as error:
             log.error("receiving failed; trying again: %s", error)
@@ -279,34 +313,45 @@ class Inflow:
         while not self._closed:
             try:
                 self._known = list(self._watched)
+                gone: Collection[str] = ()
                 batch = self._port.provider.receive(self._queue, None, watch=self._known)
                 if not batch:
-                    self._watched = {queue for queue in self._watched if lives(self._port.provider, queue)}
+                    batch, gone = self._last_of(self._known)
             except Exception as error:
                 if not self._closed:
                     log.error("receiving failed; trying again: %s", error)
                     self._next.wait(0.1)
                 continue
             self._next.clear()
-            self._port.in_loop(self._hand_over, batch)
+            self._port.in_loop(self._hand_over, batch, gone)
             while not (self._next.wait(SLICE) or self._closed):
                 pass
 
-    def _hand_over(self, batch: Sequence[Delivery]) -> None:
+    def _last_of(self, queues: Collection[str]) -> tuple[list[Delivery], Collection[str]]:
+        """What had come before some of those processes died, and which have; nothing comes from them after that."""
+        gone = {queue for queue in queues if not lives(self._port.provider, queue)}
+        batch: list[Delivery] = []
+        while gone and (more := self._port.provider.receive(self._queue, 0)):
+            batch += more
+        return batch, gone
+
+    def _hand_over(self, batch: Sequence[Delivery], gone: Collection[str]) -> None:
         is_behind = False
         try:
             is_behind = not self._closed and self._deliver(batch)
+            self._watched.difference_update(gone)
+            self._mourn(gone)
         finally:  # a thread that waits for ever would hear nothing more
             if is_behind:
-                self._port.loop.call_soon(self._hand_over, [])
+                self._port.loop.call_soon(self._hand_over, [], ())
             else:
                 self._next.set()
 
     def watch(self, queue: str) -> None:
-        """`deliver` is called when that queue's process dies. Where it is dead already, soon."""
+        """`mourn` is called when that queue's process dies. Where it is dead already, soon."""
         if queue in self._watched:
             return
-        if len(self._watched) > 100:
+        if len(self._watched) > 100 and self._ready is not None:  # a thread looks itself
             self._watched = {known for known in self._watched if lives(self._port.provider, known)}
         self._watched.add(queue)
         if self._ready is None:

@@ -181,7 +181,7 @@ class Delivery(Generic[T]):
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        await asyncio.shield(self._core.port.do(self._sync.__exit__, kind, error, trace))
+        await self._core.port.do_at_once(self._sync.__exit__, kind, error, trace)
 
     def __repr__(self) -> str:
         return repr(self._sync)

@@ -151,5 +151,5 @@ def fail(future: asyncio.Future[Any], error: Exception) -> None:
 
 def resolve(future: asyncio.Future[None]) -> None:
     """Wake whoever waits, if anybody still does."""
-    if not future.done():
+    if not (future.done() or future.get_loop().is_closed()):
         future.set_result(None)

@@ -7,6 +7,7 @@ import threading
 from typing import Any
 
 import pytest
+from harness import GUARD, eventually
 from loops import Deaf, Threaded, aside, fill, until
 from programs import shop
 from programs.shop import OrderPlaced
@@ -232,6 +233,23 @@ def test_where_a_server_is_full_the_wait_is_awaited(run, small, way):
     run(main())
 
 
+def test_a_call_that_waits_for_a_full_server_does_not_hold_up_the_end_and_ends_with_it(run, small, way):
+    async def main() -> None:
+        deaf = await aside(Deaf, small, "r/slow")
+        try:
+            await aside(fill, small, b"x" * 3000)
+            async with pymq.asyncio.connect(Threaded(small) if way == "threads" else small) as bus:
+                calling = asyncio.ensure_future(bus.stub("slow")("y" * 3000))
+                await asyncio.sleep(0.1)
+            with pytest.raises(pymq.NotInitialized):
+                await calling
+            await until(lambda: not any("send_patiently" in repr(task) for task in asyncio.all_tasks()))
+        finally:
+            await aside(deaf.provider.close)
+
+    run(main())
+
+
 @pytest.mark.parametrize("spin", [0.0, 20.0])
 def test_a_loop_goes_round_while_it_awaits_an_answer_as_long_as_a_thread_would_spin(spin, tmp_path):
     config = ShmConfig(home=str(tmp_path / "home"), spin=spin)
@@ -313,6 +331,37 @@ def test_a_step_that_is_cancelled_can_be_repeated(run, aconfig):
     run(main())
 
 
+def test_a_first_step_may_be_cancelled_or_made_by_several_tasks(run, aconfig, config):
+    async def main() -> None:
+        calls: list[str] = []
+
+        async def spell(text: str) -> str:
+            calls.append(text)
+            return text.upper()
+
+        async with pymq.asyncio.connect(aconfig) as bus, pymq.asyncio.connect(aconfig) as other:
+            for server in (bus, other):
+                await server.expose(spell, "spell")
+            stub = bus.stub("spell", timeout=GUARD, multi=True)
+            for text in ("a", "b"):
+                results = stub(text)
+                cancelled = asyncio.ensure_future(anext(results))
+                await asyncio.sleep(0)
+                cancelled.cancel()
+                await asyncio.wait([cancelled])
+                assert await results == [text.upper()] * 2
+            results = stub("c")
+            assert await asyncio.gather(anext(results), anext(results)) == ["C", "C"]
+            assert await results == ["C", "C"]
+            refused = stub(object())
+            for _ in range(2):
+                with pytest.raises(pymq.CodecError):
+                    await anext(refused)
+        assert sorted(calls) == ["a", "a", "b", "b", "c", "c"]
+
+    run(main())
+
+
 def upper_case(text: str) -> str:
     return text.upper()
 
@@ -346,3 +395,61 @@ def test_a_first_call_that_could_not_be_made_does_not_keep_the_next_ones_from_it
             assert await upper("a") == "A"
 
     run(main())
+
+
+def test_a_reply_that_came_just_before_its_server_went_is_the_result(run, aconfig, config, monkeypatch):
+    async def main() -> None:
+        server = pymq.EventBus(config)
+        await aside(server.start)
+        await aside(server.expose, upper_case, "upper")
+        async with pymq.asyncio.connect(aconfig) as bus:
+            provider, asking, ended = bus._core.provider, threading.Event(), threading.Event()
+            receive = provider.receive
+
+            def interrupt(queue: str, timeout: float | None = 0, **how: Any) -> Any:
+                if not asking.is_set() or ended.is_set() or queue != bus._core.caller._queue.name:
+                    return receive(queue, timeout, **how)
+                threading.Thread(target=end, args=[queue]).start()
+                while not ended.is_set():
+                    pass  # in the loop's thread, perhaps, where a call that blocks is an error
+                return []
+
+            def end(queue: str) -> None:
+                eventually(lambda: provider.size(queue) > 0)
+                server.shutdown()
+                ended.set()
+
+            monkeypatch.setattr(provider, "receive", interrupt)
+            upper = bus.stub("upper", timeout=GUARD)
+            assert await upper("a") == "A"
+            asking.set()
+            if not bus._core.port.direct:
+                await aside(provider.wake)  # the thread's receive began before it could be interrupted
+            assert await upper("b") == "B"
+
+    run(main())
+
+
+def test_a_call_that_begins_while_deaths_are_looked_for_disturbs_nobody(run, config, caplog, monkeypatch, local):
+    async def main() -> None:
+        async with pymq.asyncio.connect(Threaded(config)) as bus:
+            servers = {name: pymq.EventBus(config) for name in ("a", "b")}
+            for name, server in servers.items():
+                server.start()
+                server.expose(upper_case, name)
+            assert await bus.stub("a", timeout=GUARD)("x") == "X"
+            send, loop, begun = bus._core.provider.send, asyncio.get_running_loop(), []
+
+            def interrupted(queue: str, message: bytes, **how: Any) -> None:
+                if not message and not begun:
+                    begun.append(asyncio.run_coroutine_threadsafe(bus.stub("b", timeout=GUARD)("y"), loop))
+                    eventually(lambda: servers["b"].inbox in bus._core.caller._inflow._watched)
+                send(queue, message, **how)
+
+            monkeypatch.setattr(bus._core.provider, "send", interrupted)
+            await aside(servers["a"].shutdown)
+            assert await asyncio.wrap_future(await until(lambda: begun and begun[0])) == "Y"
+            await aside(servers["b"].shutdown)
+
+    run(main())
+    assert "changed size" not in caplog.text

@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from loops import aside, until, until_it_is
+import uvloop
+from loops import aside, runner, until, until_it_is
 
 import pymq
 import pymq.asyncio
@@ -432,6 +433,57 @@ def test_a_bus_whose_loop_was_closed_without_a_shutdown_can_be_started_in_the_ne
 
     run(first())
     run(second())
+
+
+@pytest.mark.parametrize("moment", ["in a start", "in a shutdown", "in between"])
+def test_a_loop_may_be_closed_at_any_moment_and_the_next_can_start_its_bus(aconfig, way, moment):
+    bus = pymq.asyncio.connect(aconfig)
+    events = bus.events("news")
+    ending: list[asyncio.Task[None]] = []
+
+    async def first() -> None:
+        starting = asyncio.ensure_future(bus.start())
+        await asyncio.sleep(0)
+        if moment != "in a start":
+            await starting
+            await events.__aenter__()
+        if moment == "in a shutdown":
+            await bus.subscribe(lambda event: None, "news")
+            ending.append(asyncio.ensure_future(bus.shutdown()))
+            await asyncio.sleep(0)
+
+    async def second() -> None:
+        async with bus:
+            assert await bus.publish("nobody", "news") == 0
+            async with events:
+                await bus.publish("second", "news")
+                assert (await anext(events))[0] == "second"
+                last = asyncio.ensure_future(anext(events, "the end"))
+                await until(lambda: events._buffer._waiting)
+                await bus.shutdown()
+                assert await last == "the end"
+
+    loop = uvloop.new_event_loop() if way == "uvloop" else asyncio.new_event_loop()
+    loop.run_until_complete(first())
+    for task in asyncio.all_tasks(loop):
+        task._log_destroy_pending = False  # type: ignore[attr-defined]  # that is what is tested
+    loop.close()
+    runner(way)(second())
+
+
+def test_a_shutdown_during_a_start_closes_what_that_opens(run, aconfig):
+    async def main() -> None:
+        bus = pymq.asyncio.connect(aconfig)
+        starting = asyncio.ensure_future(bus.start())
+        await asyncio.sleep(0)
+        await bus.shutdown()
+        await starting
+        with pytest.raises(pymq.NotInitialized):
+            await bus.publish("x", "news")
+        async with bus:
+            assert await bus.publish("x", "news") == 0
+
+    run(main())
 
 
 def test_a_server_that_shuts_down_is_asked_no_more(run, aconfig):

@@ -798,6 +798,24 @@ def test_each_event_goes_to_one_of_several_tasks_that_iterate_and_all_of_them_en
     run(main())
 
 
+def test_of_several_first_steps_one_subscribes(run, aconfig):
+    async def main() -> None:
+        async with pymq.asyncio.connect(aconfig) as bus:
+            events = bus.events("numbers")
+            steps = [asyncio.ensure_future(anext(events)) for _ in range(3)]
+            await asyncio.sleep(0)
+            steps.pop(0).cancel()  # the one that subscribes
+            await until(lambda: len(events._buffer._waiting) == 2)
+            for number in range(3):
+                await bus.publish(number, "numbers")
+            assert sorted([(await step)[0] for step in steps]) == [0, 1]
+            assert (await anext(events))[0] == 2
+            await events.aclose()
+            assert not events._buffer.events
+
+    run(main())
+
+
 def test_each_block_of_the_same_events_is_subscribed(run, aconfig):
     async def main() -> None:
         bus = pymq.asyncio.connect(aconfig)

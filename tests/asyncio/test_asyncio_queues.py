@@ -222,6 +222,31 @@ def test_cancelled_at_any_moment_nothing_is_lost_or_comes_twice(run, aconfig, pe
     run(main())
 
 
+def test_a_block_that_is_cancelled_when_the_bus_ends_gives_its_item_back(run, aconfig, caplog):
+    async def main() -> None:
+        async with pymq.asyncio.connect(aconfig) as other:
+            bus = pymq.asyncio.connect(aconfig)
+            await bus.start()
+            await bus.queue("jobs").put("job")
+            begun = asyncio.Event()
+
+            async def work() -> None:
+                async with bus.queue("jobs").take():
+                    begun.set()
+                    await asyncio.sleep(600)
+
+            working = asyncio.ensure_future(work())
+            await begun.wait()
+            working.cancel()
+            await bus.shutdown()
+            with pytest.raises(asyncio.CancelledError):
+                await working
+            assert await other.queue("jobs").get(timeout=20) == "job"
+
+    run(main())
+    assert not caplog.records
+
+
 def test_a_receiver_that_is_cancelled_keeps_nobody_from_the_item(run, aconfig):
     async def main() -> None:
         async with pymq.asyncio.connect(aconfig) as bus:

@@ -113,6 +113,6 @@ def test_fork(separate, place):
 
 
 def test_fork_in_a_loop(separate, place):
-    children = ["does_nothing", "publishes", "shuts_down", "begins_anew"]
+    children = ["does_nothing", "publishes", "waits_for_room_first", "forks", "shuts_down", "begins_anew"]
     assert run_program("loop_forking.py") == [f"child_{name} 0" for name in children] + ["later"]
     assert place.leftovers() == []

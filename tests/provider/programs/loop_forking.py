@@ -11,6 +11,7 @@ import pymq.asyncio
 
 bus = pymq.asyncio.connect()
 heard: "list[tuple[int, str]]" = []
+full: "list[pymq.asyncio.Queue[str]]" = []
 
 
 @bus.subscriber("plain")
@@ -38,6 +39,25 @@ async def child_publishes() -> None:
     assert await bus.stub(pid, timeout=10)() == os.getppid()
     await asyncio.sleep(0.05)
     assert not heard, "an inherited bus owns no subscription"
+
+
+async def child_waits_for_room_first() -> None:
+    putting = asyncio.ensure_future(full[0].put("more"))
+    for _ in range(3):
+        await asyncio.sleep(0.05)  # it looks for room meanwhile
+        assert await bus.stub(pid, timeout=10)() == os.getppid()
+    assert await full[0].get() == "all there is room for"
+    await putting
+    assert await full[0].get() == "more"
+
+
+async def child_forks() -> None:
+    assert await fork(child_of_the_child) == 0
+
+
+async def child_of_the_child() -> None:
+    await bus.queue("jobs").put("put")
+    assert await bus.queue("jobs").get(timeout=10) == "put"
 
 
 async def child_shuts_down() -> None:
@@ -77,7 +97,9 @@ async def main() -> None:
     async with bus, bus.events("plain") as events:
         getting = asyncio.ensure_future(bus.queue("later").get())
         assert await bus.stub(pid, timeout=10)() == os.getpid()
-        for work in (child_does_nothing, child_publishes, child_shuts_down, child_begins_anew):
+        full.append(bus.queue("full", maxsize=1))
+        await full[0].put("all there is room for")
+        for work in (child_does_nothing, child_publishes, child_waits_for_room_first, child_forks, child_shuts_down, child_begins_anew):
             print(work.__name__, await fork(work), flush=True)
             heard.clear()
             for channel in ("plain", "grouped"):
