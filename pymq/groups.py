@@ -287,7 +287,7 @@ class Member(Work):
         args, kwargs = self.shape.arguments(event, leased.about() if self.shape.wants_message else None)
         result = self.callback(*args, **kwargs)
         if self.shape.is_async:
-            self.bus.loop.wait_for(self.name, result)
+            self.loop.wait_for(self.name, result)
         elif error := unrun(self.callback, result):
             raise error
 

@@ -267,6 +267,42 @@ def test_what_a_shutdown_cancels_comes_again_and_was_no_failure(config, bus, gro
     assert group.dead.qsize() == 0
 
 
+class Unread:
+    """An event that takes its time to be read."""
+
+    begun = threading.Event()
+    goes_on = threading.Event()
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.begun.set()
+        self.goes_on.wait(GUARD)
+
+
+def test_what_a_shutdown_meets_before_its_coroutine_begins_comes_again(config, bus, group, heard, caplog):
+    async def handler(event: Unread) -> None:
+        heard("of the bus that has ended")
+
+    def handler_after(event: Unread) -> None:
+        heard(event.number)
+
+    group.bind(Unread)
+    Unread.goes_on.set()
+    event = Unread(1)
+    Unread.begun.clear()
+    Unread.goes_on.clear()
+    ending = pymq.EventBus(config)
+    ending.start()
+    ending.subscribe(handler, group="billing")
+    bus.publish(event)
+    assert Unread.begun.wait(GUARD)
+    ending.shutdown(timeout=0)
+    Unread.goes_on.set()
+    eventually(lambda: not {"pymq-async", "pymq-billing"} & {thread.name for thread in threading.enumerate()})
+    bus.subscribe(handler_after, group="billing")
+    assert heard.next() == 1
+
+
 def test_a_handler_that_unsubscribes_takes_nothing_more(bus, group, heard):
     def handler(value: int):
         heard(value)
