@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, cast, overload
 
-from pymq.bus import SHUTDOWN_SECONDS, EventBus, Topic
+from pymq.bus import SHUTDOWN_SECONDS, EventBus, Topic, _Closed
 from pymq.decorators import GroupOptions, SubscribeOptions, check_subscription, decorator, options_of
 from pymq.deliveries import BACKOFF, RETRIES
 from pymq.exceptions import NotInitialized
@@ -36,6 +36,8 @@ C = TypeVar("C", bound=type)
 
 bus: EventBus | None = None
 """The running bus, or None."""
+_ending: EventBus | None = None
+"""The one that a `shutdown` is closing: its handlers, which that lets end, still publish and put on it."""
 
 _lock = threading.RLock()
 _declared: dict[tuple[Any, ...], tuple[str, Callable[..., Any], dict[str, Any]]] = {}
@@ -100,19 +102,25 @@ def start() -> None:
 
 def shutdown(timeout: float = SHUTDOWN_SECONDS) -> None:
     """Close the process-wide bus within `timeout` seconds, whatever handlers do. Does nothing before `init`."""
-    global bus, _inherited
+    global bus, _ending, _inherited
     with _lock:
         ending, bus = bus, None
         _inherited = False
-    if ending is not None:
+        if ending is None:
+            return
+        _ending = ending
+    try:
         ending.shutdown(timeout)
+    finally:
+        if isinstance(ending.provider, _Closed):  # else it waits for the handler that this was called in
+            forget(ending)
 
 
 def forget(ended: EventBus) -> None:
     """That bus was shut down: if it was the process-wide one, there is none now."""
-    global bus
-    if bus is ended:
-        bus = None
+    global bus, _ending
+    bus = None if bus is ended else bus
+    _ending = None if _ending is ended else _ending
 
 
 def wait(timeout: float | None = None) -> bool:
@@ -124,13 +132,16 @@ def publish(
     event: Any, channel: str | None = None, headers: dict[str, Any] | None = None, delay: float = 0, ttl: float | None = None
 ) -> int | None:
     """`EventBus.publish` on the process-wide bus. Before `init`, logs an error and returns None."""
-    if bus is None:
-        log.error("publish before pymq.init(): the event of type %s was not sent", type(event).__name__)
-        return None
+    running = bus
+    if running is None:
+        running = _ending
+        if running is None:
+            log.error("publish before pymq.init(): the event of type %s was not sent", type(event).__name__)
+            return None
     if headers is None and ttl is None and not delay:
         route = _routes.get(type(event)) if channel is None else None
-        return bus.publish(event, channel) if route is None else route.send(event)
-    return bus.publish(event, channel, headers=headers, delay=delay, ttl=ttl)
+        return running.publish(event, channel) if route is None else route.send(event)
+    return running.publish(event, channel, headers=headers, delay=delay, ttl=ttl)
 
 
 def subscribe(
@@ -287,9 +298,12 @@ def name_events() -> None:
 
 
 def _bus() -> EventBus:
-    if bus is None:
+    running = bus
+    if running is None:
+        running = _ending
+    if running is None:
         raise NotInitialized("call pymq.init() first")
-    return bus
+    return running
 
 
 def _declare(verb: str, fn: Callable[..., Any], *given: Any, **options: Any) -> None:
@@ -342,8 +356,9 @@ def _now_or_early(verb: str, args: tuple[Any, ...], options: dict[str, Any]) -> 
 
 
 def _after_fork_in_child() -> None:
-    global _inherited, _lock
+    global _ending, _inherited, _lock
     _lock = threading.RLock()
+    _ending = None
     _early.clear()
     _inherited = bus is not None
 
