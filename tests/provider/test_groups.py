@@ -594,6 +594,21 @@ def test_requeue_takes_longer_than_a_lease(bus, jobs, monkeypatch):
     assert (jobs.dead.requeue(), len(jobs.dead), jobs.qsize()) == (30, 0, 30)
 
 
+def test_what_leaves_no_room_for_reasons_is_dead_without_them_and_comes_back(bus, jobs, monkeypatch):
+    monkeypatch.setattr(bus.provider, "max_message_bytes", 2000)
+    item = "x" * 1900
+    jobs.put(item)
+    with pytest.raises(pymq.CodecError):
+        bus.queue("jobs", int).get(timeout=GUARD)
+    assert [(letter.value, letter.headers) for letter in jobs.dead] == [(item, {})]
+    assert jobs.dead.requeue() == 1
+    with pytest.raises(LookupError), bus.queue("jobs", retries=0).take(GUARD):
+        raise LookupError
+    assert [(letter.value, letter.headers) for letter in jobs.dead] == [(item, {})]
+    assert jobs.dead.requeue() == 1
+    assert jobs.get(timeout=GUARD) == item
+
+
 def test_what_dies_again_during_a_requeue_stays_dead(bus, jobs, monkeypatch):
     for number in range(3):
         jobs.put(number)
