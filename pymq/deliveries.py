@@ -199,7 +199,8 @@ class Leases:
             self._next = self._first_due()
             if self._first_due() < self._next:
                 continue  # of one who came in between, and did not know when this would wake
-            self._changed.wait(None if self._next == math.inf else max(0.0, self._next - time.monotonic()))
+            left = max(0.0, self._next - time.monotonic())
+            self._changed.wait(None if left == math.inf else min(left, threading.TIMEOUT_MAX))
             self._changed.clear()
             now = time.monotonic()
             for receipt, entry in list(self._held.items()):
