@@ -60,7 +60,7 @@ class Queue(Generic[T]):
         check_retries(retries, backoff)
         self._bus = bus
         self.name = name
-        self.maxsize = maxsize
+        self.maxsize: int = max(0, maxsize)  # `queue.Queue` knows no bound below 1
         self._type = type
         self._policy = Policy(retries, backoff, f"queue-dead/{name}")
         self._queue = f"queue/{name}"

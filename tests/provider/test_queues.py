@@ -113,6 +113,12 @@ def test_a_blocked_put_goes_on_when_there_is_room(peers, bus, jobs):
     assert alice.queue("jobs", "get") == "second"
 
 
+def test_a_negative_maxsize_is_no_bound(bus, jobs):
+    small = bus.queue("jobs", maxsize=-1)
+    small.put("as with queue.Queue", timeout=0)
+    assert (small.full(), jobs.get(timeout=GUARD)) == (False, "as with queue.Queue")
+
+
 def test_racing_producers_never_exceed_maxsize(bus, jobs, place):
     def fill() -> int:
         small, accepted = bus.queue("jobs", maxsize=10), 0
