@@ -382,7 +382,7 @@ class Bells:
         self._writers: dict[int, int] = {}
         self._most_writers = _FEW_WRITERS
         self.senders: list[Bell] = []
-        """Those on which threads wait for room in a queue."""
+        """Those on which threads wait for room. `close` comes when none does: their descriptors may be others' files afterwards."""
         self.is_closing: bool = False
 
     def borrow(self) -> Bell:

@@ -333,7 +333,7 @@ class SharedQueue:
                 self.look_at_files()
         finally:
             self.bells.give_back(bell)
-            self.bells.senders.remove(bell)  # only now: `close` waits for it, lest the bell's descriptor be somebody else's file
+            self.bells.senders.remove(bell)
 
     def _append(self, record: bytes, level: int, maxsize: int, bell: int | None) -> bool:
         """With an exact look at the room; where there is none, that bell is rung when there may be."""
