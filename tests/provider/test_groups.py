@@ -490,6 +490,18 @@ def test_an_event_that_cannot_be_decoded_goes_to_the_dead_letters(bus, group, he
     assert letter.headers["dead-error"].endswith("CodecError")
 
 
+@pytest.mark.parametrize("delay", [-1, float("nan"), float("inf"), "5"])
+def test_a_retry_after_no_time_is_a_failure_of_the_handler(bus, group, delay):
+    def handler(value: int) -> None:
+        raise pymq.Retry(delay)
+
+    bus.subscribe(handler, "c", group="billing", retries=0)
+    bus.publish(1, "c")
+    eventually(lambda: group.dead.qsize() == 1)
+    (letter,) = group.dead
+    assert (letter.headers["dead-error"], letter.headers["dead-attempts"]) == ("ValueError", 1)
+
+
 def test_reject_goes_straight_to_the_dead_letters(bus, group, heard):
     def handler(value: int):
         heard(value)
