@@ -29,7 +29,7 @@ from queue import Full
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, overload
 
 from pymq import message as frames
-from pymq.decorators import SubscribeOptions, apply_by_name, decorator
+from pymq.decorators import SubscribeOptions, apply_by_name, decorator, subscriber_decorator
 from pymq.deliveries import BACKOFF, RETRIES, Leases
 from pymq.dispatch import Dispatcher, Task
 from pymq.exceptions import CodecError, NotInitialized, ProviderError, PymqError
@@ -44,7 +44,7 @@ from pymq.routes import Route, check_seconds
 from pymq.rpc import Caller, MultiStubMethod, StubMethod
 from pymq.schedule import Schedule
 from pymq.subscriptions import Subscriptions, Work
-from pymq.topics import check_channel
+from pymq.topics import check_channel, instead_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -277,7 +277,7 @@ class EventBus:
 
     def _make_route(self, cls: type, channel: str | None) -> Route:
         if channel is not None and not isinstance(channel, str):
-            raise TypeError(f"publish(event, channel): the channel is a text, not {channel!r:.100}")
+            raise TypeError(f"publish(event, channel): the channel is a text, not {channel!r:.100}{instead_of(channel)}")
         with self._lock:
             route = Route(cls, channel, self.token, len(self.routes) + 1, self.provider)
             self.routes[cls if channel is None else (channel, cls)] = route
@@ -327,6 +327,8 @@ class EventBus:
 
         Raises ValueError where it was not subscribed.
         """
+        if channel is not None:
+            check_channel(channel, pattern)
         found = self.subscriptions.remove(callback, channel, pattern) if group is None else False
         with self._lock:
             members = [m for m in self._members if group in (None, m.group.name) and m.target.is_of(callback, channel, pattern)]
@@ -342,7 +344,7 @@ class EventBus:
     def subscriber(self, channel: str | None = None, /, *given: Any, **options: Unpack[SubscribeOptions]) -> Callable[[F], F]: ...
     def subscriber(self, *given: Any, **options: Any) -> Any:
         """`subscribe` as a decorator, with or without arguments."""
-        return decorator(partial(apply_by_name, self.subscribe), given, options)
+        return subscriber_decorator(partial(apply_by_name, self.subscribe), given, options)
 
     def group(self, name: str) -> Group:
         """The consumer group of that name."""

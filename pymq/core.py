@@ -11,10 +11,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, cast, overload
 
 from pymq.bus import SHUTDOWN_SECONDS, EventBus, Topic
-from pymq.decorators import GroupOptions, SubscribeOptions, check_subscription, decorator, options_of
+from pymq.decorators import GroupOptions, SubscribeOptions, check_subscription, decorator, options_of, subscriber_decorator
 from pymq.deliveries import BACKOFF, RETRIES
 from pymq.exceptions import NotInitialized
-from pymq.handlers import channels_of
 from pymq.provider import Config, config_from
 from pymq.remotes import Remotes, remember_name
 from pymq.routes import Route
@@ -36,7 +35,6 @@ C = TypeVar("C", bound=type)
 
 bus: EventBus | None = None
 """The running bus, or None."""
-
 _ending: EventBus | None = None
 """The bus that `shutdown` ends, until it is closed: its handlers, which are waited for, may still publish, put and call."""
 
@@ -110,13 +108,15 @@ def shutdown(timeout: float = SHUTDOWN_SECONDS) -> None:
     """
     global bus, _ending, _inherited
     with _lock:
-        ending, bus = bus, None
-        _inherited = False
+        ending = bus
+        _ending = ending or _ending
+        bus, _inherited = None, False
     if ending is not None:
-        _ending = ending
-        ending.shutdown(timeout)
-        if ending.wait(0):  # else it closes when the handler that called this has returned
-            forget(ending)
+        try:
+            ending.shutdown(timeout)
+        finally:
+            if ending.wait(0):  # else it closes when the handler that called this has returned
+                forget(ending)
 
 
 def forget(ended: EventBus) -> None:
@@ -158,7 +158,8 @@ def subscribe(
     """`EventBus.subscribe` on the process-wide bus; before `init`, on the next one."""
     options: dict[str, Any] = {**more} if group is None else {"group": group, **more}
     if bus is None:
-        check_subscription(callback, options_of(partial(EventBus.subscribe, cast(EventBus, None)), callback, (), options))
+        named = options_of(partial(EventBus.subscribe, cast(EventBus, None)), callback, (channel, pattern), options)
+        check_subscription(callback, named)
     _now_or_early("subscribe", (callback, channel, pattern), options)
 
 
@@ -196,7 +197,7 @@ def subscriber(*given: Any, **options: Any) -> Any:
 
     On a module-level function it is a declaration that every `init` applies; inside a function it belongs to the running bus.
     """
-    return decorator(partial(_declare, "subscribe"), given, options)
+    return subscriber_decorator(partial(_declare, "subscribe"), given, options)
 
 
 def expose(fn: Callable[..., Any], channel: str | None = None) -> None:
@@ -313,8 +314,8 @@ def _declare(verb: str, fn: Callable[..., Any], *given: Any, **options: Any) -> 
     options = options_of(partial(getattr(EventBus, verb), None), fn, given, options)
     says = options.get("channel")
     if verb == "subscribe":
-        hint = check_subscription(fn, options).hint
-        says = says or tuple(name for name, _ in channels_of(hint))  # one name for several classes: each has its own handler
+        targets = check_subscription(fn, options)
+        says = says or tuple(target.channel for target in targets)  # one name for several classes: each has its own handler
     else:
         remember_name(fn, Remotes.name_of(fn, says))
     qualified = getattr(fn, "__qualname__", "<locals>")

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypedDict, TypeVar
 
 from pymq.groups import Options
-from pymq.handlers import Shape, describe
+from pymq.handlers import Target, describe, targets_of
+from pymq.topics import instead_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -40,10 +41,10 @@ def options_of(verb: Callable[..., Any], function: Callable[..., Any], given: Se
     return dict(named)
 
 
-def check_subscription(function: Callable[..., Any], options: dict[str, Any]) -> Shape:
-    """What the handler wants. Raises TypeError and ValueError as `subscribe` does, also while there is no bus."""
+def check_subscription(function: Callable[..., Any], options: dict[str, Any]) -> list[Target]:
+    """What the handler is subscribed to. Raises TypeError and ValueError as `subscribe` does, also while there is no bus."""
     Options.of(**{name: value for name, value in options.items() if name not in ("channel", "pattern")})
-    return Shape(function)
+    return targets_of(function, options.get("channel"), options.get("pattern", False))
 
 
 def decorator(apply: Callable[..., Any], given: Sequence[Any], options: dict[str, Any]) -> Any:
@@ -57,6 +58,13 @@ def decorator(apply: Callable[..., Any], given: Sequence[Any], options: dict[str
         return function
 
     return decorate
+
+
+def subscriber_decorator(apply: Callable[..., Any], given: Sequence[Any], options: dict[str, Any]) -> Any:
+    """The same for handlers. Raises TypeError for a class: it would be called as a handler, and stand in the place of the function."""
+    if given and isinstance(given[0], type):
+        raise TypeError(f"@subscriber decorates a function or takes a channel, which is a text, not {given[0]!r}{instead_of(given[0])}")
+    return decorator(apply, given, options)
 
 
 def apply_by_name(verb: Callable[..., None], function: Callable[..., Any], *given: Any, **options: Any) -> None:

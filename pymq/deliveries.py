@@ -112,9 +112,7 @@ class Leased:
     def bury(self, error: BaseException) -> None:
         """To the dead letters, with headers that say why, as far as there is room for them. Raises LeaseLost."""
         self._provider.declare(self.policy.dead_queue)
-        letter = dead_letter(self.frame, error, self.attempt, self.receipt.queue)
-        if len(letter.pack()) > self._provider.max_message_bytes:
-            letter = letter._replace(options={"origin": self.receipt.queue})
+        letter = dead_letter(self.frame, error, self.attempt, self.receipt.queue, self._provider.max_message_bytes)
         self._move(self.policy.dead_queue, letter, 0)
 
     def _move(self, queue: str, copy: Frame, delay: float) -> None:
@@ -138,13 +136,16 @@ class Leased:
         self._provider.send(queue, copy.pack(), timeout=0, **how)
 
 
-def dead_letter(frame: Frame, error: BaseException, attempts: int, origin: str) -> Frame:
-    """What goes to the dead letters: the message with headers that say why, and the queue that `requeue` gives it back to."""
+def dead_letter(frame: Frame, error: BaseException, attempts: int, origin: str, most: int) -> Frame:
+    """What goes to the dead letters: the message with the queue that `requeue` gives it back to, and, where that is no more than `most`
+    bytes, headers that say why.
+    """
     first = frame.options.get("first-failure", time.time())
     trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     why = (type(error).__name__, str(error), trace, attempts, frame.prefix.channel, first)
     headers = frame.options.get("headers", {}) | dict(zip(DEAD_HEADERS, why))
-    return frame._replace(options={"headers": headers, "origin": origin})
+    letter = frame._replace(options={"headers": headers, "origin": origin})
+    return letter if len(letter.pack()) <= most else letter._replace(options={"origin": origin})
 
 
 def unpack_anything(data: bytes) -> Frame:
@@ -198,7 +199,8 @@ class Leases:
             self._next = self._first_due()
             if self._first_due() < self._next:
                 continue  # of one who came in between, and did not know when this would wake
-            self._changed.wait(None if self._next == math.inf else max(0.0, self._next - time.monotonic()))
+            left = max(0.0, self._next - time.monotonic())
+            self._changed.wait(None if left == math.inf else min(left, threading.TIMEOUT_MAX))
             self._changed.clear()
             now = time.monotonic()
             for receipt, entry in list(self._held.items()):

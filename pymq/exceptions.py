@@ -21,8 +21,10 @@
 
 from __future__ import annotations
 
+import math
 import queue
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 
@@ -113,8 +115,13 @@ class Reject(Exception):
 
 
 class Retry(Exception):
-    """Raised by a handler of a group: this event comes again after `delay` seconds, and that is no failure."""
+    """Raised by a handler of a group: this event comes again after `delay` seconds, and that is no failure.
+
+    Raises ValueError for what is no time to wait, which then is the handler's failure.
+    """
 
     def __init__(self, delay: float = 0.0) -> None:
+        if not (isinstance(delay, Real) and 0 <= delay < math.inf):
+            raise ValueError(f"delay={delay!r}: must be 0 or more seconds, and end")
         super().__init__(delay)
-        self.delay = delay
+        self.delay: float = delay

@@ -18,7 +18,7 @@ from pymq.provider.base import Delivery, Receipt
 from pymq.queues import DeadLetters
 from pymq.routes import check_lease
 from pymq.subscriptions import Work
-from pymq.topics import topic_of
+from pymq.topics import check_channel, topic_of
 
 if TYPE_CHECKING:
     from pymq.bus import EventBus
@@ -51,12 +51,14 @@ class Options(NamedTuple):
         """With the defaults in the places of None. Raises ValueError for what cannot be, or means nothing without a group."""
         if group is None:
             refuse_without_group(retries=retries, backoff=backoff, lease=lease)
+        else:
+            check_group(group)
         retries, workers = RETRIES if retries is None else retries, 1 if workers is None else workers
         backoff, lease = BACKOFF if backoff is None else backoff, LEASE if lease is None else lease
         check_lease(lease)
         check_retries(retries, backoff)
-        if not workers >= 1:
-            raise ValueError(f"workers={workers!r}: at least 1")
+        if not (isinstance(workers, int) and workers >= 1):
+            raise ValueError(f"workers={workers!r}: a number of threads, at least 1")
         return cls(retries, backoff, lease, workers)
 
 
@@ -67,18 +69,24 @@ def refuse_without_group(**options: float | None) -> None:
             raise ValueError(f"{name}={value!r} needs group=: it is for consumer groups, and would do nothing here")
 
 
+def check_group(name: str) -> None:
+    """Raises ValueError for what is no group's name."""
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise ValueError(f"a group's name is a text without NUL, not {name!r}")
+
+
 class Group:
     """A consumer group by its name; it exists from its first subscription or `bind` on, and lives until `delete`."""
 
     def __init__(self, bus: EventBus, name: str) -> None:
-        if not isinstance(name, str) or not name or "\0" in name:
-            raise ValueError(f"a group's name is a text without NUL, not {name!r}")
+        check_group(name)
         self._bus = bus
         self.name = name
 
     def bind(self, channel: type | str, pattern: bool = False) -> None:
         """Keep what is published to the channel from now on, also while the group has no member."""
         name = topic_of(channel) if isinstance(channel, type) else channel
+        check_channel(name, pattern)
         queue = self.queue_of(name, pattern)
         self._bus.provider.declare(queue)
         self._bus.provider.bind(queue, "e/" + name, exact=not pattern)
@@ -287,7 +295,7 @@ class Member(Work):
         args, kwargs = self.shape.arguments(event, leased.about() if self.shape.wants_message else None)
         result = self.callback(*args, **kwargs)
         if self.shape.is_async:
-            self.bus.loop.wait_for(self.name, result)
+            self.loop.wait_for(self.name, result)
         elif error := unrun(self.callback, result):
             raise error
 

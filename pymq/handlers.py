@@ -30,6 +30,10 @@ class Shape:
     def __init__(self, handler: Handler) -> None:
         if not callable(handler):
             raise TypeError(f"{handler!r} is not a function; {EXAMPLE}")
+        if _is_without_object(handler):
+            raise TypeError(
+                f"{describe(handler)} is a method without its object: subscribe that of an object, as object.{handler.__name__}"
+            )
         hints = hints_of(handler)
         positional, keywords = _parameters(handler)
         required = [p for p in positional if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
@@ -101,6 +105,14 @@ def is_async(function: Handler) -> bool:
     if any(inspect.isgeneratorfunction(form) or inspect.isasyncgenfunction(form) for form in forms):
         raise TypeError(f"{describe(function)} is a generator function: a call of it runs nothing; write it without `yield`")
     return any(map(inspect.iscoroutinefunction, forms))
+
+
+def _is_without_object(function: Handler) -> bool:
+    """Whether it was decorated, or taken, from within its class: its `self` would be the event, and its event the message."""
+    if not inspect.isfunction(function):
+        return False
+    in_class = function.__qualname__.rpartition(".")[0]
+    return bool(in_class) and not in_class.endswith("<locals>") and next(iter(signature_of(function).parameters), "") in ("self", "cls")
 
 
 def unrun(function: Handler, result: Any) -> TypeError | None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Loop:
-    """The event loop on which a bus runs its `async def` handlers: one thread, started by the first of them."""
+    """The event loop on which a bus runs its `async def` handlers: one thread, started by the first of them; none after `close`."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -26,7 +26,7 @@ class Loop:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._names: list[str] = []
-        self._is_inherited = False
+        self._is_inherited = self._is_closed = False
 
     def is_run_by(self, thread: threading.Thread) -> bool:
         """Whether it is that thread."""
@@ -46,17 +46,22 @@ class Loop:
     def _start(self, name: str, coroutine: Coroutine[Any, Any, Any]) -> Future[tuple[Any, BaseException | None]]:
         import asyncio  # 45 ms that `import pymq` need not take
 
-        return asyncio.run_coroutine_threadsafe(self._outcome(name, coroutine), self._running_loop())
+        with self._lock:  # until it is on its way: what comes after the end's look at what runs would be waited for in vain
+            if not self._is_closed:
+                return asyncio.run_coroutine_threadsafe(self._outcome(name, coroutine), self._running_loop())
+        coroutine.close()
+        ended: Future[tuple[Any, BaseException | None]] = Future()
+        ended.set_result((None, asyncio.CancelledError()))
+        return ended
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         import asyncio
 
-        with self._lock:
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(target=self._run, args=(self._loop,), name=self._name, daemon=True)
-                self._thread.start()
-            return self._loop
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(target=self._run, args=(self._loop,), name=self._name, daemon=True)
+            self._thread.start()
+        return self._loop
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:
         import asyncio
@@ -87,9 +92,11 @@ class Loop:
     def close(self, timeout: float, end: Callable[[], list[str]]) -> list[str]:
         """Give what runs up to `timeout` seconds to end, then cancel it; say what was abandoned.
 
-        `end` is called before that: a handler that is cancelled must not be begun again with its next event.
+        `end` is called before that: a handler that is cancelled must not be begun again with its next event. What comes later is
+        cancelled before it begins: nobody would end a loop that it started.
         """
         with self._lock:
+            self._is_closed = True
             loop, self._loop = self._loop, None
         if loop is None or self._thread is None:
             return []

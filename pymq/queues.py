@@ -60,7 +60,7 @@ class Queue(Generic[T]):
         check_retries(retries, backoff)
         self._bus = bus
         self.name = name
-        self.maxsize = maxsize
+        self.maxsize: int = max(0, maxsize)  # `queue.Queue` knows no bound below 1
         self._type = type
         self._policy = Policy(retries, backoff, f"queue-dead/{name}")
         self._queue = f"queue/{name}"
@@ -137,9 +137,10 @@ class Queue(Generic[T]):
             item: T = self._decode(message)
             return item
         except CodecError as error:
-            self._provider().declare(f"queue-dead/{self.name}")
-            letter = dead_letter(unpack_anything(message), error, 1, f"queue/{self.name}")
-            self._provider().send(f"queue-dead/{self.name}", letter.pack())
+            provider = self._provider()
+            provider.declare(f"queue-dead/{self.name}")
+            letter = dead_letter(unpack_anything(message), error, 1, self._queue, provider.max_message_bytes)
+            provider.send(f"queue-dead/{self.name}", letter.pack())
             raise
 
     def get_nowait(self) -> T:
@@ -425,7 +426,7 @@ def _with_options(message: bytes, provider: Provider, delay: float, ttl: float |
 
 def _tried_never(letter: Frame) -> tuple[str, bytes]:
     """The queue that a dead letter came from, and what was in it."""
-    headers = {name: value for name, value in letter.options["headers"].items() if name not in DEAD_HEADERS}
+    headers = {name: value for name, value in letter.options.get("headers", {}).items() if name not in DEAD_HEADERS}
     return letter.options["origin"], letter._replace(options={"headers": headers} if headers else {}).pack()
 
 

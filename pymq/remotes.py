@@ -61,6 +61,7 @@ class Remote:
         from pymq import codec
 
         self.bus = bus
+        self._loop = bus.loop
         self._remotes = remotes
         self.fn = fn
         self.name = name
@@ -91,7 +92,7 @@ class Remote:
             start += DEADLINE_BYTES
             request = message[:SEQUENCE_BYTES]
             if self.is_async:
-                self.bus.loop.submit(self.name, self._run_async(message, start, reply_to, request))
+                self._loop.submit(self.name, self._run_async(message, start, reply_to, request))
                 return
             try:
                 result = self._calls.call(self.fn, message, start)

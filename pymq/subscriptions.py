@@ -15,7 +15,7 @@ from pymq import message as frames
 from pymq.dispatch import MAX_BACKLOG, Serial, Task, join, persist
 from pymq.exceptions import CodecError, NotInitialized
 from pymq.handlers import Handler, Shape, Target, describe, unrun
-from pymq.loop import COUNTS_CANCELLATIONS, Shift, is_cancelled
+from pymq.loop import COUNTS_CANCELLATIONS, Loop, Shift, is_cancelled
 from pymq.message import Message, Prefix, beside, size_of
 from pymq.topics import matcher
 
@@ -32,6 +32,8 @@ class Work:
 
     def __init__(self, bus: EventBus, target: Target) -> None:
         self.bus = bus
+        self.loop: Loop = bus.loop
+        """That of now: a bus that was shut down, and starts again, has another."""
         self.target = target
         self.callback: Handler = target.callback
         self.shape: Shape = target.shape
@@ -166,7 +168,7 @@ class Coroutines(Subscription):
         self._begin()
 
     def _begin(self) -> None:
-        self.bus.loop.submit(self.name, self._drain())
+        self.loop.submit(self.name, self._drain())
 
     async def _drain(self) -> None:
         shift, goes_on = Shift(), True

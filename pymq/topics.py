@@ -139,9 +139,17 @@ def _binding_matcher(pattern: str) -> Callable[[str], bool]:
 def check_channel(name: str, pattern: bool) -> None:
     """Raises TypeError for what is no text, ValueError for what is no pattern."""
     if not isinstance(name, str):
-        raise TypeError(f"a channel is a text, not {name!r}")
+        raise TypeError(f"a channel is a text, not {name!r:.100}{instead_of(name)}")
     if pattern:
         matcher(name)
+
+
+def instead_of(channel: object) -> str:
+    """What to do instead, for the error about a class that was given as a channel."""
+    if not isinstance(channel, type):
+        return ""
+    name = channel.__name__
+    return f": leave it out, a class needs none: `publish({name}(...))`, and `subscribe(handler)` of a `def handler(event: {name})`"
 
 
 class Bindings:

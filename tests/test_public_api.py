@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness import ROOT, run_program
@@ -147,6 +150,57 @@ def test_an_option_of_groups_without_one_is_refused_where_it_stands(option):
             pymq.asyncio.EventBus(SimpleConfig("options")).subscriber("x", **loops)(note)
         with pytest.raises(ValueError, match="needs group="):
             asyncio.run(pymq.asyncio.EventBus(SimpleConfig("options")).subscribe(note, "x", **loops))
+
+
+@dataclass
+class Trade:
+    price: float
+
+
+def on_trade(event: Trade) -> None: ...
+
+
+def on_anything(event: Any) -> None: ...
+
+
+@pytest.mark.parametrize("way", ["module", "threads", "loop"])
+def test_a_class_in_the_place_of_a_channel_is_told_how_it_is_named(way):
+    module = {"module": pymq, "threads": pymq, "loop": pymq.asyncio}[way]
+    verbs: Any = module if way == "module" else module.EventBus(SimpleConfig("options"))
+    wrong = [lambda: verbs.subscriber(Trade)(on_trade), lambda: verbs.subscriber(channel=Trade)(on_trade), lambda: verbs.topic(Trade)]
+    for use in wrong:
+        with pytest.raises(TypeError, match=r"a text, not .*Trade'>: leave it out, .* `def handler\(event: Trade\)`"):
+            use()
+    assert {on_trade, Trade}.isdisjoint(declared for _, declared, _ in core._declared.values())
+
+
+def test_a_class_in_the_place_of_a_channel_of_a_running_bus():
+    with pymq.init(SimpleConfig("options")) as bus:
+        bus.subscribe(on_trade)
+        for verb in (bus.publish, pymq.publish, bus.subscribe, pymq.subscribe, bus.unsubscribe, pymq.unsubscribe):
+            with pytest.raises(TypeError, match=r"a text, not .*Trade'>: leave it out, .* `publish\(Trade\(\.\.\.\)\)`"):
+                verb(on_trade if "subscribe" in verb.__name__ else Trade(1.0), Trade)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="a channel is a text, not 5"):
+            bus.group("billing").bind(5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"pattern": True},
+        {"channel": "[z-a]", "pattern": True},
+        {"channel": 5},
+        {"channel": "x", "group": 5},
+        {"channel": "x", "workers": 1.5},
+    ],
+    ids=str,
+)
+def test_what_no_bus_would_take_is_refused_where_it_is_declared(options):
+    for verb in (pymq.subscriber(**options), partial(pymq.subscribe, **options)):
+        with pytest.raises((TypeError, ValueError)):
+            verb(on_anything)
+    assert on_anything not in [declared for _, declared, _ in core._declared.values()]
 
 
 def test_the_version_is_that_of_the_package():

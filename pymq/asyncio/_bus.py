@@ -17,7 +17,7 @@ from pymq.asyncio._port import NOT_STARTED, Port
 from pymq.asyncio._queues import DeadLetters, Queue
 from pymq.asyncio._threads import in_thread
 from pymq.bus import SHUTDOWN_SECONDS
-from pymq.decorators import SubscribeOptions, decorator, options_of
+from pymq.decorators import SubscribeOptions, decorator, options_of, subscriber_decorator
 from pymq.deliveries import BACKOFF, RETRIES
 from pymq.exceptions import NotInitialized
 from pymq.groups import Group as SyncGroup
@@ -303,7 +303,7 @@ class EventBus:
     def subscriber(self, channel: str | None = None, /, *given: Any, **options: Unpack[SubscribeOptions]) -> Callable[[F], F]: ...
     def subscriber(self, *given: Any, **options: Any) -> Any:
         """`subscribe` as a decorator, in force from each `start` on. Raises TypeError on a started bus: await `subscribe` there."""
-        return decorator(partial(self._at_start, self.subscribe, self._core.subscribing), given, options)
+        return subscriber_decorator(partial(self._at_start, self.subscribe, self._core.subscribing), given, options)
 
     def _at_start(
         self,

@@ -228,7 +228,7 @@ class AwsProvider(Provider):
             if queue in self._owners:
                 return self._owners[queue].inboxes[queue].put(bytes(message))
         if maxsize:
-            self._sender.wait_for_room(queue, maxsize, timeout)
+            self._sender.wait_for_room(queue, maxsize, timeout, lambda: self._closed)
         try:
             self._sender.send(queue, self._sender.envelope(message, ttl, queue=queue), delay)
         except QueueNotFound:

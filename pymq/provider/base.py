@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from queue import Full
 from typing import Any, Protocol, TypeAlias
 
-from pymq.exceptions import QueueNotFound
+from pymq.exceptions import ProviderError, QueueNotFound
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,11 @@ class WouldWait(Exception):
         self.finish = finish
 
 
+def closed_in_vain(queue: str) -> ProviderError:
+    """For a send that waited for room when the provider was closed."""
+    return ProviderError(f"the provider was closed while a send waited for room in the queue {queue!r}")
+
+
 class Readiness(Protocol):
     """What an event loop waits on instead of letting a thread wait in `Provider.receive`. For one thread."""
 
@@ -143,7 +148,7 @@ class Provider(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Ends every blocked receive and removes this provider's temporary queues. From any thread, also twice."""
+        """Ends every blocked receive and send, and removes this provider's temporary queues. From any thread, also twice."""
 
     @abstractmethod
     def declare(self, queue: str, *, temporary: bool = False) -> None:

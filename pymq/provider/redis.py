@@ -39,7 +39,7 @@ from pymq.provider._redis.pipe import Pipe, Unsure
 from pymq.provider._redis.receiver import BLOCK, Receivers, Woken, pass_on, pull, seconds_to_block
 from pymq.provider._redis.stream import SHORTEST_LEASE, RedisReceipt, Streams
 from pymq.provider._redis.wire import Finder, left
-from pymq.provider.base import Delivery, Features, Health, Provider, Receipt
+from pymq.provider.base import Delivery, Features, Health, Provider, Receipt, closed_in_vain
 from pymq.topics import matcher
 
 log: logging.Logger = logging.getLogger("pymq")
@@ -213,6 +213,8 @@ class RedisProvider(Provider):
         while (outcome := self._pipe.call(operation)) == b"full":
             has_waited = True
             if not self._wait_for_room([encoded(queue)], deadline):
+                if self._receivers.closed:
+                    raise closed_in_vain(queue)
                 raise Full(f"no room in the queue {queue!r} within {timeout} s")
         if outcome != b"ok":
             if has_waited:

@@ -139,7 +139,7 @@ class ShmProvider(Sending):
             logger.warning("%s: what waits there in queues may be lost", error)
         self._closed = True
         self._next_look = 0.0  # who receives again learns of it
-        self._end_receives()
+        self._end_waits()
         registry = self._registry
         try:
             with self._locked() as registry:
@@ -152,9 +152,10 @@ class ShmProvider(Sending):
             self._let_go_of_formers()
             registry.leave(self._is_disposable)
 
-    def _end_receives(self) -> None:
-        deadline = time.monotonic() + _CLOSE_SECONDS
-        while self._inside and time.monotonic() < deadline:
+    def _end_waits(self) -> None:
+        deadline, bells = time.monotonic() + _CLOSE_SECONDS, self._registry.bells
+        bells.is_closing = True
+        while (self._inside or bells.senders) and time.monotonic() < deadline:
             self.wake()
             time.sleep(0.0005)
 

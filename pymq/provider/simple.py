@@ -24,7 +24,7 @@ from pymq.bus import EventBus
 from pymq.exceptions import LeaseLost, MessageTooLarge, ProviderError, PublishFull, QueueNotFound
 from pymq.provider import dataclass_from_url
 from pymq.provider._memory import Inbox, LeaseReceipt, MemoryReadiness, SharedQueue
-from pymq.provider.base import BUSY, IDLE, LATER, RUNNING, Delivery, Features, Provider, Receipt, WouldWait
+from pymq.provider.base import BUSY, IDLE, LATER, RUNNING, Delivery, Features, Provider, Receipt, WouldWait, closed_in_vain
 from pymq.topics import Bindings, matcher
 
 _log = logging.getLogger("pymq")
@@ -186,6 +186,8 @@ class SimpleProvider(Provider):
         deadline = math.inf if timeout is None else monotonic() + timeout
         with self._broker.lock:
             while not self._broker.find(queue).offer(message, self, maxsize=maxsize, delay=delay, ttl=ttl, priority=priority):
+                if not self._is_open:
+                    raise closed_in_vain(queue)
                 if not _wait(self._broker.room, deadline):
                     raise Full(f"no room in the queue {queue!r} within {timeout} s")
 

@@ -267,6 +267,42 @@ def test_what_a_shutdown_cancels_comes_again_and_was_no_failure(config, bus, gro
     assert group.dead.qsize() == 0
 
 
+class Unread:
+    """An event that takes its time to be read."""
+
+    begun = threading.Event()
+    goes_on = threading.Event()
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.begun.set()
+        self.goes_on.wait(GUARD)
+
+
+def test_what_a_shutdown_meets_before_its_coroutine_begins_comes_again(config, bus, group, heard, caplog):
+    async def handler(event: Unread) -> None:
+        heard("of the bus that has ended")
+
+    def handler_after(event: Unread) -> None:
+        heard(event.number)
+
+    group.bind(Unread)
+    Unread.goes_on.set()
+    event = Unread(1)
+    Unread.begun.clear()
+    Unread.goes_on.clear()
+    ending = pymq.EventBus(config)
+    ending.start()
+    ending.subscribe(handler, group="billing")
+    bus.publish(event)
+    assert Unread.begun.wait(GUARD)
+    ending.shutdown(timeout=0)
+    Unread.goes_on.set()
+    eventually(lambda: not {"pymq-async", "pymq-billing"} & {thread.name for thread in threading.enumerate()})
+    bus.subscribe(handler_after, group="billing")
+    assert heard.next() == 1
+
+
 def test_a_handler_that_unsubscribes_takes_nothing_more(bus, group, heard):
     def handler(value: int):
         heard(value)
@@ -454,6 +490,18 @@ def test_an_event_that_cannot_be_decoded_goes_to_the_dead_letters(bus, group, he
     assert letter.headers["dead-error"].endswith("CodecError")
 
 
+@pytest.mark.parametrize("delay", [-1, float("nan"), float("inf"), "5"])
+def test_a_retry_after_no_time_is_a_failure_of_the_handler(bus, group, delay):
+    def handler(value: int) -> None:
+        raise pymq.Retry(delay)
+
+    bus.subscribe(handler, "c", group="billing", retries=0)
+    bus.publish(1, "c")
+    eventually(lambda: group.dead.qsize() == 1)
+    (letter,) = group.dead
+    assert (letter.headers["dead-error"], letter.headers["dead-attempts"]) == ("ValueError", 1)
+
+
 def test_reject_goes_straight_to_the_dead_letters(bus, group, heard):
     def handler(value: int):
         heard(value)
@@ -556,6 +604,21 @@ def test_requeue_takes_longer_than_a_lease(bus, jobs, monkeypatch):
 
     monkeypatch.setattr(bus.provider, "send", slowly)
     assert (jobs.dead.requeue(), len(jobs.dead), jobs.qsize()) == (30, 0, 30)
+
+
+def test_what_leaves_no_room_for_reasons_is_dead_without_them_and_comes_back(bus, jobs, monkeypatch):
+    monkeypatch.setattr(bus.provider, "max_message_bytes", 2000)
+    item = "x" * 1900
+    jobs.put(item)
+    with pytest.raises(pymq.CodecError):
+        bus.queue("jobs", int).get(timeout=GUARD)
+    assert [(letter.value, letter.headers) for letter in jobs.dead] == [(item, {})]
+    assert jobs.dead.requeue() == 1
+    with pytest.raises(LookupError), bus.queue("jobs", retries=0).take(GUARD):
+        raise LookupError
+    assert [(letter.value, letter.headers) for letter in jobs.dead] == [(item, {})]
+    assert jobs.dead.requeue() == 1
+    assert jobs.get(timeout=GUARD) == item
 
 
 def test_what_dies_again_during_a_requeue_stays_dead(bus, jobs, monkeypatch):

@@ -367,6 +367,40 @@ def test_a_handler_that_shutdown_waits_for_uses_all_verbs(config, heard, caplog,
     ]
 
 
+@pytest.mark.parametrize(("group", "ends"), [(None, "outside"), ("billing", "outside"), ("billing", "inside")])
+def test_what_a_handler_sends_while_its_bus_ends_is_sent(config, bus, heard, group, ends):
+    """An event of a group is acked when its handler returns: what followed from it must not be lost."""
+    begun, gate = threading.Event(), threading.Event()
+
+    def handler(value: int) -> None:
+        if ends == "inside":
+            pymq.shutdown(GUARD)
+        begun.set()
+        gate.wait(GUARD)
+        pymq.publish(value + 1, "followed", headers={"a": "b"})
+        pymq.publish(value + 2, "followed")
+        pymq.queue("followed").put(value + 3)
+
+    bus.subscribe(heard, "followed")
+    pymq.init(config)
+    pymq.subscribe(handler, "c", group=group)
+    bus.publish(1, "c")
+    assert begun.wait(GUARD)
+    ending = in_thread(pymq.shutdown, GUARD) if ends == "outside" else None
+    eventually(lambda: pymq.core.bus is None)
+    gate.set()
+    assert heard.take(2) == [2, 3]
+    assert bus.queue("followed").get(timeout=GUARD) == 4
+    if ending is not None:
+        ending.result(GUARD)
+    eventually(lambda: pymq.core._ending is None)
+    with pytest.raises(pymq.NotInitialized):
+        pymq.queue("followed")
+    bus.queue("followed").free()
+    if group is not None:
+        bus.group(group).delete()
+
+
 def test_shutdown_gives_the_same_time_to_what_runs_on_the_loop(config, heard, caplog):
     async def slow(value: int) -> None:
         heard("begun")

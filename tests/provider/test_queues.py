@@ -113,6 +113,28 @@ def test_a_blocked_put_goes_on_when_there_is_room(peers, bus, jobs):
     assert alice.queue("jobs", "get") == "second"
 
 
+def test_a_blocked_put_ends_with_its_bus(config, bus, jobs):
+    """As a blocked get does: a program whose producer waits for room must come to its end."""
+    jobs.put("first")
+    ending = pymq.EventBus(config)
+    ending.start()
+    blocked = in_thread(ending.queue("jobs", maxsize=1).put, "second")
+    with pytest.raises(TimeoutError):
+        blocked.result(0.3)
+    ending.shutdown()
+    with pytest.raises(pymq.PymqError, match=r"closed|not started"):
+        blocked.result(GUARD)
+    assert (jobs.get(timeout=GUARD), jobs.qsize()) == ("first", 0)
+    jobs.put("the queue is as it was", timeout=GUARD)
+    assert jobs.get(timeout=GUARD) == "the queue is as it was"
+
+
+def test_a_negative_maxsize_is_no_bound(bus, jobs):
+    small = bus.queue("jobs", maxsize=-1)
+    small.put("as with queue.Queue", timeout=0)
+    assert (small.full(), jobs.get(timeout=GUARD)) == (False, "as with queue.Queue")
+
+
 def test_racing_producers_never_exceed_maxsize(bus, jobs, place):
     def fill() -> int:
         small, accepted = bus.queue("jobs", maxsize=10), 0

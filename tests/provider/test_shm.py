@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
 from harness import GUARD, Heard, eventually, run_program
@@ -57,6 +57,32 @@ def test_a_limit_below_what_a_pipe_takes_holds_for_every_way_to_send(place):
                 with pytest.raises(pymq.MessageTooLarge):
                     way(bytes(101))
         assert [message for message, _ in other.provider.receive("inbox", 0)] == 6 * [bytes(100)]
+
+
+def test_a_publish_that_waits_for_a_full_receiver_ends_with_its_bus(place):
+    """It sleeps on a descriptor that may be another file of the program's afterwards: what comes there is not for it to read."""
+    config = dataclasses.replace(place.config, max_pending=100_000, publish_timeout=GUARD * 3)
+    published = itertools.count()
+
+    def publish() -> None:
+        while ending.publish("x" * 3000, "c"):
+            next(published)
+
+    def stands_still() -> bool:
+        before = repr(published)
+        wait([publishing], 0.5)
+        return before == repr(published) != "count(0)"
+
+    with pymq.EventBus(config) as full, ThreadPoolExecutor(1) as pool:
+        full.provider.declare("inbox", temporary=True)
+        full.provider.bind("inbox", "e/c", exact=True)
+        ending = pymq.EventBus(config)
+        ending.start()
+        publishing = pool.submit(publish)
+        eventually(stands_still)
+        assert not publishing.done()
+        ending.shutdown()
+        publishing.result(GUARD)
 
 
 def test_a_lost_lease_is_told_and_loses_nothing(bus, caplog, monkeypatch):

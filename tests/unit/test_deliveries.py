@@ -74,6 +74,15 @@ def test_a_lease_is_extended_however_many_shorter_ones_come_and_go():
     assert provider.extended.count(slow) >= 3
 
 
+def test_a_lease_of_thousands_of_years_is_slept_through(caplog):
+    provider: Any = Recording()
+    leases = Leases(lambda: provider)
+    leases.hold(Receipt("for ever", 1), 1e14)
+    time.sleep(0.1)
+    leases.close()
+    assert not caplog.records
+
+
 def test_a_lease_that_is_released_while_another_is_extended_is_not_extended_any_more():
     provider: Any = Recording()
     leases = Leases(lambda: provider)

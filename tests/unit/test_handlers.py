@@ -159,6 +159,25 @@ def test_generators_are_refused(function: Callable[..., Any]) -> None:
         Shape(function)
 
 
+def test_a_method_without_its_object_is_refused() -> None:
+    class Desk:
+        def on_plain(self, event: object) -> None: ...
+
+        async def on_async(self, event: object) -> None: ...
+
+        @classmethod
+        def on_class(cls, event: object) -> None: ...
+
+        @staticmethod
+        def on_static(event: object) -> None: ...
+
+    for method in (Desk.on_plain, Desk.on_async, Desk.on_class.__func__):
+        with pytest.raises(TypeError, match=r"Desk\.on_\w+ is a method without its object: .* object\.on_"):
+            Shape(method)
+    for method in (Desk().on_plain, Desk().on_async, Desk.on_class, Desk.on_static):
+        assert not Shape(method).wants_message
+
+
 @pytest.mark.parametrize("function", [traced(awaited), Traced(awaited), traced(_generator), traced(_async_generator)])
 def test_what_only_returns_something_to_run_has_not_run(function: Callable[..., Any]) -> None:
     """Nothing is left to be awaited, of which Python would warn."""

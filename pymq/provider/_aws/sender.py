@@ -6,6 +6,7 @@ import itertools
 import math
 import random
 import time
+from collections.abc import Callable
 from queue import Full
 from typing import Any
 
@@ -15,6 +16,7 @@ from pymq.provider._aws.batches import Batches
 from pymq.provider._aws.directory import Directory
 from pymq.provider._aws.envelope import Envelope
 from pymq.provider._aws.names import is_dead
+from pymq.provider.base import closed_in_vain
 
 NATIVE_DELAY = 900
 """Seconds that SQS delays a message by itself; what is due later is hidden again by whoever gets it then."""
@@ -59,13 +61,15 @@ class Sender:
             self._directory.forget(queue)
             raise gone(queue) from None
 
-    def wait_for_room(self, queue: str, maxsize: int, timeout: float | None) -> None:
+    def wait_for_room(self, queue: str, maxsize: int, timeout: float | None, is_closed: Callable[[], bool]) -> None:
         """As well as can be told: SQS counts approximately, and others may send between the look and the sending. Raises Full."""
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         while self.size(queue) >= maxsize:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise Full(f"no room in the queue {queue!r} within {timeout} s")
+            if is_closed():
+                raise closed_in_vain(queue)
             time.sleep(min(left, random.uniform(0.1, 0.3)))
 
     def size(self, queue: str) -> int:

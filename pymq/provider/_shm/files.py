@@ -381,6 +381,9 @@ class Bells:
         self._all: list[Bell] = []
         self._writers: dict[int, int] = {}
         self._most_writers = _FEW_WRITERS
+        self.senders: list[Bell] = []
+        """Those on which threads wait for room. `close` comes when none does: their descriptors may be others' files afterwards."""
+        self.is_closing: bool = False
 
     def borrow(self) -> Bell:
         """A silent bell for this thread alone, until it is given back."""

@@ -39,7 +39,7 @@ from pymq.provider._shm.state import (
     read_format,
 )
 from pymq.provider._shm.store import Store
-from pymq.provider.base import Delivery
+from pymq.provider.base import Delivery, closed_in_vain
 
 __all__ = ["LeaseReceipt", "SharedQueue"]
 
@@ -322,16 +322,18 @@ class SharedQueue:
         if self._append(record, level, maxsize, None):
             return
         bell = self.bells.borrow()
+        self.bells.senders.append(bell)
         try:
             while not self._append(record, level, maxsize, bell.number):
-                if time.monotonic() >= deadline:
+                if self.bells.is_closing or time.monotonic() >= deadline:
                     self._forget_sender(bell.number)
-                    raise queue.Full(f"queue {self.name!r} is full")
+                    raise closed_in_vain(self.name) if self.bells.is_closing else queue.Full(f"queue {self.name!r} is full")
                 bell.sleep(None if timeout is None else deadline - time.monotonic())
                 bell.silence()
                 self.look_at_files()
         finally:
             self.bells.give_back(bell)
+            self.bells.senders.remove(bell)
 
     def _append(self, record: bytes, level: int, maxsize: int, bell: int | None) -> bool:
         """With an exact look at the room; where there is none, that bell is rung when there may be."""

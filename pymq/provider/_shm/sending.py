@@ -178,6 +178,7 @@ class Sending(Renewable):
         deadline = time.monotonic() + seconds
         parts = frames_of(message)
         bells, bell = self._borrow_bell()
+        bells.senders.append(bell)
         total = 0
         try:
             # others, where the directory was made again
@@ -186,7 +187,7 @@ class Sending(Renewable):
                 accepted, full = self._offer(full, lambda outlet: outlet.offer(parts, bell.number))
                 total += accepted
                 left = deadline - time.monotonic()
-                if not full or left <= 0:
+                if not full or left <= 0 or bells.is_closing:
                     break
                 bell.sleep(None if left == math.inf else left, tuple(outlet.fifo for outlet in full))
                 bell.silence()
@@ -194,6 +195,7 @@ class Sending(Renewable):
             for outlet in full:
                 outlet.forget(bell.number)
             bells.give_back(bell)
+            bells.senders.remove(bell)
         return total, full
 
     @again
