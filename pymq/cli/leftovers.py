@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pymq.exceptions import ProviderError
-from pymq.provider._shm.files import EXCLUSIVE_NOW, Directory, close_file, decode_name, open_file, open_writer
+from pymq.provider._shm.files import EXCLUSIVE_NOW, Directory, close_file, decode_name, has_reader, open_file
 from pymq.provider._shm.registry import is_namespace
 from pymq.provider._shm.state import FORMAT, HEAPED, LEVELS_COUNT, State, read_format
 from pymq.provider.ipc import IpcConfig, kernel_queue
@@ -104,7 +104,7 @@ def _look_at(stem: str, home: str, directory: Directory) -> Namespace:
     for part in {"bells", "inboxes"} & set(directory.names()):
         inside = Directory(part, directory)
         for name in inside.names():
-            if _is_alive(inside, name if part == "bells" else f"{name.split('.')[0]}.fifo"):
+            if has_reader(inside, name if part == "bells" else f"{name.split('.')[0]}.fifo"):
                 alive += 1
             else:
                 dead.append(f"{part}/{name}")
@@ -116,11 +116,3 @@ def _config_of(stem: str, home: str) -> ShmConfig | None:
     config_class = IpcConfig if stem.startswith(IPC) else ShmConfig
     name = decode_name(stem.removeprefix(IPC))
     return None if name is None else config_class(name, home)
-
-
-def _is_alive(directory: Directory, fifo: str) -> bool:
-    writer = open_writer(directory, fifo)
-    if writer is None:
-        return False
-    close_file(writer)
-    return True

@@ -41,8 +41,6 @@ from pymq.provider._shm.state import (
 from pymq.provider._shm.store import Store
 from pymq.provider.base import Delivery
 
-__all__ = ["LeaseReceipt", "SharedQueue"]
-
 _LOOK_NS = 10_000_000  # how often a receiver that never sleeps looks for deaths
 _FILES_NS = 100_000_000  # how often a sender looks whether the files are still there: that costs 0.7 us
 _SPIN_NS = 100_000  # how long a receiver looks again before it sleeps: about as long as a wake-up takes
@@ -193,7 +191,7 @@ class SharedQueue:
         with self._lock:
             self._store.enter()
             found = self._store.counters()
-            waiters = self._store.state.table(RECEIVERS) + self._store.state.table(SENDERS)
+            waiters = self._store.sleepers()
         return not found["waiting"] and not found["leased"] and not any(map(self.bells.is_alive, waiters))
 
     def mark_deleted(self) -> None:
