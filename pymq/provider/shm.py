@@ -246,18 +246,17 @@ class ShmProvider(Sending):
             self._forget_ended()
             self._most_outlets = 2 * len(self._outlets) + _FEW_OUTLETS
         registry = self._registry
-        kind = self._outlet_class(name)
-        direct = min(INLINE_BYTES, self.max_message_bytes)
-        limited = partial(kind, max_pending=self._max_pending, direct=direct)
-        make = partial(limited, name, registry.inboxes, registry.bells, registry.member)
+        where = name, registry.inboxes, registry.bells, registry.member
+        own, direct = self._inboxes.get(name), min(INLINE_BYTES, self.max_message_bytes)
+        make = partial(self._outlet_class(name), *where, max_pending=self._max_pending, own=own, direct=direct)
         try:
-            return make(own=self._inboxes.get(name))
+            return make()
         except OSError as error:
             if error.errno not in (errno.EMFILE, errno.ENFILE):
                 raise
             self._outlets = {}
             self._forget_routes()
-            return make(own=self._inboxes.get(name))
+            return make()
 
     def _forget_ended(self) -> None:
         """Let go of the ways to those that have ended: callers come and go, and each way is two descriptors and a mapping or more."""
@@ -291,16 +290,11 @@ class ShmProvider(Sending):
             self._registry.remove_inbox(encode_name(name))
 
     @again
-    def _bury(self, outlet: Outlet) -> None:
-        """Its process has died: remove what it left."""
+    def _bury(self) -> None:
+        """A process has died: remove what it left."""
         self._forget_ended()
         with self._locked() as registry:
             registry.sweep()
-
-    def _bury_dead(self, outlets: list[Outlet]) -> None:
-        for outlet in outlets:
-            if outlet.is_dead():
-                self._bury(outlet)
 
     @there
     def size(self, queue: str) -> int:
@@ -350,7 +344,7 @@ class ShmProvider(Sending):
         found = []
         for outlet in filter(None, map(self._outlet, names)):
             if outlet.is_dead():
-                self._bury(outlet)
+                self._bury()
             else:
                 found.append(outlet)
         if len(found) > 1:
@@ -428,8 +422,8 @@ class ShmProvider(Sending):
                 found = inbox.wait(timeout, spin, fds, busy)
         finally:
             self._inside.pop()
-        if not found:
-            self._bury_dead(alive)
+        if not found and any(outlet.is_dead() for outlet in alive):
+            self._bury()
         return found
 
     def _receive_shared(self, name: str, timeout: float | None, limit: int, lease: float | None, fds: list[int]) -> list[Delivery]:

@@ -66,7 +66,7 @@ class Sending(Renewable):
     def _outlet(self, name: str) -> Outlet | None: ...
 
     @abstractmethod
-    def _bury(self, outlet: Outlet) -> None: ...
+    def _bury(self) -> None: ...
 
     @abstractmethod
     def _shared(self, name: str) -> tuple[SharedQueue, Owned]: ...
@@ -166,7 +166,7 @@ class Sending(Renewable):
                 else:
                     full.append(outlet)
             except BrokenPipeError:
-                self._bury(outlet)
+                self._bury()
             except (OSError, ProviderError) as error:
                 failure = error
         if failure is not None:
