@@ -32,7 +32,7 @@ if sys.platform == "linux":  # elsewhere this file can be imported, and `open` s
     from pymq.provider._shm.inbox import Inbox
     from pymq.provider._shm.outlet import Outlet
     from pymq.provider._shm.queue import SharedQueue
-    from pymq.provider._shm.readiness import InboxReadiness, QueueReadiness
+    from pymq.provider._shm.readiness import Entry, InboxReadiness, QueueReadiness
     from pymq.provider._shm.registry import REMOVED, WORD, Registry
     from pymq.provider._shm.sending import Sending
     from pymq.provider._shm.verbs import again, there, translating
@@ -103,7 +103,7 @@ class ShmProvider(Sending):
         self._inboxes: dict[str, Inbox] = {}
         self._outlets: dict[str, Outlet] = {}
         self._most_outlets = self._most_queues = _FEW_OUTLETS
-        self._queues: dict[str, tuple[SharedQueue, Owned]] = {}
+        self._queues: dict[str, Entry] = {}
         self._inside: list[None] = []
         self._wakes = 0
         self._turn = itertools.count()
@@ -205,7 +205,7 @@ class ShmProvider(Sending):
         directory = Directory(encode_name(name), self._registry.queues)
         self._queues[name] = self._open_queue(name, directory, create=True)
 
-    def _open_queue(self, name: str, directory: Directory, create: bool) -> tuple[SharedQueue, Owned]:
+    def _open_queue(self, name: str, directory: Directory, create: bool) -> Entry:
         registry = self._registry
         if len(self._queues) >= self._most_queues:
             self._forget_ended()
@@ -217,7 +217,7 @@ class ShmProvider(Sending):
             raise
         return queue, Owned(queue.close, directory.close)
 
-    def _shared(self, name: str) -> tuple[SharedQueue, Owned]:
+    def _shared(self, name: str) -> Entry:
         """The shared queue, opened if need be, and what keeps it open: to be held while it is used."""
         found = self._queues.get(name)
         if found is None:
