@@ -20,9 +20,10 @@ from time import monotonic
 from typing import Any
 
 from pymq.bus import EventBus
-from pymq.exceptions import LeaseLost, MessageTooLarge, ProviderError, PublishFull, QueueNotFound
+from pymq.exceptions import ProviderError, PublishFull
 from pymq.provider import dataclass_from_url
 from pymq.provider._memory import Inbox, LeaseReceipt, MemoryReadiness, SharedQueue
+from pymq.provider._refusals import check, gone, lost
 from pymq.provider.base import BUSY, IDLE, LATER, RUNNING, Delivery, Features, Provider, Receipt, WouldWait
 from pymq.topics import Bindings, matcher
 
@@ -66,7 +67,7 @@ class _Broker:
 
     def find(self, queue: str) -> Inbox | SharedQueue:
         if queue not in self.queues:
-            raise QueueNotFound(f"there is no queue {queue!r}: it was not declared, was deleted, or its owner has ended")
+            raise gone(queue)
         return self.queues[queue]
 
     def remove(self, queue: str) -> None:
@@ -87,9 +88,7 @@ class _Broker:
         assert isinstance(receipt, LeaseReceipt)
         receipt.home.show_due()
         if receipt.item.receipt is not receipt or receipt.item not in receipt.home.hidden:
-            raise LeaseLost(
-                f"delivery {receipt.attempt} from {receipt.queue!r} was settled before, or its lease had ended: nothing was done"
-            )
+            raise lost(receipt)
         return receipt
 
     def is_needed(self) -> bool:
@@ -189,12 +188,7 @@ class SimpleProvider(Provider):
                     raise Full(f"no room in the queue {queue!r} within {timeout} s")
 
     def _checked(self, message: bytes, delay: float, priority: int = 0) -> bytes:
-        if len(message) > self.max_message_bytes:
-            raise MessageTooLarge(f"a message of {len(message)} bytes; at most {self.max_message_bytes} are allowed")
-        if not 0 <= delay <= self.features.max_delay:
-            raise ValueError(f"delay={delay}: between 0 and {self.features.max_delay:.0f} seconds are possible")
-        if not 0 <= priority < self.features.priorities:
-            raise ValueError(f"priority={priority}: the levels are 0 to {self.features.priorities - 1}")
+        check(self, message, delay, priority)
         return bytes(message)
 
     def receive(

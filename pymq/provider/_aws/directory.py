@@ -30,6 +30,7 @@ from pymq.provider._aws.names import (
     tagged,
     untagged,
 )
+from pymq.provider._refusals import gone
 
 BLOCKED_SECONDS = 60
 """How long SQS refuses the name of a deleted queue."""
@@ -74,7 +75,7 @@ class Directory:
         for way in ways:
             if (place := self._look(*way)) is not None:
                 return place
-        raise QueueNotFound(f"there is no queue {queue!r}: it was not declared, was deleted, or its owner has ended")
+        raise gone(queue)
 
     def find_shared(self, queue: str) -> Place | None:
         """The same for a shared one."""

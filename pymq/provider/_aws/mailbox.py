@@ -21,8 +21,8 @@ from pymq.provider._aws.batches import in_one_call
 from pymq.provider._aws.directory import NEW_SECONDS, Directory, Place, owner_tags
 from pymq.provider._aws.envelope import Envelope, Window, unpack
 from pymq.provider._aws.names import EVERYTHING, tags_of_many
-from pymq.provider._aws.sender import gone
 from pymq.provider._aws.topics import Topics
+from pymq.provider._refusals import gone
 from pymq.provider.base import Delivery
 from pymq.topics import Bindings
 
