@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
-from pymq.bus import EventBus
+from pymq.bus import SHUTDOWN_SECONDS, EventBus
 from pymq.exceptions import NotInitialized
 from pymq.provider import Config
 from pymq.subscriptions import Coroutines, Pooled
@@ -46,7 +46,7 @@ class RecordingBus(EventBus):
         finally:
             logger.removeHandler(listener)
 
-    def shutdown(self, timeout: float = 2.0) -> None:
+    def shutdown(self, timeout: float = SHUTDOWN_SECONDS) -> None:
         """As `EventBus.shutdown`; nothing is left at the provider."""
         self._delete_queues()
         super().shutdown(timeout)
@@ -132,7 +132,7 @@ class RecordingBus(EventBus):
                 self.unsubscribe(on_passing, channel)
 
     def _in_flight(self) -> list[str]:
-        names = [f"the handler {name}" for name in self._loop._names]
+        names = [f"the handler {name}" for name in self.loop._names]
         for subscription in self.subscriptions.all():
             waits = isinstance(subscription, Pooled | Coroutines) and subscription._bytes
             if waits or subscription.serial.owner is not None or subscription.serial.backlog:

@@ -46,7 +46,7 @@ class Core(EventBus):
         self.port: Port = NoPort()  # type: ignore[assignment]
         """The loop's way to the provider; its methods raise NotInitialized before `enter` and after `shutdown`."""
         self.tasks: Tasks = Tasks(self)
-        self._loop = self.tasks
+        self.loop = self.tasks
         self.leases: Extensions = Extensions(self)
         self.remotes: Servers = Servers(self)
 
@@ -250,8 +250,6 @@ class LoopDispatcher:
 class Servers(Remotes):
     """Replies without waiting in the loop."""
 
-    _core: Core
-
     def __init__(self, core: Core) -> None:
         super().__init__(core)
         self._core = core
@@ -323,8 +321,6 @@ class Extensions(Leases):
 
 class LoopMember(Member):
     """A member of a group whose workers are tasks of the loop."""
-
-    _core: Core
 
     def __init__(self, core: Core, group: Group, target: Target, options: Options) -> None:
         super().__init__(core, group, target, options._replace(workers=0))
