@@ -27,7 +27,7 @@ from pymq.provider._refusals import check, gone, lost
 from pymq.provider.base import BUSY, IDLE, LATER, RUNNING, Delivery, Features, Provider, Receipt, WouldWait
 from pymq.topics import Bindings, matcher
 
-_log = logging.getLogger("pymq")
+log: logging.Logger = logging.getLogger("pymq")
 
 
 @dataclass(frozen=True)
@@ -319,7 +319,7 @@ class SimpleProvider(Provider):
         """At most once a second, and without the lock: a logging handler may take others, and publish."""
         if lost and monotonic() >= self._broker.next_warning:
             self._broker.next_warning = monotonic() + 1
-            _log.warning("a message was dropped: %d receivers do not keep up, that of %r among them", len(lost), lost[0])
+            log.warning("a message was dropped: %d receivers do not keep up, that of %r among them", len(lost), lost[0])
 
 
 def _wait(condition: threading.Condition, deadline: float, due: float = math.inf) -> bool:

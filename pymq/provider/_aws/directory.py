@@ -289,11 +289,6 @@ class Directory:
         return float(tags.get(f"{TAG}lease", 0)) > self._account.now()
 
 
-def owner_tags(owner: str) -> dict[str, str]:
-    """Who made it, for people: host and process."""
-    return tagged("owner", owner)
-
-
 def _numbers(tags: Mapping[str, str]) -> list[int]:
     """Those that a tombstone says are used up."""
     return [int(key.removeprefix(_DELETED)) for key in tags if key.startswith(_DELETED)]
