@@ -36,15 +36,12 @@ def namespaces(home: str) -> Iterator[Namespace]:
     """
     if not os.path.lexists(home):
         return
-    base = Directory(home)
-    try:
+    with closing(Directory(home)) as base:
         for stem in base.names():
             # suppressed: it is no directory of ours, or goes away just now
             with suppress(ProviderError, FileNotFoundError), closing(Directory(stem, base, create=False)) as directory:
                 if is_namespace(directory):
                     yield _look_at(stem, home, directory)
-    finally:
-        base.close()
 
 
 def kept(path: str) -> dict[str, int]:
@@ -102,13 +99,12 @@ def _is_held(path: Path) -> bool:
 def _look_at(stem: str, home: str, directory: Directory) -> Namespace:
     alive, dead = 0, []
     for part in {"bells", "inboxes"} & set(directory.names()):
-        inside = Directory(part, directory)
-        for name in inside.names():
-            if has_reader(inside, name if part == "bells" else f"{name.split('.')[0]}.fifo"):
-                alive += 1
-            else:
-                dead.append(f"{part}/{name}")
-        inside.close()
+        with closing(Directory(part, directory)) as inside:
+            for name in inside.names():
+                if has_reader(inside, name if part == "bells" else f"{name.split('.')[0]}.fifo"):
+                    alive += 1
+                else:
+                    dead.append(f"{part}/{name}")
     return Namespace(_config_of(stem, home), directory.path, alive, sorted(dead))
 
 
