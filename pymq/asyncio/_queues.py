@@ -71,7 +71,7 @@ class Queue(Generic[T]):
         sync, port = await self._opened(), self._core.port
         seconds = queues.seconds_to_wait(block, timeout)
         if port.direct:
-            return await port.poll(lambda left: sync.get(True, left), f"queue/{self.name}", seconds, 0, _nothing)
+            return await port.poll(lambda left: sync.get(True, left), sync._queue, seconds, 0, _nothing)
         delivery = await self._receive(sync, seconds, LEASE)
         return await self._keep(delivery)
 
@@ -107,7 +107,7 @@ class Queue(Generic[T]):
 
         while True:
             left = None if deadline is None else max(0.0, deadline - monotonic())
-            message, receipt = await port.poll(attempt, f"queue/{self.name}", left, lease, give_back)
+            message, receipt = await port.poll(attempt, sync._queue, left, lease, give_back)
             leased = sync._leased(message, receipt)
             try:
                 return sync._delivery(leased, message, lease)  # here: a thread may have received for an object of another type
