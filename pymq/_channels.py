@@ -141,9 +141,9 @@ class Message:
     def from_bytes(cls, data: bytes) -> Message:
         """What `to_bytes` gave. Raises ValueError for anything else, also where a single bit of it has changed."""
         data = as_bytes(data)
-        if len(data) < _CHECKED.size or _CHECKED.unpack_from(data) != (_MAGIC, crc32(data[_CHECKED.size :])):
-            raise ValueError(f"these {len(data)} bytes are no message, or not as to_bytes() gave them: {data[:40]!r}")
         frame = data[_CHECKED.size :]
+        if len(data) < _CHECKED.size or _CHECKED.unpack_from(data) != (_MAGIC, crc32(frame)):
+            raise ValueError(f"these {len(data)} bytes are no message, or not as to_bytes() gave them: {data[:40]!r}")
         return received(frame)[0]
 
     def __eq__(self, other: object) -> bool:

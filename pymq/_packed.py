@@ -20,7 +20,6 @@ from pymq.exceptions import CodecError
 CODES: dict[Any, str] = {int: "q", float: "d", bool: "?", str: "s"}
 """Those of `struct`; an `s` is a text."""
 
-Row = tuple[Any, ...]
 Decode = Callable[[bytes], Any]
 
 
@@ -68,7 +67,7 @@ def bind(make, slow):
 """
 
 
-def read_row(codes: Sequence[str], data: bytes) -> Row:
+def read_row(codes: Sequence[str], data: bytes) -> tuple[Any, ...]:
     """The values in a row whose columns somebody else has named. Raises CodecError."""
     if not set(codes) <= set(CODES.values()):
         raise CodecError(f"columns of the kinds {', '.join(codes)}; were they sent by a newer pymq?")

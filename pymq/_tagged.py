@@ -112,12 +112,8 @@ def _text_of(tag: str, text: Callable[[Any], str]) -> Lower:
     return lambda value, depth: _mark(tag, text(value))
 
 
-def _lower_datetime(value: datetime, depth: int) -> Any:
-    return _mark("datetime", [value.replace(tzinfo=None, fold=0).isoformat(), value.fold, lower(value.tzinfo, depth)])
-
-
-def _lower_time(value: time, depth: int) -> Any:
-    return _mark("time", [value.replace(tzinfo=None, fold=0).isoformat(), value.fold, lower(value.tzinfo, depth)])
+def _lower_clock(tag: str) -> Lower:
+    return lambda value, depth: _mark(tag, [value.replace(tzinfo=None, fold=0).isoformat(), value.fold, lower(value.tzinfo, depth)])
 
 
 def _lower_timedelta(value: timedelta, depth: int) -> Any:
@@ -192,8 +188,8 @@ _LOWER: dict[type, Lower] = {
     Decimal: _text_of("decimal", str),
     UUID: _text_of("uuid", str),
     date: _text_of("date", date.isoformat),
-    datetime: _lower_datetime,
-    time: _lower_time,
+    datetime: _lower_clock("datetime"),
+    time: _lower_clock("time"),
     timedelta: _lower_timedelta,
     timezone: _lower_timezone,
     ZoneInfo: _lower_zone,

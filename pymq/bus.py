@@ -89,7 +89,8 @@ class EventBus:
         self.routes.clear()
         self._members: list[Member] = []
         self._dispatcher: Dispatcher | None = None
-        self._loop = Loop("pymq-async")
+        self.loop: Loop = Loop("pymq-async")
+        """Where `async def` handlers run."""
         self._schedule = Schedule(self._hand_over)
         self.leases: Leases = Leases(lambda: self.provider)
         self.subscriptions: Subscriptions = Subscriptions(self)
@@ -97,11 +98,6 @@ class EventBus:
         self.caller: Caller = Caller(self)
 
     # ------------------------------------------------------------------ lifecycle
-
-    @property
-    def loop(self) -> Loop:
-        """Where `async def` handlers run."""
-        return self._loop
 
     def start(self) -> None:
         """Open the provider and begin to receive. Idempotent. Raises ProviderError."""
@@ -143,7 +139,7 @@ class EventBus:
         its event was acked.
         """
         thread = threading.current_thread()
-        if self._loop.is_run_by(thread) or any(member.is_handling(thread) for member in self._members):
+        if self.loop.is_run_by(thread) or any(member.is_handling(thread) for member in self._members):
             threading.Thread(target=self.shutdown, args=[timeout], name="pymq-shutdown").start()
             return
         with self._lock:
@@ -151,7 +147,7 @@ class EventBus:
             if isinstance(provider, _Closed):
                 self._ended.set()
                 return
-            dispatcher, members, loop, schedule = self._dispatcher, self._members, self._loop, self._schedule
+            dispatcher, members, loop, schedule = self._dispatcher, self._members, self.loop, self._schedule
         abandoned, deadline = [], time.monotonic() + timeout
         for member in members:
             member.stop()
@@ -465,7 +461,7 @@ class EventBus:
         self._lock = threading.RLock()
         self._ended = threading.Event()
         self._early = []
-        for part in (self._dispatcher, self._loop, *self._members):
+        for part in (self._dispatcher, self.loop, *self._members):
             if part is not None:
                 part.end_with_the_handler()
         self._reset()

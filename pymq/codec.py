@@ -22,7 +22,7 @@ import dataclasses
 import enum
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import date, datetime
 from decimal import Decimal
 from struct import error as StructError
@@ -192,10 +192,9 @@ def _reason(error: Exception) -> str:
     return str(error) if isinstance(error, CodecError) else f"{type(error).__name__}: {error}"
 
 
-def encode_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+def encode_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
     """The arguments of a call. Raises CodecError naming what cannot travel."""
-    named = dict(kwargs)
-    return dump(lambda: [[lower(it, 0) for it in args], [[name, lower(it, 0)] for name, it in named.items()]], type(args))
+    return dump(lambda: [[lower(it, 0) for it in args], [[name, lower(it, 0)] for name, it in kwargs.items()]], type(args))
 
 
 def decode_arguments(data: bytes) -> tuple[list[Any], dict[str, Any]]:
@@ -283,7 +282,7 @@ def _plan_class(cls: type) -> _Plan | None:
 
 
 def _make_plan(cls: type, outer: tuple[type, ...]) -> _Plan | None:
-    """The TYPED form of a dataclass; None where its JSON does not tell everything, or where it has an `__init__` to be run."""
+    """How a dataclass is sent as its fields' values; None where these do not tell everything, or it has an `__init__` to be run."""
     if cls in outer or not _is_bare_dataclass(cls):
         return None
     names: dict[str, Any] = {"Decimal": Decimal, "UUID": UUID, "date": date, "datetime": datetime, "surrogate": SURROGATE.search}
@@ -413,8 +412,7 @@ def _part(hint: Any, outer: tuple[type, ...], names: dict[str, Any]) -> _Part | 
 
 
 def _all_of(container: str, items: str, inner: _Part) -> str:
-    depth = inner.test.count(" for ")
-    name = f"i{depth}"
+    name = f"i{inner.test.count(' for ')}"  # of this depth alone
     return f"type({{0}}) is {container} and all([{inner.test.format(name)} for {name} in {items}])"
 
 

@@ -73,19 +73,16 @@ class Leased:
         """How many attempts have failed, should the present one fail as well; those that died count, `Retry` does not."""
         return self.attempt - int(self.frame.options.get("uncounted", 0))
 
-    @property
-    def exhausted(self) -> bool:
-        """Whether the attempts before this one, each ended by a crash or a lost lease, were already one too many."""
-        return self.failures > self.policy.retries + 1
-
     @cached_property
     def pause(self) -> float | None:
         """Seconds until the next attempt, should this one fail; None: it was the last one."""
         return None if self.failures > self.policy.retries else self.policy.delay(self.failures)
 
     def raise_if_exhausted(self) -> None:
-        """Raises Reject, which takes it to the dead letters."""
-        if self.exhausted:
+        """Raises Reject, which takes it to the dead letters, where the attempts before this one, each ended by a crash or a lost lease,
+        were already one too many.
+        """
+        if self.failures > self.policy.retries + 1:
             raise Reject(f"{self.attempt - 1} deliveries ended without an ack")
 
     def about(self) -> Message:
@@ -117,7 +114,7 @@ class Leased:
 
     def _move(self, queue: str, copy: Frame, delay: float) -> None:
         """First the copy, then the ack: a crash in between repeats the message, it never loses it."""
-        self._provider.extend(self.receipt, 30.0)  # not ours any more: then the copy is somebody else's to make
+        self._provider.extend(self.receipt, LEASE)  # not ours any more: then the copy is somebody else's to make
         try:
             self._send(queue, copy, delay)
         except (Full, ProviderError) as error:  # to wait for room could be for ever: those who make it may all be waiting here

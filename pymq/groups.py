@@ -283,21 +283,24 @@ class Member(Work):
         return None
 
     def _call_with_care(self, message: bytes, receipt: Receipt) -> None:
-        leased = Leased(self.bus.provider, message, receipt, self._policy)
-        leased.raise_if_exhausted()
-        prefix = leased.frame.prefix
-        decode = self.decoder(prefix.form, prefix.type_name)
-        event = decode(leased.frame.payload)
-        if not (leased.frame.options or self.shape.wants_message or self.shape.is_async) and len(self._plain) < MAX_PLAIN:
-            packed = frames.prefix_of(message)
-            end = frames.START.size + len(packed)
+        frame, args, kwargs = self._unpack(message, receipt)
+        if not (frame.options or self.shape.wants_message or self.shape.is_async) and len(self._plain) < MAX_PLAIN:
+            packed, prefix = frames.prefix_of(message), frame.prefix
+            end, decode = frames.START.size + len(packed), self.decoder(prefix.form, prefix.type_name)
             self._plain[packed] = message[frames.SEQUENCE_BYTES : end], end, decode, end + frames.time_size(prefix)
-        args, kwargs = self.shape.arguments(event, leased.about() if self.shape.wants_message else None)
         result = self.callback(*args, **kwargs)
         if self.shape.is_async:
             self.loop.wait_for(self.name, result)
         elif error := unrun(self.callback, result):
             raise error
+
+    def _unpack(self, message: bytes, receipt: Receipt) -> tuple[frames.Frame, tuple[Any, ...], dict[str, Any]]:
+        """What to call the handler with, and of which frame. Raises Reject where it has come too often, CodecError."""
+        leased = Leased(self.bus.provider, message, receipt, self._policy)
+        leased.raise_if_exhausted()
+        frame = leased.frame
+        event = self.decoder(frame.prefix.form, frame.prefix.type_name)(frame.payload)
+        return frame, *self.shape.arguments(event, leased.about() if self.shape.wants_message else None)
 
     def _fail(self, leased: Leased, error: BaseException) -> None:
         where = f"{self.name} of group {self.group.name!r}", leased.frame.prefix.channel or self.channel

@@ -109,7 +109,7 @@ def pack_options(options: Mapping[str, Any]) -> bytes:
     """The options section. Raises CodecError for a header that cannot travel."""
     from pymq import codec
 
-    packed = codec.encode_arguments((), dict(options))
+    packed = codec.encode_arguments((), options)
     return LENGTH.pack(len(packed)) + packed
 
 

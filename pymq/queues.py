@@ -90,7 +90,7 @@ class Queue(Generic[T]):
         (looked at until one of its class has), MessageTooLarge, ProviderError, ValueError.
         """
         provider = self._bus.provider if not self._closed else self._provider()  # 0.05 us less than the call
-        left = None if block and timeout is None else _timeout(block, timeout)
+        left = None if block and timeout is None else seconds_to_wait(block, timeout)
         encode, heads = self._encodings.get(type(item)) or self._encoding(item)
         payload = encode(item)  # first: what cannot travel takes no number
         message = next(heads) + payload
@@ -132,7 +132,7 @@ class Queue(Generic[T]):
         Waits up to `timeout` seconds (None: without end; not at all unless `block`), then raises Empty. Raises QueueNotFound when
         the queue is freed meanwhile; CodecError for an item that is not of the queue's type, which then is in `dead`.
         """
-        message, _ = self._receive(None if block and timeout is None else _timeout(block, timeout), None)
+        message, _ = self._receive(None if block and timeout is None else seconds_to_wait(block, timeout), None)
         try:
             item: T = self._decode(message)
             return item
@@ -153,7 +153,7 @@ class Queue(Generic[T]):
         Raises Empty after `timeout` seconds (None: waits without end), CodecError as `get` does.
         """
         check_lease(lease)
-        deadline = None if timeout is None else time.monotonic() + _timeout(True, timeout)
+        deadline = None if timeout is None else time.monotonic() + seconds_to_wait(True, timeout)
         while True:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             message, receipt = self._receive(left, lease)
@@ -246,7 +246,7 @@ class Queue(Generic[T]):
     @property
     def dead(self) -> DeadLetters:
         """The items that failed too often."""
-        return DeadLetters(self._bus, f"queue-dead/{self.name}")
+        return DeadLetters(self._bus, self._policy.dead_queue)
 
     def close(self) -> None:
         """This object is used no more; the queue and its items stay."""
@@ -441,7 +441,7 @@ def _readable(frame: Frame) -> Any:
     return frame.payload
 
 
-def _timeout(block: bool, timeout: float | None) -> Any:
+def seconds_to_wait(block: bool, timeout: float | None) -> Any:
     """`queue.Queue`'s two parameters as one: None waits without end, 0 is now. Raises ValueError for a negative one."""
     if not block:
         return 0.0

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
-from pymq.bus import EventBus
+from pymq.bus import SHUTDOWN_SECONDS, EventBus
 from pymq.exceptions import NotInitialized
 from pymq.provider import Config
 from pymq.subscriptions import Coroutines, Pooled
@@ -55,7 +55,7 @@ class RecordingBus(EventBus):
         with is_heard, patch.object(logger, "handle", hear):
             yield
 
-    def shutdown(self, timeout: float = 2.0) -> None:
+    def shutdown(self, timeout: float = SHUTDOWN_SECONDS) -> None:
         """As `EventBus.shutdown`; nothing is left at the provider."""
         self._delete_queues()
         super().shutdown(timeout)
@@ -141,7 +141,7 @@ class RecordingBus(EventBus):
                 self.unsubscribe(on_passing, channel)
 
     def _in_flight(self) -> list[str]:
-        names = [f"the handler {name}" for name in self._loop._names]
+        names = [f"the handler {name}" for name in self.loop._names]
         for subscription in self.subscriptions.all():
             waits = isinstance(subscription, Pooled | Coroutines) and subscription._bytes
             if waits or subscription.serial.owner is not None or subscription.serial.backlog:

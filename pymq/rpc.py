@@ -128,7 +128,7 @@ class Caller:
     def _request(
         self, provider: Provider, queue: ReplyQueue, stub: StubMethod[..., Any], data: bytes, deadline: float
     ) -> dict[int, str]:
-        """Send; who was asked, by the request's sequence."""
+        """Send; who was asked, by the request's sequence. For who does not wait in this thread: `pymq.asyncio`."""
         if stub.multi:
             return self._request_each(provider, queue, stub, data, deadline)
         request, server = self._request_one(provider, queue, stub, data, deadline)

@@ -17,7 +17,7 @@ from typing import Any
 from pymq.asyncio._calls import LoopCaller
 from pymq.asyncio._port import Inflow, NoPort, Port, is_direct, send_patiently
 from pymq.bus import SHUTDOWN_SECONDS, EventBus, _Closed
-from pymq.deliveries import Leased, Leases
+from pymq.deliveries import Leases
 from pymq.dispatch import Task
 from pymq.exceptions import ProviderError, PymqError, QueueNotFound, Retry
 from pymq.groups import Group, Member, Options, refuse_without_group
@@ -46,7 +46,7 @@ class Core(EventBus):
         self.port: Port = NoPort()  # type: ignore[assignment]
         """The loop's way to the provider; its methods raise NotInitialized before `enter` and after `shutdown`."""
         self.tasks: Tasks = Tasks(self)
-        self._loop = self.tasks
+        self.loop = self.tasks
         self.leases: Extensions = Extensions(self)
         self.remotes: Servers = Servers(self)
 
@@ -257,8 +257,6 @@ class LoopDispatcher:
 class Servers(Remotes):
     """Replies without waiting in the loop."""
 
-    _core: Core
-
     def __init__(self, core: Core) -> None:
         super().__init__(core)
         self._core = core
@@ -330,8 +328,6 @@ class Extensions(Leases):
 
 class LoopMember(Member):
     """A member of a group whose workers are tasks of the loop."""
-
-    _core: Core
 
     def __init__(self, core: Core, group: Group, target: Target, options: Options) -> None:
         super().__init__(core, group, target, options._replace(workers=0))
@@ -417,18 +413,11 @@ class LoopMember(Member):
     async def _error_of(self, message: bytes, receipt: Receipt, shift: Shift) -> BaseException | None:
         """What the handler raised."""
         try:
-            result = self._call_in_loop(message, receipt)
+            _, args, kwargs = self._unpack(message, receipt)
+            result = self.callback(*args, **kwargs)
             if not self.shape.is_async:
                 return unrun(self.callback, result)
             await (result if COUNTS_CANCELLATIONS else shift.apart(result))
         except BaseException as error:
             return error
         return None
-
-    def _call_in_loop(self, message: bytes, receipt: Receipt) -> Any:
-        leased = Leased(self.bus.provider, message, receipt, self._policy)
-        leased.raise_if_exhausted()
-        prefix = leased.frame.prefix
-        event = self.decoder(prefix.form, prefix.type_name)(leased.frame.payload)
-        args, kwargs = self.shape.arguments(event, leased.about() if self.shape.wants_message else None)
-        return self.callback(*args, **kwargs)

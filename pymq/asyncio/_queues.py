@@ -58,7 +58,7 @@ class Queue(Generic[T]):
     ) -> None:
         """`pymq.Queue.put`: the item is kept when this returns; waits for room as long as that does, then raises Full."""
         sync = await self._opened()
-        seconds = (None if timeout is None else _checked(timeout)) if block else 0
+        seconds = queues.seconds_to_wait(block, timeout)
         put = partial(sync.put, item, False, delay=delay, ttl=ttl, priority=priority)
         await with_room(self._core.port, put, seconds)
 
@@ -69,9 +69,9 @@ class Queue(Generic[T]):
     async def get(self, block: bool = True, timeout: float | None = None) -> T:
         """`pymq.Queue.get`: removed when this returns. Raises Empty after `timeout` seconds."""
         sync, port = await self._opened(), self._core.port
-        seconds = (None if timeout is None else _checked(timeout)) if block else 0
+        seconds = queues.seconds_to_wait(block, timeout)
         if port.direct:
-            return await port.poll(lambda left: sync.get(True, left), f"queue/{self.name}", seconds, 0, _nothing)
+            return await port.poll(lambda left: sync.get(True, left), sync._queue, seconds, 0, _nothing)
         delivery = await self._receive(sync, seconds, LEASE)
         return await self._keep(delivery)
 
@@ -93,7 +93,7 @@ class Queue(Generic[T]):
     async def receive(self, timeout: float | None = None, lease: float = LEASE) -> Delivery[T]:
         """`pymq.Queue.receive`: at least once; it comes again unless it is acked within `lease` seconds. Raises Empty."""
         sync = await self._opened()
-        return Delivery(self._core, await self._receive(sync, None if timeout is None else _checked(timeout), lease), lease)
+        return Delivery(self._core, await self._receive(sync, queues.seconds_to_wait(True, timeout), lease))
 
     async def _receive(self, sync: queues.Queue[T], seconds: float | None, lease: float) -> queues.Delivery[T]:
         check_lease(lease)
@@ -107,7 +107,7 @@ class Queue(Generic[T]):
 
         while True:
             left = None if deadline is None else max(0.0, deadline - monotonic())
-            message, receipt = await port.poll(attempt, f"queue/{self.name}", left, lease, give_back)
+            message, receipt = await port.poll(attempt, sync._queue, left, lease, give_back)
             leased = sync._leased(message, receipt)
             try:
                 return sync._delivery(leased, message, lease)  # here: a thread may have received for an object of another type
@@ -157,7 +157,7 @@ class Queue(Generic[T]):
 class Delivery(Generic[T]):
     """One leased item: `value`, `attempt` (from 1), `headers`; settle it once, or leave that to an `async with` block."""
 
-    def __init__(self, core: Core, sync: queues.Delivery[T], lease: float) -> None:
+    def __init__(self, core: Core, sync: queues.Delivery[T]) -> None:
         self._core = core
         self._sync = sync
         self.value = sync.value
@@ -227,12 +227,6 @@ class DeadLetters:
     async def purge(self) -> int:
         """Forget all; how many."""
         return await self._core.port.do(self._sync.purge)
-
-
-def _checked(timeout: float) -> float:
-    if not timeout >= 0:
-        raise ValueError(f"timeout={timeout!r}: must be 0 or more seconds")
-    return timeout
 
 
 class _Removal(Generic[T]):

@@ -31,7 +31,7 @@ SMALL, TINY = 64 << 20, 1 << 20
 
 
 class Finding(NamedTuple):
-    """One line of the table."""
+    """One line of the table; the remedy is told where there is something to be remedied."""
 
     what: str
     found: str
@@ -45,7 +45,7 @@ def doctor(console: Console) -> int:
     # a path is of use only as a whole
     table = Table(*[Column(title, overflow="fold") for title in ("", "checked", "found", "what to do")], show_edge=False)
     for what, found, verdict, remedy in findings:
-        table.add_row(f"[{COLOURS[verdict]}]{verdict}", *map(escape, (what, found, remedy)))
+        table.add_row(f"[{COLOURS[verdict]}]{verdict}", *map(escape, (what, found, "" if verdict == OK else remedy)))
     console.print(table)
     return int(any(finding.verdict == BAD for finding in findings))
 
@@ -82,11 +82,11 @@ def shared_memory() -> Iterator[Finding]:
     space = os.statvfs(existing)
     free, total = space.f_bavail * space.f_frsize, space.f_blocks * space.f_frsize
     verdict = OK if not total or free >= SMALL else HINT if free >= TINY else BAD
-    remedy = "" if verdict == OK else "docker run --shm-size=256m, mount -o remount,size=…, or set PYMQ_HOME to a directory with more"
+    remedy = "docker run --shm-size=256m, mount -o remount,size=…, or set PYMQ_HOME to a directory with more"
     yield Finding(f"room in {existing}", f"{free >> 20} of {total >> 20} MiB free", verdict, remedy)
     if space.f_files:
         verdict = BAD if space.f_favail < 50 else HINT if space.f_favail < 1000 else OK
-        yield Finding("inodes there", f"{space.f_favail} free", verdict, "" if verdict == OK else "remove files there, or pymq clean")
+        yield Finding("inodes there", f"{space.f_favail} free", verdict, "remove files there, or pymq clean")
     yield _rights(home, existing)
 
 
@@ -114,7 +114,7 @@ def limits() -> Iterator[Finding]:
     """Open files, and the size of pipes."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     verdict = BAD if 0 <= files < 32 else HINT if 0 <= files < 256 else OK
-    yield Finding("open files", "no limit" if files < 0 else f"at most {files}", verdict, "" if verdict == OK else "ulimit -n 1024")
+    yield Finding("open files", "no limit" if files < 0 else f"at most {files}", verdict, "ulimit -n 1024")
     if _home() is None:
         return
     reader, writer = os.pipe()
@@ -145,7 +145,7 @@ def kernel_queues() -> Iterator[Finding]:
     if messages < MESSAGES or message_size < MESSAGE_BYTES:
         room = 0
     limits = f"{'any number of' if size < 0 else size} bytes, {most} queues of {messages} messages of {message_size} bytes"
-    remedy = "" if room else "to use ipc: ulimit -q 819200, sysctl fs.mqueue.msg_max=10 fs.mqueue.msgsize_max=8192"
+    remedy = "to use ipc: ulimit -q 819200, sysctl fs.mqueue.msg_max=10 fs.mqueue.msgsize_max=8192"
     yield Finding("kernel queues", f"room for {room} buses: {limits}", OK if room else HINT, remedy)
 
 
@@ -170,7 +170,7 @@ def leftovers() -> Iterator[Finding]:
 
     for namespace in namespaces(str(home)):
         found = f"{namespace.alive} files of living processes, {len(namespace.dead)} of dead ones"
-        yield Finding(namespace.path, found, HINT if namespace.dead else OK, "pymq clean" if namespace.dead else "")
+        yield Finding(namespace.path, found, HINT if namespace.dead else OK, "pymq clean")
 
 
 def round_trip() -> Iterator[Finding]:
@@ -198,7 +198,7 @@ def configured() -> Iterator[Finding]:
     thread.start()
     thread.join(REACH_SECONDS)
     failure = outcome[0] if outcome else f"no answer within {REACH_SECONDS} s"
-    remedy = "start the service, correct PYMQ_URL, or what the message says" if failure else ""
+    remedy = "start the service, correct PYMQ_URL, or what the message says"
     yield Finding("PYMQ_URL", f"{without_password(url)}: {failure or 'reached'}", BAD if failure else OK, remedy)
 
 

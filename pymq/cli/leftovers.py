@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pymq.exceptions import ProviderError
-from pymq.provider._shm.files import EXCLUSIVE_NOW, Directory, close_file, decode_name, open_file, open_writer
+from pymq.provider._shm.files import EXCLUSIVE_NOW, Directory, close_file, decode_name, has_reader, open_file
 from pymq.provider._shm.registry import is_namespace
 from pymq.provider._shm.state import FORMAT, HEAPED, LEVELS_COUNT, State, read_format
 from pymq.provider.ipc import IpcConfig, kernel_queue
@@ -36,15 +36,12 @@ def namespaces(home: str) -> Iterator[Namespace]:
     """
     if not os.path.lexists(home):
         return
-    base = Directory(home)
-    try:
+    with closing(Directory(home)) as base:
         for stem in base.names():
             # suppressed: it is no directory of ours, or goes away just now
             with suppress(ProviderError, FileNotFoundError), closing(Directory(stem, base, create=False)) as directory:
                 if is_namespace(directory):
                     yield _look_at(stem, home, directory)
-    finally:
-        base.close()
 
 
 def kept(path: str) -> dict[str, int]:
@@ -102,13 +99,12 @@ def _is_held(path: Path) -> bool:
 def _look_at(stem: str, home: str, directory: Directory) -> Namespace:
     alive, dead = 0, []
     for part in {"bells", "inboxes"} & set(directory.names()):
-        inside = Directory(part, directory)
-        for name in inside.names():
-            if _is_alive(inside, name if part == "bells" else f"{name.split('.')[0]}.fifo"):
-                alive += 1
-            else:
-                dead.append(f"{part}/{name}")
-        inside.close()
+        with closing(Directory(part, directory)) as inside:
+            for name in inside.names():
+                if has_reader(inside, name if part == "bells" else f"{name.split('.')[0]}.fifo"):
+                    alive += 1
+                else:
+                    dead.append(f"{part}/{name}")
     return Namespace(_config_of(stem, home), directory.path, alive, sorted(dead))
 
 
@@ -116,11 +112,3 @@ def _config_of(stem: str, home: str) -> ShmConfig | None:
     config_class = IpcConfig if stem.startswith(IPC) else ShmConfig
     name = decode_name(stem.removeprefix(IPC))
     return None if name is None else config_class(name, home)
-
-
-def _is_alive(directory: Directory, fifo: str) -> bool:
-    writer = open_writer(directory, fifo)
-    if writer is None:
-        return False
-    close_file(writer)
-    return True

@@ -82,17 +82,22 @@ def dataclass_from_url(config: type[ConfigClass], url: str) -> ConfigClass:
     fields: tuple[Any, ...] = dataclasses.fields(config)  # type: ignore[arg-type]
     kinds = {field.name: type(field.default) for field in fields if isinstance(field.default, (int, float))}
     kinds |= {field.name: float for field in fields if field.type == "float | None"}
-    options = {name: _number(name, text, kinds, url) for name, text in parse_qsl(parts.query, keep_blank_values=True)}
+    options = {name: _option(name, text, kinds, url) for name, text in parse_qsl(parts.query, keep_blank_values=True)}
     return config(**({"namespace": unquote(parts.netloc)} if parts.netloc else {}), **options)
 
 
-def _number(name: str, text: str, kinds: dict[str, type], url: str) -> Any:
+def _option(name: str, text: str, kinds: dict[str, type], url: str) -> Any:
     if name not in kinds:
         raise ValueError(f"unknown option {name!r} in {url!r}; known: {', '.join(sorted(kinds))}")
+    return number(f"option {name}", text, kinds[name], url)
+
+
+def number(name: str, text: str, kind: type, url: str) -> Any:
+    """The number that a text in a URL stands for. Raises ValueError, naming what it is of, where it is none."""
     try:
-        value = kinds[name](text)
+        value = kind(text)
     except ValueError:
         value = -1
     if not 0 <= value < float("inf"):
-        raise ValueError(f"option {name}={text!r} in {url!r} is not a number of type {kinds[name].__name__}, 0 or more")
+        raise ValueError(f"{name}={text!r} in {without_password(url)!r} is not a number of type {kind.__name__}, 0 or more")
     return value

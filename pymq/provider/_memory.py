@@ -152,7 +152,7 @@ class SharedQueue:
         self, message: bytes, sender: Provider, *, maxsize: int = 0, delay: float = 0, ttl: float | None = None, priority: int = 0
     ) -> bool:
         """Append it, unless there is no room. One message, however large, always fits into an empty queue."""
-        if (maxsize and self.size() >= maxsize) or (self.holds_any() and self._bytes + len(message) > self._limit):
+        if (maxsize and self.size() >= maxsize) or ((self._ready or self.hidden) and self._bytes + len(message) > self._limit):
             return False
         self._bytes += len(message)
         self.insert(Item(message, (-priority, next(self._numbers)), math.inf if ttl is None else monotonic() + ttl), delay)
@@ -219,9 +219,6 @@ class SharedQueue:
     def due(self) -> float:
         """When something comes up by time alone."""
         return self._timers[0][0] if self._timers else math.inf
-
-    def holds_any(self) -> bool:
-        return bool(self._ready or self.hidden)
 
     def holds_ready(self) -> bool:
         self.show_due()

@@ -24,7 +24,7 @@ from dataclasses import replace
 from typing import Any
 
 from pymq.bus import EventBus
-from pymq.exceptions import MessageTooLarge, ProviderError, QueueNotFound
+from pymq.exceptions import ProviderError, QueueNotFound
 from pymq.provider._aws.account import LONGEST_POLL, Account
 from pymq.provider._aws.config import AwsConfig, LocalstackConfig
 from pymq.provider._aws.directory import Directory, Place
@@ -34,10 +34,11 @@ from pymq.provider._aws.leases import Leases
 from pymq.provider._aws.mailbox import Inbox, Mailbox, concurrently
 from pymq.provider._aws.names import EVERYTHING, SHARED, Names, all_of_many, mailbox_of, tags_of_many
 from pymq.provider._aws.queue import SharedQueue, SqsReceipt, Waiter
-from pymq.provider._aws.sender import Sender, gone
+from pymq.provider._aws.sender import Sender
 from pymq.provider._aws.shared import SharedQueues
 from pymq.provider._aws.sweep import Sweeper, quietly
 from pymq.provider._aws.topics import Topics
+from pymq.provider._refusals import check, gone
 from pymq.provider.base import Delivery, Features, Provider, Receipt
 from pymq.topics import matcher
 
@@ -223,7 +224,7 @@ class AwsProvider(Provider):
         ttl: float | None = None,
         priority: int = 0,
     ) -> None:
-        self._check(message, delay, priority)
+        check(self, message, delay, priority)
         with self._lock:
             if queue in self._owners:
                 return self._owners[queue].inboxes[queue].put(bytes(message))
@@ -235,14 +236,6 @@ class AwsProvider(Provider):
             self._consumers.clear()  # it may have been a server
             raise
         return None
-
-    def _check(self, message: bytes, delay: float, priority: int = 0) -> None:
-        if len(message) > self.max_message_bytes:
-            raise MessageTooLarge(f"a message of {len(message)} bytes; at most {self.max_message_bytes} are allowed")
-        if not 0 <= delay <= self.features.max_delay:
-            raise ValueError(f"delay={delay}: between 0 and {self.features.max_delay:.0f} seconds are possible")
-        if not 0 <= priority < self.features.priorities:
-            raise ValueError(f"priority={priority}: the levels are 0 to {self.features.priorities - 1}")
 
     # ------------------------------------------------------------------ receive
 
@@ -363,7 +356,7 @@ class AwsProvider(Provider):
     def publish(
         self, topics: Sequence[str], message: bytes, *, timeout: float | None = None, delay: float = 0, ttl: float | None = None
     ) -> None:
-        self._check(message, delay)
+        check(self, message, delay)
         due = self._account.now() + delay if delay else 0.0
         self._topics.publish(self._sender.envelope(message, ttl, topics=tuple(topics), due=due))
 

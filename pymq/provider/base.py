@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from queue import Full
 from typing import Any, Protocol, TypeAlias
 
-from pymq.exceptions import ProviderError, QueueNotFound
+from pymq.exceptions import QueueNotFound
 
 
 @dataclass(frozen=True)
@@ -99,11 +99,6 @@ class WouldWait(Exception):
     def __init__(self, finish: Callable[[], int]) -> None:
         super().__init__("a receiver is full")
         self.finish = finish
-
-
-def closed_in_vain(queue: str) -> ProviderError:
-    """For a send that waited for room when the provider was closed."""
-    return ProviderError(f"the provider was closed while a send waited for room in the queue {queue!r}")
 
 
 class Readiness(Protocol):

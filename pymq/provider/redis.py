@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import quote
 
 from pymq.bus import EventBus
-from pymq.exceptions import ConnectionLost, LeaseLost, MessageTooLarge, ProviderError, PublishFull, QueueNotFound
+from pymq.exceptions import ConnectionLost, ProviderError, PublishFull, QueueNotFound
 from pymq.provider._redis import url as _redis_url
 from pymq.provider._redis.inbox import Inbox, Patterns
 from pymq.provider._redis.operations import (
@@ -39,7 +39,8 @@ from pymq.provider._redis.pipe import Pipe, Unsure
 from pymq.provider._redis.receiver import BLOCK, Receivers, Woken, pass_on, pull, seconds_to_block
 from pymq.provider._redis.stream import SHORTEST_LEASE, RedisReceipt, Streams
 from pymq.provider._redis.wire import Finder, left
-from pymq.provider.base import Delivery, Features, Health, Provider, Receipt, closed_in_vain
+from pymq.provider._refusals import check, closed_in_vain, gone, lost
+from pymq.provider.base import Delivery, Features, Health, Provider, Receipt
 from pymq.topics import matcher
 
 log: logging.Logger = logging.getLogger("pymq")
@@ -205,7 +206,7 @@ class RedisProvider(Provider):
         ttl: float | None = None,
         priority: int = 0,
     ) -> None:
-        self._check(message, delay, priority)
+        check(self, message, delay, priority)
         deadline = math.inf if timeout is None else monotonic() + timeout
         wait, how = b"1" if timeout != 0 else b"0", self._how(delay, ttl)
         operation = packed(b"send", encoded(queue), wait, how, b"%d" % maxsize, b"%d" % priority, message)
@@ -219,19 +220,11 @@ class RedisProvider(Provider):
         if outcome != b"ok":
             if has_waited:
                 pass_on(self._pipe.call, queue)
-            raise QueueNotFound(f"there is no queue {queue!r}: it was not declared, was deleted, or its owner has ended")
+            raise gone(queue)
 
     def _how(self, delay: float, ttl: float | None) -> bytes:
         """What is for shared queues alone."""
         return b"%b %b %b" % (self._limit, milliseconds(delay), milliseconds(ttl)) if delay or ttl is not None else self._plainly
-
-    def _check(self, message: bytes, delay: float, priority: int = 0) -> None:
-        if len(message) > self.max_message_bytes:
-            raise MessageTooLarge(f"a message of {len(message)} bytes; at most {self.max_message_bytes} are allowed")
-        if not 0 <= delay <= self.features.max_delay:
-            raise ValueError(f"delay={delay}: between 0 and {self.features.max_delay:.0f} seconds are possible")
-        if not 0 <= priority < self.features.priorities:
-            raise ValueError(f"priority={priority}: the levels are 0 to {self.features.priorities - 1}")
 
     def _wait_for_room(self, queues: Sequence[bytes], deadline: float) -> bool:
         """Until there may be room in one of them; False after the deadline, or when the provider is closed."""
@@ -371,9 +364,7 @@ class RedisProvider(Provider):
     @staticmethod
     def _expect_settled(receipt: Receipt, outcome: int) -> None:
         if not outcome:
-            raise LeaseLost(
-                f"delivery {receipt.attempt} from {receipt.queue!r} was settled before, or its lease had ended: nothing was done"
-            )
+            raise lost(receipt)
 
     # ------------------------------------------------------------------ numbers and names
 
@@ -394,7 +385,7 @@ class RedisProvider(Provider):
         return [decoded(name) for name, *_ in sorted(found[turn:] + found[:turn], key=lambda each: each[1:])]
 
     def request(self, topic: str, message: bytes, reply_to: str) -> str | None:
-        self._check(message, 0)
+        check(self, message, 0)
         inbox = self._inboxes[reply_to]
         looks = inbox.looks
         how = b"%d" % next(self._turns[topic]), b"" if inbox.is_ready else inbox.name, b"%d" % inbox.done
@@ -432,7 +423,7 @@ class RedisProvider(Provider):
     def publish(
         self, topics: Sequence[str], message: bytes, *, timeout: float | None = None, delay: float = 0, ttl: float | None = None
     ) -> int:
-        self._check(message, delay)
+        check(self, message, delay)
         how = self._how(delay, ttl)
         while (result := self._pipe.call(with_message(self._plan(tuple(topics), how), message))) == b"stale":
             self._refresh()

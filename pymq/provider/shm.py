@@ -33,7 +33,7 @@ if sys.platform == "linux":  # elsewhere this file can be imported, and `open` s
     from pymq.provider._shm.inbox import Inbox
     from pymq.provider._shm.outlet import Outlet
     from pymq.provider._shm.queue import SharedQueue
-    from pymq.provider._shm.readiness import InboxReadiness, QueueReadiness
+    from pymq.provider._shm.readiness import Entry, InboxReadiness, QueueReadiness
     from pymq.provider._shm.registry import REMOVED, WORD, Registry
     from pymq.provider._shm.sending import Sending
     from pymq.provider._shm.verbs import again, there, translating
@@ -104,7 +104,7 @@ class ShmProvider(Sending):
         self._inboxes: dict[str, Inbox] = {}
         self._outlets: dict[str, Outlet] = {}
         self._most_outlets = self._most_queues = _FEW_OUTLETS
-        self._queues: dict[str, tuple[SharedQueue, Owned]] = {}
+        self._queues: dict[str, Entry] = {}
         self._inside: list[None] = []
         self._wakes = 0
         self._turns: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
@@ -207,7 +207,7 @@ class ShmProvider(Sending):
         directory = Directory(encode_name(name), self._registry.queues)
         self._queues[name] = self._open_queue(name, directory, create=True)
 
-    def _open_queue(self, name: str, directory: Directory, create: bool) -> tuple[SharedQueue, Owned]:
+    def _open_queue(self, name: str, directory: Directory, create: bool) -> Entry:
         registry = self._registry
         if len(self._queues) >= self._most_queues:
             self._forget_ended()
@@ -219,7 +219,7 @@ class ShmProvider(Sending):
             raise
         return queue, Owned(queue.close, directory.close)
 
-    def _shared(self, name: str) -> tuple[SharedQueue, Owned]:
+    def _shared(self, name: str) -> Entry:
         """The shared queue, opened if need be, and what keeps it open: to be held while it is used."""
         found = self._queues.get(name)
         if found is None:
@@ -248,18 +248,17 @@ class ShmProvider(Sending):
             self._forget_ended()
             self._most_outlets = 2 * len(self._outlets) + _FEW_OUTLETS
         registry = self._registry
-        kind = self._outlet_class(name)
-        direct = min(INLINE_BYTES, self.max_message_bytes)
-        limited = partial(kind, max_pending=self._max_pending, direct=direct)
-        make = partial(limited, name, registry.inboxes, registry.bells, registry.member)
+        where = name, registry.inboxes, registry.bells, registry.member
+        own, direct = self._inboxes.get(name), min(INLINE_BYTES, self.max_message_bytes)
+        make = partial(self._outlet_class(name), *where, max_pending=self._max_pending, own=own, direct=direct)
         try:
-            return make(own=self._inboxes.get(name))
+            return make()
         except OSError as error:
             if error.errno not in (errno.EMFILE, errno.ENFILE):
                 raise
             self._outlets = {}
             self._forget_routes()
-            return make(own=self._inboxes.get(name))
+            return make()
 
     def _forget_ended(self) -> None:
         """Let go of the ways to those that have ended: callers come and go, and each way is two descriptors and a mapping or more."""
@@ -293,16 +292,11 @@ class ShmProvider(Sending):
             self._registry.remove_inbox(encode_name(name))
 
     @again
-    def _bury(self, outlet: Outlet) -> None:
-        """Its process has died: remove what it left."""
+    def _bury(self) -> None:
+        """A process has died: remove what it left."""
         self._forget_ended()
         with self._locked() as registry:
             registry.sweep()
-
-    def _bury_dead(self, outlets: list[Outlet]) -> None:
-        for outlet in outlets:
-            if outlet.is_dead():
-                self._bury(outlet)
 
     @there
     def size(self, queue: str) -> int:
@@ -352,7 +346,7 @@ class ShmProvider(Sending):
         found = []
         for outlet in filter(None, map(self._outlet, names)):
             if outlet.is_dead():
-                self._bury(outlet)
+                self._bury()
             else:
                 found.append(outlet)
         if len(found) > 1:
@@ -430,8 +424,8 @@ class ShmProvider(Sending):
                 found = inbox.wait(timeout, spin, fds, busy)
         finally:
             self._inside.pop()
-        if not found:
-            self._bury_dead(alive)
+        if not found and any(outlet.is_dead() for outlet in alive):
+            self._bury()
         return found
 
     def _receive_shared(self, name: str, timeout: float | None, limit: int, lease: float | None, fds: list[int]) -> list[Delivery]:

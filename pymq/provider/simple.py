@@ -21,13 +21,14 @@ from time import monotonic
 from typing import Any
 
 from pymq.bus import EventBus
-from pymq.exceptions import LeaseLost, MessageTooLarge, ProviderError, PublishFull, QueueNotFound
+from pymq.exceptions import ProviderError, PublishFull
 from pymq.provider import dataclass_from_url
 from pymq.provider._memory import Inbox, LeaseReceipt, MemoryReadiness, SharedQueue
-from pymq.provider.base import BUSY, IDLE, LATER, RUNNING, Delivery, Features, Provider, Receipt, WouldWait, closed_in_vain
+from pymq.provider._refusals import check, closed_in_vain, gone, lost
+from pymq.provider.base import BUSY, IDLE, LATER, RUNNING, Delivery, Features, Provider, Receipt, WouldWait
 from pymq.topics import Bindings, matcher
 
-_log = logging.getLogger("pymq")
+log: logging.Logger = logging.getLogger("pymq")
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class _Broker:
 
     def find(self, queue: str) -> Inbox | SharedQueue:
         if queue not in self.queues:
-            raise QueueNotFound(f"there is no queue {queue!r}: it was not declared, was deleted, or its owner has ended")
+            raise gone(queue)
         return self.queues[queue]
 
     def remove(self, queue: str) -> None:
@@ -88,9 +89,7 @@ class _Broker:
         assert isinstance(receipt, LeaseReceipt)
         receipt.home.show_due()
         if receipt.item.receipt is not receipt or receipt.item not in receipt.home.hidden:
-            raise LeaseLost(
-                f"delivery {receipt.attempt} from {receipt.queue!r} was settled before, or its lease had ended: nothing was done"
-            )
+            raise lost(receipt)
         return receipt
 
     def is_needed(self) -> bool:
@@ -192,12 +191,7 @@ class SimpleProvider(Provider):
                     raise Full(f"no room in the queue {queue!r} within {timeout} s")
 
     def _checked(self, message: bytes, delay: float, priority: int = 0) -> bytes:
-        if len(message) > self.max_message_bytes:
-            raise MessageTooLarge(f"a message of {len(message)} bytes; at most {self.max_message_bytes} are allowed")
-        if not 0 <= delay <= self.features.max_delay:
-            raise ValueError(f"delay={delay}: between 0 and {self.features.max_delay:.0f} seconds are possible")
-        if not 0 <= priority < self.features.priorities:
-            raise ValueError(f"priority={priority}: the levels are 0 to {self.features.priorities - 1}")
+        check(self, message, delay, priority)
         return bytes(message)
 
     def receive(
@@ -328,7 +322,7 @@ class SimpleProvider(Provider):
         """At most once a second, and without the lock: a logging handler may take others, and publish."""
         if lost and monotonic() >= self._broker.next_warning:
             self._broker.next_warning = monotonic() + 1
-            _log.warning("a message was dropped: %d receivers do not keep up, that of %r among them", len(lost), lost[0])
+            log.warning("a message was dropped: %d receivers do not keep up, that of %r among them", len(lost), lost[0])
 
 
 def _wait(condition: threading.Condition, deadline: float, due: float = math.inf) -> bool:

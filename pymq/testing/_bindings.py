@@ -7,12 +7,7 @@ import time
 from pymq.exceptions import PublishFull
 from pymq.message import beside
 from pymq.provider.base import Provider
-from pymq.testing._helpers import (
-    FILL,
-    SIZES,
-    numbered,
-    raises,
-)
+from pymq.testing._helpers import FILL, SIZES, numbered, raises
 from pymq.testing._suite import Suite
 
 

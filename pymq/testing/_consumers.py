@@ -5,11 +5,7 @@ from __future__ import annotations
 from queue import Full
 
 from pymq.exceptions import QueueNotFound
-from pymq.testing._helpers import (
-    FILL,
-    numbered,
-    raises,
-)
+from pymq.testing._helpers import FILL, numbered, raises
 from pymq.testing._suite import Suite
 
 

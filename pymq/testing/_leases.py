@@ -7,12 +7,7 @@ from contextlib import suppress
 from unittest import SkipTest
 
 from pymq.exceptions import LeaseLost
-from pymq.testing._helpers import (
-    END,
-    consume,
-    numbered,
-    raises,
-)
+from pymq.testing._helpers import END, consume, numbered, raises
 from pymq.testing._suite import Suite
 
 

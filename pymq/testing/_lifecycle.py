@@ -5,9 +5,7 @@ from __future__ import annotations
 import time
 
 from pymq.exceptions import LeaseLost, QueueNotFound
-from pymq.testing._helpers import (
-    raises,
-)
+from pymq.testing._helpers import raises
 from pymq.testing._suite import Suite
 
 

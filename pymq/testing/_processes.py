@@ -3,19 +3,7 @@
 from __future__ import annotations
 
 from pymq.exceptions import QueueNotFound
-from pymq.testing._helpers import (
-    END,
-    Process,
-    bind_inbox,
-    clock,
-    consume,
-    declare,
-    numbered,
-    publish,
-    raises,
-    receive,
-    send_all,
-)
+from pymq.testing._helpers import END, Process, bind_inbox, clock, consume, declare, numbered, publish, raises, receive, send_all
 from pymq.testing._suite import Suite
 
 

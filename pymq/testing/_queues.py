@@ -8,13 +8,7 @@ from queue import Full
 from unittest import SkipTest
 
 from pymq.exceptions import MessageTooLarge, ProviderError
-from pymq.testing._helpers import (
-    SIZES,
-    numbered,
-    publish_all,
-    put_until_full,
-    raises,
-)
+from pymq.testing._helpers import SIZES, numbered, publish_all, put_until_full, raises
 from pymq.testing._suite import Suite
 
 

@@ -13,15 +13,11 @@ from unittest import SkipTest
 
 from pymq.provider import Config
 from pymq.provider.base import Delivery, Provider, Receipt
-from pymq.testing._helpers import (
-    FILL,
-    Process,
-    Task,
-)
+from pymq.testing._helpers import FILL, Process, Task
 
 
 class Suite:
-    """Subclass it, say `config`, run it. Attributes and the other hooks are for providers that are far away."""
+    """The base of all parts."""
 
     scale: float = 1.0
     """How many messages a test moves, relative to a local provider's."""

@@ -30,6 +30,7 @@ from pymq.provider._aws.names import (
     tagged,
     untagged,
 )
+from pymq.provider._refusals import gone
 
 BLOCKED_SECONDS = 60
 """How long SQS refuses the name of a deleted queue."""
@@ -74,7 +75,7 @@ class Directory:
         for way in ways:
             if (place := self._look(*way)) is not None:
                 return place
-        raise QueueNotFound(f"there is no queue {queue!r}: it was not declared, was deleted, or its owner has ended")
+        raise gone(queue)
 
     def find_shared(self, queue: str) -> Place | None:
         """The same for a shared one."""
@@ -288,11 +289,6 @@ class Directory:
     def lives(self, tags: Mapping[str, str]) -> bool:
         """Whether the mailbox with these tags has a process; one without a lease is gone, or just being removed."""
         return float(tags.get(f"{TAG}lease", 0)) > self._account.now()
-
-
-def owner_tags(owner: str) -> dict[str, str]:
-    """Who made it, for people: host and process."""
-    return tagged("owner", owner)
 
 
 def _numbers(tags: Mapping[str, str]) -> list[int]:

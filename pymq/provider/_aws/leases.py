@@ -7,11 +7,11 @@ import threading
 import time
 from functools import partial
 
-from pymq.exceptions import LeaseLost
 from pymq.provider._aws.keeper import Keeper
 from pymq.provider._aws.mailbox import concurrently
 from pymq.provider._aws.queue import SqsReceipt
 from pymq.provider._aws.sweep import quietly
+from pymq.provider._refusals import lost
 
 ROUNDING = 0.5
 """Seconds by which a lease may end after the visibility timeout that stands for it."""
@@ -67,8 +67,3 @@ class Leases:
         with self._lock:
             held, self._held = self._held, set()
         concurrently(lambda receipt: quietly(lambda: receipt.home.hide(receipt, 0), "giving a message back"), held)
-
-
-def lost(receipt: SqsReceipt) -> LeaseLost:
-    """The error for one that came too late."""
-    return LeaseLost(f"delivery {receipt.attempt} from {receipt.queue!r} was settled before, or its lease had ended: nothing was done")

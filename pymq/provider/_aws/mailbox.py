@@ -18,11 +18,11 @@ from pymq.dispatch import back_off, persist
 from pymq.exceptions import ProviderError, QueueNotFound
 from pymq.provider._aws.account import Account
 from pymq.provider._aws.batches import in_one_call
-from pymq.provider._aws.directory import NEW_SECONDS, Directory, Place, owner_tags
+from pymq.provider._aws.directory import NEW_SECONDS, Directory, Place
 from pymq.provider._aws.envelope import Envelope, Window, unpack
-from pymq.provider._aws.names import EVERYTHING, tags_of_many
-from pymq.provider._aws.sender import gone
+from pymq.provider._aws.names import EVERYTHING, tagged, tags_of_many
 from pymq.provider._aws.topics import Topics
+from pymq.provider._refusals import gone
 from pymq.provider.base import Delivery
 from pymq.topics import Bindings
 
@@ -89,7 +89,7 @@ class Mailbox:
 
     def _make(self, instead_of: Place | None = None) -> Place:
         bound = [tags_of_many("inbox", name) for name in self._bound()]
-        tags = self._directory.lease_tags(self._lease) | owner_tags(self._owner)
+        tags = self._directory.lease_tags(self._lease) | tagged("owner", self._owner)  # for people: host and process
         tags = {key: value for each in (tags, *bound) for key, value in each.items()}
         return self._directory.make_mailbox(self._name, tags, instead_of)
 

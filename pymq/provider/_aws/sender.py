@@ -16,7 +16,7 @@ from pymq.provider._aws.batches import Batches
 from pymq.provider._aws.directory import Directory
 from pymq.provider._aws.envelope import Envelope
 from pymq.provider._aws.names import is_dead
-from pymq.provider.base import closed_in_vain
+from pymq.provider._refusals import closed_in_vain, gone
 
 NATIVE_DELAY = 900
 """Seconds that SQS delays a message by itself; what is due later is hidden again by whoever gets it then."""
@@ -87,8 +87,3 @@ class Sender:
             raise gone(queue) from None
         visible, delayed, leased = (int(found.get(name, 0)) for name in asked)
         return {"waiting": visible + delayed, "leased": leased}
-
-
-def gone(queue: str) -> QueueNotFound:
-    """The error for a queue that is not there."""
-    return QueueNotFound(f"there is no queue {queue!r}: it was not declared, was deleted, or its owner has ended")

@@ -12,9 +12,10 @@ from pymq.provider._aws.account import Account
 from pymq.provider._aws.batches import Batches
 from pymq.provider._aws.config import AwsConfig
 from pymq.provider._aws.directory import Directory
-from pymq.provider._aws.leases import Leases, lost
+from pymq.provider._aws.leases import Leases
 from pymq.provider._aws.queue import SharedQueue, SqsReceipt, Waiter
-from pymq.provider._aws.sender import Sender, gone
+from pymq.provider._aws.sender import Sender
+from pymq.provider._refusals import gone, lost
 from pymq.provider.base import Delivery
 
 

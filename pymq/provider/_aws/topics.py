@@ -132,7 +132,7 @@ class Topics:
             if time.monotonic() > deadline:
                 raise ProviderError(f"SNS did not confirm the subscription of {queue_arn} to {topic!r} within {CONFIRM_SECONDS:.0f} s")
             time.sleep(0.2)
-            arn = next((s.arn for s in self.subscriptions(topic) if s.queue_arn == queue_arn), arn)
+            arn = self.find(topic, queue_arn) or arn
         return arn
 
     def unsubscribe(self, subscription_arn: str) -> None:

@@ -7,10 +7,11 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from pymq.exceptions import ConnectionLost, ProviderError, QueueNotFound
+from pymq.exceptions import ConnectionLost, ProviderError
 from pymq.provider._redis.operations import Operation, encoded, packed
 from pymq.provider._redis.pipe import Pipe, Unsure, checked
 from pymq.provider._redis.wire import SILENCE, Finder, Waker, Wire, command, left
+from pymq.provider._refusals import gone
 
 BLOCK = 1.0
 """Seconds after which one who waits looks by himself: a wake-up can be lost with the process that took it."""
@@ -246,5 +247,5 @@ def pull(
 def seconds_to_block(answer: Any, deadline: float, queue: str) -> float:
     """How long to wait after an answer without a message; 0 where nothing is waited for. Raises QueueNotFound."""
     if answer[0] == b"gone":
-        raise QueueNotFound(f"there is no queue {queue!r}: it was not declared, was deleted, or its owner has ended")
+        raise gone(queue)
     return min(left(deadline), int(answer[1]) / 1000 + 0.001, BLOCK) if answer[0] == b"empty" else 0.0

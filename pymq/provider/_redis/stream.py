@@ -157,7 +157,8 @@ class Streams:
                 self._loaded = {stream for stream in self._loaded if stream.is_loaded}
                 if not self._loaded:
                     self._changed.clear()
-            if not self._changed.wait() or self._ended.is_set():
+            self._changed.wait()
+            if self._ended.is_set():
                 return
             for stream in list(self._loaded):
                 if stream.is_loaded and monotonic() - stream.since > HELD:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from pymq.provider import without_password
+from pymq.provider import number, without_password
 
 NAMES = {
     "host", "port", "db", "username", "password", "ssl", "credential_provider", "client_name", "path",
@@ -86,7 +86,7 @@ def _path(segments: list[str], mode: str, url: str) -> dict[str, Any]:
         raise ValueError(f"the path of {without_password(url)!r} is not /{'/'.join(names)}; write a / of a name as %2F")
     found: dict[str, Any] = dict(zip(names, segments))
     if "db" in found:
-        found["db"] = _number("db", found["db"], int, url)
+        found["db"] = number("db", found["db"], int, url)
     return found
 
 
@@ -102,9 +102,9 @@ def _options(query: str, url: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, text in parse_qsl(query, keep_blank_values=True):
         if name in TUNING:
-            found[name] = _number(name, text, TUNING[name], url)
+            found[name] = number(name, text, TUNING[name], url)
         elif name in ("db", "socket_connect_timeout"):
-            found[name] = _number(name, text, int if name == "db" else float, url)
+            found[name] = number(name, text, int if name == "db" else float, url)
         elif name in FLAGS:
             found[name] = _flag(name, text, url)
         elif name in ("namespace", "client_name", "username", "password") or name.startswith("ssl_"):
@@ -119,13 +119,3 @@ def _flag(name: str, text: str, url: str) -> bool:
     if text.lower() not in ("true", "false"):
         raise ValueError(f"{name}={text!r} in {without_password(url)!r} is neither true nor false")
     return text.lower() == "true"
-
-
-def _number(name: str, text: str, kind: type, url: str) -> Any:
-    try:
-        value = kind(text)
-    except ValueError:
-        value = -1
-    if not 0 <= value < float("inf"):
-        raise ValueError(f"{name}={text!r} in {without_password(url)!r} is not a number of type {kind.__name__}, 0 or more")
-    return value

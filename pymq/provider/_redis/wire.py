@@ -215,10 +215,7 @@ class Finder:
     def connect(self) -> Wire:
         """A new connection. Raises ConnectionLost where there is nobody, ProviderError where we are refused."""
         find: dict[str, Callable[[], Wire]] = {"sentinel": self._by_sentinel, "cluster": self._by_cluster}
-        return find.get(self._config.mode, self._directly)()
-
-    def _directly(self) -> Wire:
-        return self._open({})
+        return find.get(self._config.mode, lambda: self._open({}))()
 
     def _open(self, changes: dict[str, Any]) -> Wire:
         import redis

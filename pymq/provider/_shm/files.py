@@ -321,6 +321,15 @@ def open_writer(directory: Directory, name: str) -> int | None:
     return fd
 
 
+def has_reader(directory: Directory, name: str) -> bool:
+    """Whether somebody lives who reads that FIFO."""
+    writer = open_writer(directory, name)
+    if writer is None:
+        return False
+    close_file(writer)
+    return True
+
+
 def is_dead(writer: int) -> bool:
     """Whether the reader of a FIFO, whose write end this is, has died."""
     poll = select.poll()

@@ -116,7 +116,7 @@ class Outlet:
         """Deliver it, behind its head, in a cheaper way than by writing it into the log, if there is one that needs no waiting."""
         return len(head) + len(payload) > INLINE_BYTES and self.send_by_arena(payload, head)
 
-    def send_by_arena(self, payload: bytes, head: bytes = b"") -> bool:
+    def send_by_arena(self, payload: bytes, head: bytes) -> bool:
         """Deliver it through the arena, behind a head that goes with the reference; False where it is too large or there is no room."""
         if len(payload) > self._largest or len(head) > _LARGEST_HEAD:
             return False

@@ -20,6 +20,7 @@ from contextlib import suppress
 from time import monotonic_ns
 
 from pymq.exceptions import ProviderError, QueueNotFound
+from pymq.provider._refusals import closed_in_vain
 from pymq.provider._shm.claims import NEVER, LeaseReceipt
 from pymq.provider._shm.files import Bell, Bells, Directory, Removed, close_file, is_dead, is_removed
 from pymq.provider._shm.guard import Guard, closed
@@ -39,9 +40,7 @@ from pymq.provider._shm.state import (
     read_format,
 )
 from pymq.provider._shm.store import Store
-from pymq.provider.base import Delivery, closed_in_vain
-
-__all__ = ["LeaseReceipt", "SharedQueue"]
+from pymq.provider.base import Delivery
 
 _LOOK_NS = 10_000_000  # how often a receiver that never sleeps looks for deaths
 _FILES_NS = 100_000_000  # how often a sender looks whether the files are still there: that costs 0.7 us
@@ -193,7 +192,7 @@ class SharedQueue:
         with self._lock:
             self._store.enter()
             found = self._store.counters()
-            waiters = self._store.state.table(RECEIVERS) + self._store.state.table(SENDERS)
+            waiters = self._store.sleepers()
         return not found["waiting"] and not found["leased"] and not any(map(self.bells.is_alive, waiters))
 
     def mark_deleted(self) -> None:

@@ -34,9 +34,9 @@ from pymq.provider._shm.files import (
     close_file,
     encode_name,
     exists,
+    has_reader,
     is_removed,
     map_file,
-    open_writer,
     write_at,
 )
 from pymq.provider._shm.state import read_format
@@ -188,10 +188,10 @@ class Registry:
         """
         self.look()
         for name in self.bells.directory.names():
-            if not _has_reader(self.bells.directory, name):
+            if not has_reader(self.bells.directory, name):
                 self.bells.directory.unlink(name)
         for stem in {found[1] for found in map(_INBOX.fullmatch, self.inboxes.names()) if found}:
-            if not _has_reader(self.inboxes, f"{stem}.fifo"):
+            if not has_reader(self.inboxes, f"{stem}.fifo"):
                 self.remove_inbox(stem)
         known = {name.split(".")[0] for name in self.inboxes.names() + self.queues.names()}
         self.record([("drop", queue) for queue in self.bound_queues() if encode_name(queue) not in known])
@@ -207,8 +207,7 @@ class Registry:
         """Remove a shared queue's directory, if it is there."""
         if stem in self.queues.names():
             directory = Directory(stem, self.queues)
-            for name in directory.names():
-                directory.unlink(name)
+            directory.clear()
             directory.close()
             os.rmdir(stem, dir_fd=self.queues.fd)
 
@@ -343,14 +342,6 @@ def _sum(fact: bytes) -> bytes:
 def _lines(facts: Iterable[Sequence[Any]]) -> bytes:
     encoded = [json.dumps(fact).encode() for fact in facts]
     return b"".join(b"\n" + _sum(fact) + fact + b"\n" for fact in encoded)
-
-
-def _has_reader(directory: Directory, name: str) -> bool:
-    writer = open_writer(directory, name)
-    if writer is None:
-        return False
-    close_file(writer)
-    return True
 
 
 def _remove_if_empty(name: str, parent: Directory | None) -> None:

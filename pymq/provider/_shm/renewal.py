@@ -21,7 +21,7 @@ from logging import getLogger
 from typing import TYPE_CHECKING
 
 from pymq.exceptions import LeaseLost, ProviderError
-from pymq.provider._shm.files import Directory, Mutex, Owned, Removed, encode_name
+from pymq.provider._shm.files import Directory, Mutex, Removed, encode_name
 from pymq.provider._shm.frames import WAKE_FRAME
 from pymq.provider._shm.verbs import translating
 from pymq.provider.base import Health, Provider, Receipt
@@ -29,8 +29,7 @@ from pymq.provider.base import Health, Provider, Receipt
 if TYPE_CHECKING:
     from pymq.provider._shm.inbox import Inbox
     from pymq.provider._shm.outlet import Outlet
-    from pymq.provider._shm.queue import SharedQueue
-    from pymq.provider._shm.readiness import InboxReadiness, QueueReadiness
+    from pymq.provider._shm.readiness import Entry, InboxReadiness, QueueReadiness
     from pymq.provider._shm.registry import Registry
 
 _LOOK_SECONDS = 0.1
@@ -47,7 +46,7 @@ class Renewable(Provider):
     _words: memoryview
     _inboxes: dict[str, Inbox]
     _outlets: dict[str, Outlet]
-    _queues: dict[str, tuple[SharedQueue, Owned]]
+    _queues: dict[str, Entry]
     _wakes: int
     _closed: bool
 
@@ -55,7 +54,7 @@ class Renewable(Provider):
         self._gaps = 0
         self._next_look = 0.0
         self._beginning = Mutex()
-        self._formers: list[tuple[Registry, dict[str, tuple[SharedQueue, Owned]]]] = []
+        self._formers: list[tuple[Registry, dict[str, Entry]]] = []
         self._readinesses: weakref.WeakSet[InboxReadiness | QueueReadiness] = weakref.WeakSet()
 
     @abstractmethod
@@ -65,7 +64,7 @@ class Renewable(Provider):
     def _new_inbox(self, name: str) -> Inbox: ...
 
     @abstractmethod
-    def _open_queue(self, name: str, directory: Directory, create: bool) -> tuple[SharedQueue, Owned]: ...
+    def _open_queue(self, name: str, directory: Directory, create: bool) -> Entry: ...
 
     @abstractmethod
     def _forget_routes(self) -> None: ...
@@ -126,10 +125,10 @@ class Renewable(Provider):
         for name, left in self._take_over().items():
             logger.warning("queue %r of the removed %s: %d messages were leased, and %d not due yet", name, self.path, *left)
 
-    def _declare_again(self, removed: Registry) -> tuple[dict[str, Inbox], dict[str, tuple[SharedQueue, Owned]]]:
+    def _declare_again(self, removed: Registry) -> tuple[dict[str, Inbox], dict[str, Entry]]:
         registry = self._registry
         inboxes: dict[str, Inbox] = {}
-        queues: dict[str, tuple[SharedQueue, Owned]] = {}
+        queues: dict[str, Entry] = {}
         with registry.lock:
             for name in self._inboxes:
                 registry.remove_inbox(encode_name(name))
@@ -141,7 +140,7 @@ class Renewable(Provider):
             registry.record([("bind", *fact) for fact in removed.bindings.of() if encode_name(fact[0]) in known])
         return inboxes, queues
 
-    def _move(self, removed: Registry, inboxes: dict[str, Inbox], queues: dict[str, tuple[SharedQueue, Owned]]) -> None:
+    def _move(self, removed: Registry, inboxes: dict[str, Inbox], queues: dict[str, Entry]) -> None:
         """From the old files to the new ones, with what came to the old; the mapped words last, at which other threads look."""
         for readiness in list(self._readinesses):
             readiness.follow(inboxes, queues)

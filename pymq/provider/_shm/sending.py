@@ -28,8 +28,8 @@ from pymq.provider._shm.verbs import again, there
 from pymq.provider.base import LATER, WouldWait
 
 if TYPE_CHECKING:
-    from pymq.provider._shm.files import Bell, Bells, Owned
-    from pymq.provider._shm.queue import SharedQueue
+    from pymq.provider._shm.files import Bell, Bells
+    from pymq.provider._shm.readiness import Entry
     from pymq.provider.shm import ShmConfig
 
 Route: TypeAlias = "tuple[list[Outlet], list[str]]"
@@ -66,10 +66,10 @@ class Sending(Renewable):
     def _outlet(self, name: str) -> Outlet | None: ...
 
     @abstractmethod
-    def _bury(self, outlet: Outlet) -> None: ...
+    def _bury(self) -> None: ...
 
     @abstractmethod
-    def _shared(self, name: str) -> tuple[SharedQueue, Owned]: ...
+    def _shared(self, name: str) -> Entry: ...
 
     def send(
         self,
@@ -166,7 +166,7 @@ class Sending(Renewable):
                 else:
                     full.append(outlet)
             except BrokenPipeError:
-                self._bury(outlet)
+                self._bury()
             except (OSError, ProviderError) as error:
                 failure = error
         if failure is not None:
