@@ -46,7 +46,7 @@ class Core(EventBus):
         self.port: Port = NoPort()  # type: ignore[assignment]
         """The loop's way to the provider; its methods raise NotInitialized before `enter` and after `shutdown`."""
         self.tasks: Tasks = Tasks(self)
-        self.loop = self.tasks
+        self.loop: Tasks = self.tasks
         self.leases: Extensions = Extensions(self)
         self.remotes: Servers = Servers(self)
 
