@@ -262,7 +262,8 @@ def rebuild(cls: Any, state: dict[str, Any]) -> Any:
     """The instance that had this state, exactly. Raises CodecError, or whatever its own `__init__` does."""
     check(cls, state)
     if is_named_tuple(cls):
-        return tuple.__new__(cls, [state.pop(name) for name in cls._fields])
+        known = cls._field_defaults | state  # what the sender does not have yet keeps its default
+        return tuple.__new__(cls, [known[name] for name in cls._fields])
     if issubclass(cls, BaseModel):
         return _set_state(cls.model_validate(_input(cls, _copied(state))), state, cls.model_fields)
     return _set_state(_call(cls, _copied(state)), state, hints_of(cls))

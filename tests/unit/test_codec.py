@@ -335,6 +335,11 @@ class Shouting(BaseModel):
         return value + "!"
 
 
+class Place(NamedTuple):
+    x: int
+    y: int = 2
+
+
 class Numbers(RootModel[list[int]]):
     pass
 
@@ -804,6 +809,11 @@ class TestState:
         name = topic_of(Computed)
         data = json.dumps({"~": "object", "t": name, "v": {"a": 1}}).encode()
         assert decoder_for(TAGGED, name, Computed)(data) == Computed(1)
+
+    def test_a_named_tuple_s_too(self) -> None:
+        name = topic_of(Place)
+        data = json.dumps({"~": "object", "t": name, "v": {"x": 1}}).encode()
+        assert decoder_for(TAGGED, name, Place)(data) == Place(1, 2)
 
 
 @pytest.mark.usefixtures("unnamed")
