@@ -10,14 +10,14 @@ import dataclasses
 import enum
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from types import MemberDescriptorType
 from typing import Any, TypeAlias, cast, get_args, get_origin
 from uuid import UUID
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import AliasChoices, AliasPath, BaseModel, TypeAdapter
 from pydantic_core import to_json
 
 from pymq._hints import bare, cached, hints_of, is_own_class, is_union
@@ -305,6 +305,19 @@ def _input(cls: type[BaseModel], state: Mapping[str, Any]) -> Any:
     """What the model's own validation takes: its fields under their aliases, and the extra ones."""
     if cls.__pydantic_root_model__:
         return state["root"]
-    aliases = {name: field.validation_alias for name, field in cls.model_fields.items()}
-    fields = {alias if isinstance(alias := aliases[name], str) else name: state[name] for name in aliases if name in state}
-    return fields | cast("dict[str, Any]", state.get("__pydantic_extra__") or {})
+    taken = dict(cast("dict[str, Any]", state.get("__pydantic_extra__") or {}))
+    for name, field in cls.model_fields.items():
+        if name in state:
+            *outer, last = _alias_of(name, field.validation_alias)
+            place = taken
+            for step in outer:
+                place = place.setdefault(step, {})  # for an index, too: pydantic looks it up as a key
+            place[last] = state[name]
+    return taken
+
+
+def _alias_of(name: str, alias: str | AliasPath | AliasChoices | None) -> Sequence[Any]:
+    """Where a model looks first for the value of a field."""
+    if isinstance(alias, AliasChoices):
+        alias = alias.choices[0]
+    return alias.path if isinstance(alias, AliasPath) else [alias or name]

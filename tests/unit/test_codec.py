@@ -24,7 +24,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, RootModel, field_validator
+from pydantic import AliasChoices, AliasPath, BaseModel, ConfigDict, Field, PrivateAttr, RootModel, field_validator
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from pymq import _hints, _tagged, codec, handlers
@@ -326,6 +326,15 @@ class Model(BaseModel):
     _secret: int = PrivateAttr(default=3)
 
 
+class Aliased(BaseModel):
+    """Of which each field is given under another name than its own."""
+
+    model_config = ConfigDict(extra="allow")
+    chosen: int = Field(validation_alias=AliasChoices("first", "second"))
+    deep: int = Field(validation_alias=AliasPath("outer", 1, "deep"))
+    deeper: int = Field(validation_alias=AliasChoices(AliasPath("outer", 1, "deeper", 0), "deeper"))
+
+
 class Shouting(BaseModel):
     text: str
 
@@ -472,6 +481,12 @@ class TestTypeTable:
 
     def test_fits_its_own_type(self, value: Any) -> None:
         assert same(convert(value, type(value)), value)
+
+
+def test_a_model_whose_fields_are_given_under_other_names() -> None:
+    value = Aliased.model_validate({"second": 1, "outer": [0, {"deep": 2, "deeper": [3]}], "more": 4})
+    assert same(send(value, Aliased), value)
+    assert same(send([value]), [value])
 
 
 class TestForms:
