@@ -421,6 +421,8 @@ def _enum(cls: type[enum.Enum], names: dict[str, Any]) -> _Part | None:
     kinds = {type(member.value) for member in cls}
     if issubclass(cls, enum.Flag) or kinds not in ({str}, {int}) or any(SURROGATE.search(str(member.value)) for member in cls):
         return None
+    if kinds == {int} and not all(-(1 << 63) <= member.value < 1 << 63 for member in cls):
+        return None  # the schema of pydantic 2.7 holds no others
     name = _bind(cls, names)
     return _Part(cs.enum_schema(cls, list(cls), strict=True), f"type({{0}}) is {name}")
 

@@ -1120,9 +1120,19 @@ class Odd(Enum):
     A = "\ud800"
 
 
+class Wide(Enum):
+    A = 1 << 63
+    B = 1
+
+
 @dataclass
 class OddHolder:
     odd: Odd
+
+
+@dataclass
+class WideHolder:
+    wide: Wide
 
 
 @dataclass(frozen=True)
@@ -1191,6 +1201,11 @@ class TestWhatAReviewFound:
 
     def test_an_enum_of_what_json_cannot_say(self) -> None:
         there_and_back(OddHolder(Odd.A))
+
+    def test_an_enum_of_ints_that_pydantic_may_not_hold(self) -> None:
+        assert encoder_for(WideHolder).form == TAGGED
+        there_and_back(WideHolder(Wide.A))
+        there_and_back(WideHolder(Wide.B))
 
     def test_a_typed_dict_whose_hints_only_type_checkers_can_resolve(self) -> None:
         hidden = TypedDict("hidden", {"a": "NobodyHasThis", "b": int})  # type: ignore[name-defined]  # noqa: F821, UP013
