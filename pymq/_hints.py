@@ -96,7 +96,14 @@ def _resolved(target: Any) -> dict[str, Any]:
 
 def is_own_class(cls: Any) -> bool:
     """Whether instances of it travel under its name: a class of the program, not one of Python's or pydantic's."""
-    return isinstance(cls, type) and cls.__module__ not in _LIBRARIES and not getattr(cls, "_is_protocol", False)
+    if not isinstance(cls, type) or getattr(cls, "_is_protocol", False):
+        return False
+    return cls.__module__ not in _LIBRARIES or _is_made(cls)
+
+
+def _is_made(cls: type) -> bool:
+    """Whether the program had it made by `make_dataclass`, which before Python 3.12 gives no other module than `types`."""
+    return cls.__module__ == "types" and "__dataclass_fields__" in vars(cls)
 
 
 _LIBRARIES = {

@@ -12,7 +12,7 @@ import sys
 import threading
 from collections import ChainMap, OrderedDict, UserDict, UserList, namedtuple
 from collections.abc import Iterator
-from dataclasses import InitVar, dataclass, field, replace
+from dataclasses import InitVar, dataclass, field, make_dataclass, replace
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum, Flag, IntEnum
@@ -1188,6 +1188,11 @@ class TestWhatAReviewFound:
         noted.__annotations__ = {"items": [int]}
         if sys.version_info >= (3, 11):  # before, `typing` itself refuses what is no type beside a default of None
             assert handlers.hints_of(noted) == {"items": [int]}
+
+    def test_a_dataclass_that_is_made_by_a_function(self) -> None:
+        made = make_dataclass("made", [("a", int), ("b", List[str], field(default_factory=list))])  # noqa: UP006
+        there_and_back(made(1, ["x"]))
+        there_and_back(made(1 << 64))
 
     def test_bare_containers_of_typing(self) -> None:
         @dataclass
