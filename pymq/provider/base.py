@@ -143,7 +143,9 @@ class Provider(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Ends every blocked receive and send, and removes this provider's temporary queues. From any thread, also twice."""
+        """Ends every blocked receive, which returns [], and every blocked send, and removes this provider's temporary queues. From any
+        thread, also twice.
+        """
 
     @abstractmethod
     def declare(self, queue: str, *, temporary: bool = False) -> None:
@@ -170,7 +172,8 @@ class Provider(ABC):
         Waits up to `timeout` (None: without end) for room where `maxsize` messages wait already (0: no such bound; the leased
         do not count), then raises `queue.Full`. `delay` keeps it invisible that long; after `ttl` it is dropped instead of
         received. Raises QueueNotFound for a queue that does not exist, also for a temporary one whose process died, and
-        MessageTooLarge before anything is written. `delay`, `ttl`, `maxsize` and `priority` are for shared queues.
+        MessageTooLarge before anything is written. `delay`, `ttl`, `maxsize` and `priority` are for shared queues; a delay or a
+        priority that the features exclude is a ValueError or a ProviderError that names it.
         """
 
     @abstractmethod
@@ -252,7 +255,9 @@ class Provider(ABC):
 
         One receiver's state never delays another's: the ready ones are served first, then at most `timeout` (the provider's
         own default where None) is waited for all full ones together, then a full temporary queue's copy is dropped and
-        counted, and a full shared queue raises `PublishFull`. `delay` and `ttl` are for the shared ones.
+        counted, and a full shared queue raises `PublishFull`. `delay` and `ttl` are for the shared ones. Who was dropped to is not
+        waited for again until it has received what it has; and nobody waits for itself: a temporary queue of this provider takes
+        what this provider publishes, however full it is.
         """
 
     def publisher(self, topics: Sequence[str], heads: Iterator[bytes], encode: Callable[[Any], bytes]) -> Callable[[Any], int | None]:
