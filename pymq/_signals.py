@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeAlias
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -29,6 +29,7 @@ def caught_signals(wake: Callable[[], None]) -> Iterator[Caught]:
     """A signal is added to the list instead of being handled, and then `wake` is called from another thread.
 
     At the end the former handlers are put back, and called for what was caught; Python's own for Ctrl-C is not, since it would raise.
+    Who hears of signals through a descriptor, as an event loop does, hears of all that come meanwhile.
     Does nothing where signals cannot be caught: in any thread but the main one.
     """
     caught: Caught = []
@@ -60,7 +61,7 @@ def _waker(wake: Callable[[], None], former_fd: int) -> Iterator[None]:
     owner = os.getpid()
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    thread = threading.Thread(target=_wake_at_signals, args=(reader, wake), name="pymq-signals", daemon=True)
+    thread = threading.Thread(target=_wake_at_signals, args=(reader, wake, former_fd), name="pymq-signals", daemon=True)
     thread.start()
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     try:
@@ -74,9 +75,12 @@ def _waker(wake: Callable[[], None], former_fd: int) -> Iterator[None]:
         os.close(writer)
 
 
-def _wake_at_signals(reader: int, wake: Callable[[], None]) -> None:
-    while os.read(reader, 1) != _END:
+def _wake_at_signals(reader: int, wake: Callable[[], None], former_fd: int) -> None:
+    while (number := os.read(reader, 1)) != _END:
         wake()
+        if former_fd >= 0:
+            with suppress(OSError):  # it is full, or closed
+                os.write(former_fd, number)
 
 
 def _put_back(handlers: dict[int, Any]) -> None:

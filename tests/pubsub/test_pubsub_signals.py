@@ -48,6 +48,14 @@ def test_the_programs_own_handlers_are_called_and_put_back(home, number):
 
 
 @BOTH
+def test_the_handlers_of_an_event_loop_are_called_as_well(home, number):
+    with ready("in_a_loop") as process:
+        process.send_signal(signal.SIGUSR1)
+        process.send_signal(number)
+        assert rest(process) == ["-1", str([number.name, "SIGUSR1"]), "-1"]
+
+
+@BOTH
 def test_a_callback_is_finished_first_and_the_rest_stays(home, number):
     with ready("handling") as process:
         process.send_signal(number)

@@ -1,5 +1,6 @@
 """signalled.py how: subscribes in ways that a signal meets differently, and says what it did."""
 
+import asyncio
 import os
 import signal
 import sys
@@ -32,6 +33,21 @@ def idle_with_handlers() -> None:
     idle()
     say([signal.getsignal(number) is own for number in (signal.SIGTERM, signal.SIGINT)])
     assert own not in before
+
+
+def in_a_loop() -> None:
+    """An event loop has handlers of its own, of which it hears through a descriptor."""
+
+    async def main() -> None:
+        loop, came = asyncio.get_running_loop(), asyncio.Queue()
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, came.put_nowait, number.name)
+        with Channel(topic="a") as channel:
+            publish("a", b"ready")
+            say(subscribe(channel, lambda message: say(message.content.decode())))
+        say(sorted([await came.get(), await came.get()]))  # which was first is for the kernel to choose
+
+    asyncio.run(main())
 
 
 def handling() -> None:
