@@ -35,7 +35,7 @@ def clean(console: Console, remove: bool) -> int:
         _say(console, f"{demo}: of a demo that was killed", shutil.rmtree, str(demo), remove)
     if not (found or queues or demos):
         console.print(f"nothing to clean in {home}", markup=False)
-    elif not remove:
+    elif not remove and (queues or demos or any(namespace.dead or not kept(namespace.path) for namespace in found)):
         console.print("nothing was removed; to remove it: pymq clean --yes")
     return int(any(failures))
 

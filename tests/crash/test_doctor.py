@@ -250,6 +250,16 @@ def test_what_stays_is_named_and_counted(url: str, stage: Path) -> None:
         assert sorted(told) == ["dead letters of the queue 'jobs': 1", "group 'billing': 2", "group 'waiting': 0", "queue 'jobs': 3"]
 
 
+def test_of_what_stays_nobody_says_that_it_can_be_removed(stage: Path) -> None:
+    home = stage / "pymq"
+    environment = {**os.environ, "PYMQ_HOME": str(home), "PYTHONPATH": str(ROOT)}
+    program = "import pymq; pymq.init('shm://shop'); pymq.group('billing').bind('a')"
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True)
+    looked = pymq_command("clean", home=home)
+    assert lines_with(looked, "group 'billing': 0")
+    assert not lines_with(looked, "to remove it")
+
+
 LISTENER = "import pymq, signal; pymq.init('ipc://shop'); pymq.subscribe(print, 'c'); print('ready', flush=True); signal.pause()"
 
 
