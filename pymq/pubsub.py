@@ -247,6 +247,7 @@ def _no_channel(given: Any) -> TypeError:
 
 def _listen(channel: Channel, callback: Callable[[Message], Any], end: float, caught: Caught) -> int:
     handled, is_timed = 0, end < math.inf
+    channel._read(0, wait=False)  # what has come is there, however little time there is
     while channel.is_open and not caught:
         message = channel._next()
         if message is None:

@@ -208,6 +208,12 @@ def test_a_stream_of_messages_does_not_hold_up_the_end(home):
         assert drain(channel) == [b""]
 
 
+def test_what_has_come_is_handled_however_short_the_time(home):
+    with Channel(topic="a") as channel:
+        publish("a", b"1")
+        assert subscribe(channel, lambda message: None, timeout_seconds=1e-9) == 1
+
+
 @pytest.mark.parametrize("seconds", [-1, -0.001, float("nan"), float("-inf")])
 def test_a_negative_timeout_is_a_value_error(home, seconds):
     with Channel(topic="a") as channel, pytest.raises(ValueError, match="timeout_seconds"):
