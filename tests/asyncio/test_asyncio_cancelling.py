@@ -441,6 +441,7 @@ def test_a_loop_may_be_closed_at_any_moment_and_the_next_can_start_its_bus(aconf
     bus = pymq.asyncio.connect(aconfig)
     events = bus.events("news")
     ending: list[asyncio.Task[None]] = []
+    awaiting: list[asyncio.Future[Any]] = []
 
     async def first() -> None:
         starting = asyncio.ensure_future(bus.start())
@@ -448,6 +449,8 @@ def test_a_loop_may_be_closed_at_any_moment_and_the_next_can_start_its_bus(aconf
         if moment != "in a start":
             await starting
             await events.__aenter__()
+            awaiting.append(asyncio.ensure_future(anext(events)))
+            await asyncio.sleep(0)
         if moment == "in a shutdown":
             await bus.subscribe(lambda event: None, "news")
             ending.append(asyncio.ensure_future(bus.shutdown()))
