@@ -67,6 +67,9 @@ class EventBus:
     these, and owns no subscription.
     """
 
+    ends_later: bool = False
+    """Whether `shutdown` was called by a handler that it waits for. Of the class: a subclass may have an `__init__` of its own."""
+
     def __init__(self, config: Config | None = None) -> None:
         if config is None:
             from pymq.provider.shm import ShmConfig
@@ -140,11 +143,13 @@ class EventBus:
         """
         thread = threading.current_thread()
         if self.loop.is_run_by(thread) or any(member.is_handling(thread) for member in self._members):
+            self.ends_later = True
             threading.Thread(target=self.shutdown, args=[timeout], name="pymq-shutdown").start()
             return
         with self._lock:
             provider, self._early = self.provider, []
             if isinstance(provider, _Closed):
+                self.ends_later = False
                 self._ended.set()
                 return
             dispatcher, members, loop, schedule = self._dispatcher, self._members, self.loop, self._schedule
@@ -163,6 +168,7 @@ class EventBus:
         for member in members:  # the events of the cancelled are given back while there is a provider
             abandoned += member.join(time.monotonic() + GIVE_BACK_SECONDS if member.shape.is_async else deadline)
         self.leases.close()
+        self._forget(provider)
         try:
             provider.close()
         finally:
@@ -181,16 +187,21 @@ class EventBus:
         if events:
             log.info("shutdown left %d messages that had come and that nobody has received", events)
 
-    def _end(self, provider: Provider) -> None:
-        """Unless another shutdown has ended it meanwhile: then the bus may have been started again."""
+    def _forget(self, provider: Provider) -> None:
+        """Before it is closed: who publishes by the module all the while, and is no handler, must not meet what is closed."""
         from pymq import core
 
+        if self.provider is provider:
+            core.forget(self)
+
+    def _end(self, provider: Provider) -> None:
+        """Unless another shutdown has ended it meanwhile: then the bus may have been started again."""
         with self._lock:
             if self.provider is not provider:
                 return
+            self.ends_later = False
             self._reset()
             self._ended.set()
-        core.forget(self)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block until the bus is shut down, or for `timeout` seconds; whether it is."""

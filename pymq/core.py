@@ -115,7 +115,7 @@ def shutdown(timeout: float = SHUTDOWN_SECONDS) -> None:
         try:
             ending.shutdown(timeout)
         finally:
-            if ending.wait(0):  # else it closes when the handler that called this has returned
+            if not ending.ends_later:
                 forget(ending)
 
 

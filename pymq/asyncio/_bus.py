@@ -88,7 +88,7 @@ class EventBus:
 
         One that fails or is cancelled has opened nothing. Raises ProviderError, and RuntimeError while the bus runs in another loop.
         """
-        await self._leave_closed_loop()
+        self._leave_closed_loop()
         while self._ending is not None:
             await asyncio.shield(self._ending)
         start = self._start
@@ -133,8 +133,8 @@ class EventBus:
         if start.wanted <= 0 and self._start is start:
             await self.shutdown(timeout)
 
-    async def _leave_closed_loop(self) -> None:
-        """Close what a loop has left that was closed without a shutdown. Raises RuntimeError where another loop runs the bus."""
+    def _leave_closed_loop(self) -> None:
+        """Begin to close what a loop left that was closed without a shutdown. Raises RuntimeError where another loop runs the bus."""
         port = self._core.port
         loop = port.loop if self._is_open else self._loop
         if loop is None or not loop.is_closed():
@@ -143,8 +143,9 @@ class EventBus:
             return
         for events in list(self._iterations):
             events.end()
-        self._loop, self._is_open, self._start, self._ending, self._routes = None, False, None, None, {}
-        await in_thread(asyncio.get_running_loop(), None, partial(self._close_at_once, port))
+        self._loop, self._is_open, self._start, self._routes = asyncio.get_running_loop(), False, None, {}
+        self._ending = asyncio.ensure_future(in_thread(self._loop, None, partial(self._close_at_once, port)))
+        self._ending.add_done_callback(partial(self._left, port))
 
     async def shutdown(self, timeout: float = SHUTDOWN_SECONDS) -> None:
         """Stop receiving, give handlers `timeout` seconds to end, cancel them, and close. Whoever waits gets NotInitialized.
@@ -152,10 +153,13 @@ class EventBus:
         Goes on to its end where it is cancelled; only the end of the loop makes it close at once. In the handler of a group it
         returns at once: the bus closes when the handler has returned and its event was acked.
         """
-        await self._leave_closed_loop()
-        if self._start is not None and not self._is_open:  # a start cannot be called back
-            self._start.wanted = 0
-            await asyncio.shield(self._close_again(self._start, timeout))
+        self._leave_closed_loop()
+        start = self._start
+        if start is not None and not self._is_open:  # a start cannot be called back
+            start.wanted = 0
+            await asyncio.shield(self._close_again(start, timeout))
+            if self._start is start:  # another has been asked for meanwhile
+                return
         handler = self._core.handler()
         is_acked = not self._core.is_of_a_group(handler)
         if self._is_open:
@@ -180,10 +184,13 @@ class EventBus:
             log.warning("shutdown after %s s abandoned %s", timeout, ", ".join(abandoned))
 
     def _end(self, port: Port, ending: asyncio.Task[None]) -> None:
+        self._left(port, ending)
+        self._ended.set()
+
+    def _left(self, port: Port, ending: asyncio.Task[None]) -> None:
         if ending.cancelled():  # by the end of the loop
             self._close_at_once(port)
         self._loop = self._ending = None
-        self._ended.set()
 
     def _close_at_once(self, port: Port) -> None:
         self._core.end_calls()

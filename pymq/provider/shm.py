@@ -132,6 +132,7 @@ class ShmProvider(Sending):
     def close(self) -> None:
         if self._closed:
             return
+        self._registry.bells.is_closing = True  # before the directory may be made again, with bells of its own
         try:
             if not self._look():  # what waits in queues whose files were removed must not go with this process
                 self._take_over()
@@ -153,10 +154,13 @@ class ShmProvider(Sending):
             registry.leave(self._is_disposable)
 
     def _end_waits(self) -> None:
-        deadline, bells = time.monotonic() + _CLOSE_SECONDS, self._registry.bells
-        bells.is_closing = True
-        while (self._inside or bells.senders) and time.monotonic() < deadline:
+        deadline, rung = time.monotonic() + _CLOSE_SECONDS, [each.bells for each in (self._registry, *(it for it, _ in self._formers))]
+        for bells in rung:
+            bells.is_closing = True
+        while (self._inside or any(bells.senders for bells in rung)) and time.monotonic() < deadline:
             self.wake()
+            for bells in rung:
+                bells.ring_own()
             time.sleep(0.0005)
 
     def _is_disposable(self, stem: str) -> bool:

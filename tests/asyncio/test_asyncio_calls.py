@@ -233,7 +233,7 @@ def test_where_a_server_is_full_the_wait_is_awaited(run, small, way):
     run(main())
 
 
-def test_a_call_that_waits_for_a_full_server_does_not_hold_up_the_end_and_ends_with_it(run, small, way):
+def test_a_call_that_waits_for_a_full_server_does_not_hold_up_the_end_and_ends_with_it(run, small, way, caplog):
     async def main() -> None:
         deaf = await aside(Deaf, small, "r/slow")
         try:
@@ -244,6 +244,7 @@ def test_a_call_that_waits_for_a_full_server_does_not_hold_up_the_end_and_ends_w
             with pytest.raises(pymq.NotInitialized):
                 await calling
             await until(lambda: not any("send_patiently" in repr(task) for task in asyncio.all_tasks()))
+            assert not caplog.records, "it does not send to a provider that is closed"
         finally:
             await aside(deaf.provider.close)
 

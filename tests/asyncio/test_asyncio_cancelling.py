@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -440,6 +441,7 @@ def test_a_loop_may_be_closed_at_any_moment_and_the_next_can_start_its_bus(aconf
     bus = pymq.asyncio.connect(aconfig)
     events = bus.events("news")
     ending: list[asyncio.Task[None]] = []
+    awaiting: list[asyncio.Future[Any]] = []
 
     async def first() -> None:
         starting = asyncio.ensure_future(bus.start())
@@ -447,6 +449,8 @@ def test_a_loop_may_be_closed_at_any_moment_and_the_next_can_start_its_bus(aconf
         if moment != "in a start":
             await starting
             await events.__aenter__()
+            awaiting.append(asyncio.ensure_future(anext(events)))
+            await asyncio.sleep(0)
         if moment == "in a shutdown":
             await bus.subscribe(lambda event: None, "news")
             ending.append(asyncio.ensure_future(bus.shutdown()))
@@ -484,6 +488,40 @@ def test_a_shutdown_during_a_start_closes_what_that_opens(run, aconfig):
             assert await bus.publish("x", "news") == 0
 
     run(main())
+
+
+def test_a_start_behind_a_shutdown_during_another_start_is_in_force(run, aconfig):
+    async def main() -> None:
+        bus = pymq.asyncio.connect(aconfig)
+        steps = []
+        for step in (bus.start, bus.shutdown, bus.start):
+            steps.append(asyncio.ensure_future(step()))
+            await asyncio.sleep(0)
+        await asyncio.gather(*steps)
+        assert await bus.publish("x", "news") == 0
+        await bus.shutdown()
+        with pytest.raises(pymq.NotInitialized):
+            await bus.publish("x", "news")
+
+    run(main())
+
+
+def test_several_tasks_may_start_a_bus_that_a_closed_loop_has_left(run, aconfig, monkeypatch):
+    bus = pymq.asyncio.connect(aconfig)
+
+    async def first() -> None:
+        await bus.start()
+        provider = bus._core.provider
+        close = provider.close
+        monkeypatch.setattr(provider, "close", lambda: time.sleep(0.1) or close())
+
+    async def second() -> None:
+        await asyncio.gather(bus.start(), bus.start())
+        assert await bus.publish("x", "news") == 0
+        await bus.shutdown()
+
+    run(first())
+    run(second())
 
 
 def test_a_server_that_shuts_down_is_asked_no_more(run, aconfig):

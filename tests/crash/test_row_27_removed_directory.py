@@ -10,6 +10,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
@@ -416,6 +417,23 @@ def test_a_program_that_ends_takes_what_waits_to_the_new_place(config: ShmConfig
     with pymq.EventBus(config) as newcomer:
         assert newcomer.queue("jobs").get(timeout=0) == "must not be lost"
         newcomer.queue("jobs").free()
+
+
+@pytest.mark.parametrize("_", range(4))
+def test_a_put_that_waits_for_room_ends_with_its_bus(_: int, config: ShmConfig) -> None:
+    """It does not go on on what is closed by then, and may be the program's own files."""
+    with ThreadPoolExecutor(1) as pool:
+        with pymq.EventBus(config) as bus:
+            jobs = bus.queue("jobs", maxsize=1)
+            jobs.put("all there is room for")
+            putting = pool.submit(jobs.put, "more")
+            eventually(lambda: bus.provider._registry.bells.senders)
+            remove(config)
+        with pytest.raises(pymq.ProviderError, match="closed while a send waited for room"):
+            putting.result(GUARD)
+    with pymq.EventBus(config) as other:
+        assert other.queue("jobs").get(timeout=GUARD) == "all there is room for"
+        other.queue("jobs").free()
 
 
 def test_on_an_event_loop(config: ShmConfig) -> None:

@@ -150,6 +150,46 @@ def test_a_subclass_gets_what_its_caller_gave(place):
     assert bus.calls[:2] == [("publish", "event", "channel")] * 2
 
 
+class Fake(pymq.EventBus):
+    """Likewise, for programs that must send nothing: PyMQ's has no `__init__` to be called."""
+
+    def __init__(self) -> None:
+        self.published: list[Any] = []
+
+    def start(self) -> None:
+        pass
+
+    def shutdown(self, timeout: float = 2.0) -> None:
+        pass
+
+    def publish(self, event, channel=None):
+        self.published.append(event)
+
+    def subscribe(self, callback, channel=None, pattern=False):
+        pass
+
+    def expose(self, fn, channel=None):
+        pass
+
+
+class InitialisedFake(Fake):
+    def __init__(self) -> None:
+        pymq.EventBus.__init__(self)
+        super().__init__()
+
+
+@pytest.mark.parametrize("fake", [Fake, InitialisedFake])
+def test_a_subclass_that_only_pretends_is_not_used_after_shutdown(place, fake, caplog):
+    bus = pymq.init(fake)
+    pymq.publish("event")
+    pymq.shutdown()
+    assert pymq.publish("late") is None
+    assert bus.published == ["event"]
+    assert [record.getMessage() for record in caplog.records] == ["publish before pymq.init(): the event of type str was not sent"]
+    with pytest.raises(pymq.NotInitialized):
+        pymq.queue("jobs")
+
+
 def test_making_a_bus_opens_nothing(place):
     before = threading.active_count()
     pymq.EventBus(place.config)
@@ -399,6 +439,23 @@ def test_what_a_handler_sends_while_its_bus_ends_is_sent(config, bus, heard, gro
     bus.queue("followed").free()
     if group is not None:
         bus.group(group).delete()
+
+
+def test_who_publishes_while_the_bus_closes_is_told_as_after_the_shutdown(config, caplog):
+    """Such as a thread that does so all the while, and is waited for by nobody."""
+    bus = pymq.init(config)
+    pymq.publish(1, "c")
+    close = bus.provider.close
+
+    def close_and_publish() -> None:
+        close()
+        pymq.publish(2, "c")
+
+    bus.provider.close = close_and_publish
+    pymq.shutdown()
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == [
+        "publish before pymq.init(): the event of type int was not sent"
+    ]
 
 
 def test_shutdown_gives_the_same_time_to_what_runs_on_the_loop(config, heard, caplog):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import redis
-from harness import GUARD, Heard, eventually
+from harness import GUARD, Heard, eventually, in_thread
 from redis_server import RedisServer, shared_url
 
 import pymq
@@ -126,6 +126,23 @@ def test_a_bus_follows_who_waits_to_the_server_that_replaces_its_own(old_and_new
         serving.queue("jobs").get(timeout=0.1)
     for number in range(3):
         assert calling.stub("echo", timeout=GUARD)(number) == number
+
+
+def test_a_wait_is_ended_at_the_server_that_replaces_the_one_at_which_another_was(old_and_new):
+    """By the number of its connection, which is somebody else's at the old one."""
+    serving, _, _, move = old_and_new
+    receivers, pipe = serving.provider._receivers, serving.provider._pipe
+    ended_at = []
+    for step in (lambda: None, lambda: move(serving)):
+        step()
+        getting = in_thread(serving.queue("jobs").get)
+        eventually(lambda: any(receiver._wire is not None for receiver in receivers._lent))
+        known = (None, receivers._helper)
+        eventually(lambda known=known: serving.provider.wake() or receivers._helper not in known)
+        ended_at.append(receivers._helper.where == pipe._wire.where)
+        serving.queue("jobs").put("x")
+        assert getting.result(GUARD) == "x"
+    assert ended_at == [True, True]
 
 
 def test_a_reply_goes_by_the_server_by_which_the_request_came(old_and_new):

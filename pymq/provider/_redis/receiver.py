@@ -147,6 +147,7 @@ class Receivers:
         self._lock = threading.RLock()
         self._helping = threading.Lock()
         self._helper: Wire | None = None
+        self._era = 0
         self._idle: list[Receiver] = []
         self._lent: set[Receiver] = set()
         self.closed = False
@@ -175,7 +176,10 @@ class Receivers:
     def _command(self, packed: bytes) -> object:
         """A command over a connection that is there for this alone."""
         with self._helping:
+            if self._era != self._pipe.era:  # at a replaced server the number is somebody else's
+                self._disconnect_helper()
             try:
+                self._era = self._pipe.era
                 self._helper = self._helper or self._finder.connect()
                 return self._helper.call(packed)
             except ProviderError:

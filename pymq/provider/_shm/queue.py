@@ -324,11 +324,15 @@ class SharedQueue:
         self.bells.senders.append(bell)
         try:
             while not self._append(record, level, maxsize, bell.number):
-                if self.bells.is_closing or time.monotonic() >= deadline:
+                if time.monotonic() >= deadline:
                     self._forget_sender(bell.number)
-                    raise closed_in_vain(self.name) if self.bells.is_closing else queue.Full(f"queue {self.name!r} is full")
-                bell.sleep(None if timeout is None else deadline - time.monotonic())
-                bell.silence()
+                    raise queue.Full(f"queue {self.name!r} is full")
+                if not self.bells.is_closing:
+                    bell.sleep(None if timeout is None else deadline - time.monotonic())
+                    bell.silence()
+                if self.bells.is_closing:  # first: where the files were removed, it would begin again with what takes their place
+                    self._forget_sender(bell.number)
+                    raise closed_in_vain(self.name)
                 self.look_at_files()
         finally:
             self.bells.give_back(bell)
