@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from operator import methodcaller
 from time import monotonic
-from typing import Any
+from typing import Any, cast
 
 from pymq.exceptions import LeaseLost, ProviderError, QueueNotFound
 from pymq.provider import dataclass_from_url
@@ -34,7 +34,7 @@ if sys.platform == "linux":  # elsewhere this file can be imported, and `open` s
     from pymq.provider._shm.outlet import Outlet
     from pymq.provider._shm.queue import SharedQueue
     from pymq.provider._shm.readiness import Entry, InboxReadiness, QueueReadiness
-    from pymq.provider._shm.registry import REMOVED, WORD, Registry
+    from pymq.provider._shm.registry import REMOVED, WORD, Left, Registry
     from pymq.provider._shm.sending import Sending
     from pymq.provider._shm.verbs import again, there, translating
 else:
@@ -142,7 +142,8 @@ class ShmProvider(Sending):
         self._end_waits()
         registry = self._registry
         try:
-            with self._locked() as registry:
+            with self._beginning, self._registry.lock:
+                registry = self._registry
                 self._delete_inboxes(list(self._inboxes))
         finally:  # whatever fails: this process is gone for the others, who sweep up what it leaves
             self._forget_routes()
@@ -150,7 +151,10 @@ class ShmProvider(Sending):
             self._outlets.clear()
             self._queues.clear()
             self._let_go_of_formers()
-            registry.leave(self._is_disposable)
+            try:
+                registry.leave(self._is_disposable)
+            finally:
+                self._registry = cast(Registry, Left())
 
     def _end_waits(self) -> None:
         deadline, bells = time.monotonic() + _CLOSE_SECONDS, self._registry.bells
@@ -217,7 +221,7 @@ class ShmProvider(Sending):
         except BaseException:
             directory.close()
             raise
-        return queue, Owned(queue.close, directory.close)
+        return queue, Owned(queue.close)
 
     def _shared(self, name: str) -> Entry:
         """The shared queue, opened if need be, and what keeps it open: to be held while it is used."""
@@ -442,7 +446,8 @@ class ShmProvider(Sending):
         self._wakes += 1
         for inbox in list(self._inboxes.values()):
             inbox.wake()
-        self._registry.bells.ring_own()
+        with suppress(ProviderError):  # closed: nobody waits any more
+            self._registry.bells.ring_own()
 
     @there
     def readiness(self, queue: str) -> Readiness:

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from urllib.parse import quote, unquote
 
 from pymq.exceptions import ProviderError
@@ -72,7 +73,8 @@ class Owned:
 
 
 class Directory:
-    """A directory that only this user can enter, held open: whatever is inside is reached through its descriptor.
+    """A directory that only this user can enter, held open: whatever is inside is reached through its descriptor. That is closed when
+    nothing refers to this any more, or by `close`.
 
     Created if missing, unless `create` is false: then FileNotFoundError. Raises ProviderError where somebody else made it, or could
     enter it.
@@ -100,6 +102,7 @@ class Directory:
             if error.errno in _SCARCE:
                 raise translated(error, self.path) from error
             raise ProviderError(f"{self.path} is not a directory of ours ({error.strerror}); {_REMEDY}") from error
+        self._owned: Owned | None = Owned(partial(close_file, self.fd))
         found = os.fstat(self.fd)
         if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
             self.close()
@@ -133,8 +136,8 @@ class Directory:
             self.unlink(name)
 
     def close(self) -> None:
-        """Let go of the descriptor."""
-        close_file(self.fd)
+        """Let go of the descriptor: of a directory that only this thread uses."""
+        self._owned = None
 
 
 class Removed(ProviderError):
@@ -191,6 +194,11 @@ class Mutex:
         """What else there is to take."""
 
 
+def closed() -> ProviderError:
+    """What a thread gets that still uses a provider which another has closed."""
+    return ProviderError("the provider was closed")
+
+
 def interrupted() -> ProviderError:
     """What a signal handler gets that comes in the middle of what it calls."""
     return ProviderError(
@@ -206,9 +214,10 @@ class Lock(Mutex):
     waits without end for a holder that was stopped.
     """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, owned: Owned | None = None) -> None:
         super().__init__()
         self.fd = fd
+        self._owned = owned  # where nobody else closes it
 
     def __exit__(self, *_: object) -> None:
         self.is_held = False
@@ -343,6 +352,7 @@ class Bell:
     def __init__(self, directory: Directory) -> None:
         self.number = secrets.randbits(63) | 1
         self.fd = make_fifo(directory, bell_name(self.number))
+        self.owned: Owned | None = None
         self._poll = select.poll()
         self._poll.register(self.fd, select.POLLIN)
 
@@ -379,6 +389,11 @@ def bell_name(number: int) -> str:
 _FEW_WRITERS = 16
 
 
+def _close_all(writers: dict[int, int]) -> None:
+    while writers:
+        close_file(writers.popitem()[1])
+
+
 class Bells:
     """The bells of one process, borrowed by threads that must sleep, and the write ends to those of others."""
 
@@ -389,10 +404,12 @@ class Bells:
         self._idle: list[Bell] = []
         self._all: list[Bell] = []
         self._writers: dict[int, int] = {}
+        self._writers_owned = Owned(partial(_close_all, self._writers))  # also those that a thread opens after `close`
         self._most_writers = _FEW_WRITERS
         self.senders: list[Bell] = []
         """Those on which threads wait for room. `close` comes when none does: their descriptors may be others' files afterwards."""
         self.is_closing: bool = False
+        self._is_closed = False
 
     def borrow(self) -> Bell:
         """A silent bell for this thread alone, until it is given back."""
@@ -405,10 +422,13 @@ class Bells:
 
     def new(self) -> Bell:
         """A bell of this process's. The registry's lock is held: a sweeper must not take a newborn for a dead one. Raises Removed."""
+        if self._is_closed:
+            raise closed()
         try:
             bell = Bell(self.directory)
         except FileNotFoundError as error:
             raise self._removed() from error
+        bell.owned = Owned(partial(close_file, bell.fd))
         self._all.append(bell)
         return bell
 
@@ -485,11 +505,9 @@ class Bells:
     def close(self) -> None:
         """Remove this process's bells and let go of the others'."""
         with self._mutex:
+            self._is_closed = True
             for bell in self._all:
                 self.directory.unlink(bell_name(bell.number))
-                close_file(bell.fd)
-            for writer in self._writers.values():
-                close_file(writer)
-            self._writers.clear()
+            _close_all(self._writers)
             self._all.clear()
             self._idle.clear()
