@@ -51,6 +51,12 @@ else:
 
     again = there = translating
 
+
+def closed_in_wait() -> ProviderError:
+    """What a receive gets that goes on when the provider is closed."""
+    return ProviderError("the provider was closed while it was waited on")
+
+
 logger: logging.Logger = logging.getLogger("pymq")
 
 _FEW_OUTLETS = 16
@@ -372,7 +378,7 @@ class ShmProvider(Sending):
     ) -> list[Delivery]:
         if monotonic() >= self._next_look:
             if self._closed:
-                raise ProviderError("the provider was closed while it was waited on")
+                raise closed_in_wait()
             self._look()
         seen = self._words
         try:
@@ -394,6 +400,8 @@ class ShmProvider(Sending):
             return self._wait(queue, inbox, timeout, limit, lease, watch, spin, busy)
         except QueueNotFound:
             self._queues.pop(queue, None)
+            if self._closed:  # so it was deleted for that
+                raise closed_in_wait() from None
             raise
         except Removed:
             self._begin_anew(seen)
@@ -434,7 +442,7 @@ class ShmProvider(Sending):
 
     def _receive_shared(self, name: str, timeout: float | None, limit: int, lease: float | None, fds: list[int]) -> list[Delivery]:
         if self._closed:
-            raise ProviderError("the provider was closed while it was waited on")
+            raise closed_in_wait()
         entry = self._shared(name)
         return entry[0].receive(timeout, limit, lease, fds, partial(self._is_stopped, self._wakes))
 

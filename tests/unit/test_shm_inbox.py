@@ -920,6 +920,19 @@ def test_a_receiver_that_spins_while_the_provider_is_closed_just_ends(config, op
     assert results == [[]]
 
 
+def test_a_receiver_that_goes_on_when_the_provider_is_closed_is_told_so(opened, monkeypatch):
+    """And not that its queue was deleted: nobody has asked for that."""
+    provider = opened()
+    subscribe(provider, "in")
+    inbox = provider._inboxes["in"]
+    look = inbox.look
+    monkeypatch.setattr(inbox, "look", lambda *how: inbox.delete() or setattr(provider, "_closed", True) or look(*how))
+    with pytest.raises(ProviderError, match="was closed") as told:
+        provider.receive("in", GUARD)
+    assert not isinstance(told.value, QueueNotFound)
+    provider._closed = False
+
+
 def test_who_gets_answers_after_one_yield_forgets_the_failures_before(opened, monkeypatch):
     provider = opened()
     subscribe(provider, "in")

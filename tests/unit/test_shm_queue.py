@@ -854,6 +854,22 @@ def test_closed(home: str) -> None:
                 call()
 
 
+def test_who_waits_for_a_lock_of_what_is_closed_is_told_so(home: str) -> None:
+    """And not that a signal handler had interrupted it: there was none."""
+    with Peer(home) as peer:
+        lock = peer.queue._lock
+        with lock.mutex:
+            thread, results = in_thread(peer.queue.size)
+            thread.join(0.2)
+            assert not results
+            lock.close()
+        finish(thread)
+        assert str(results[0]) == "the queue was closed"
+        peer.queue._closed = True
+        peer.queue._store.close()
+        peer.queue._sending.close()
+
+
 def test_what_was_taken_while_it_was_closed_is_not_lost(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
     take = _store.Store.take
 

@@ -184,11 +184,15 @@ class Mutex:
                     self.mutex.release()
             raise
         self.mutex.release()
-        raise interrupted()
+        raise self.refusal()
 
     def __exit__(self, *_: object) -> None:
         self.is_held = False
         self.mutex.release()
+
+    def refusal(self) -> ProviderError:
+        """What is raised where it is held, by whom has the mutex."""
+        return interrupted()
 
     def take(self) -> None:
         """What else there is to take."""

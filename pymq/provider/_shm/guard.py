@@ -27,10 +27,8 @@ class Guard(Lock):
         self.path = path
         self.busy = busy
 
-    def __enter__(self) -> None:
-        if self.fd < 0:
-            raise closed()
-        Lock.__enter__(self)
+    def refusal(self) -> ProviderError:
+        return closed() if self.fd < 0 else interrupted()
 
     def __exit__(self, *error: object) -> None:
         Lock.__exit__(self)
@@ -45,7 +43,7 @@ class Guard(Lock):
         try:
             self.mutex.acquire()
             if self.is_held:
-                raise closed() if self.fd < 0 else interrupted()
+                raise self.refusal()
             try:
                 self.is_held = True
                 if words[busy]:
