@@ -296,11 +296,21 @@ def map_open_file(fd: int, size: int) -> memoryview:
 
 
 def write_at(fd: int, parts: list[bytes], position: int) -> int:
-    """Write all of the parts there; how many bytes. A full file system may take some of them first: ENOSPC then, too."""
+    """Write all of the parts there; how many bytes. A full file system, or a limit, may take some first: the same error then."""
     size = sum(map(len, parts))
-    if os.pwritev(fd, parts, position) != size:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    written = os.pwritev(fd, parts, position)
+    if written != size:
+        raise cut_short(fd, position + written)
     return size
+
+
+def cut_short(fd: int, position: int) -> OSError:
+    """Why a write has ended there, too early: what the next byte gets."""
+    try:
+        os.pwrite(fd, b"\0", position)
+    except OSError as error:
+        return error
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def translated(error: OSError, path: str) -> ProviderError:
@@ -309,6 +319,8 @@ def translated(error: OSError, path: str) -> ProviderError:
         return ProviderError(
             f"the file system of {path} is full, of bytes or of files (df, df -i): free some, or set PYMQ_HOME to a directory with more"
         )
+    if error.errno == errno.EFBIG:
+        return ProviderError(f"no file of this process may become as large as one in {path} must: raise RLIMIT_FSIZE (ulimit -f)")
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return ProviderError(f"too many open files in {path}: raise RLIMIT_NOFILE (ulimit -n), or serve fewer receivers")
     return ProviderError(f"{path} failed: {error}")

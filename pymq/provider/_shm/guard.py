@@ -13,6 +13,7 @@ from pymq.provider._shm.files import EXCLUSIVE_NOW, Lock, close_file, interrupte
 
 Result = TypeVar("Result")
 
+_NO_DAMAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE)
 _TRIES, _LOOKS = 4, 100  # each look takes 0.1 us, a holder 3 us
 
 
@@ -91,7 +92,7 @@ class Guard(Lock):
         """What users are told about what failed while the lock was held."""
         if isinstance(error, PymqError):
             return error
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE):
+        if isinstance(error, OSError) and error.errno in _NO_DAMAGE:
             result = translated(error, self.path)
         elif isinstance(error, FileNotFoundError) and not os.path.exists(self.path):
             result = ProviderError(f"{self.path} was removed: shut down, and start again")

@@ -10,7 +10,6 @@ then instead of 0.8. So a segment that is full ends with a header that says so, 
 
 from __future__ import annotations
 
-import errno
 import os
 import struct
 import sys
@@ -20,7 +19,7 @@ from time import monotonic_ns
 from typing import TypeAlias
 
 from pymq.exceptions import MessageTooLarge
-from pymq.provider._shm.files import Directory, adopt_file, close_file, map_open_file
+from pymq.provider._shm.files import Directory, adopt_file, close_file, cut_short, map_open_file
 from pymq.provider._shm.frames import checksum
 from pymq.provider._shm.state import START
 
@@ -96,9 +95,10 @@ class Log:
         if file is None or offset + size > SEGMENT_BYTES:
             tail, file = self._place(tail, size)
             offset = tail & OFFSET
-        if pwrite(file, record, offset) != len(record):
+        if (written := pwrite(file, record, offset)) != len(record):
+            error = cut_short(file, offset + written)
             os.ftruncate(file, offset)  # what was written of it stays behind the tail: give its pages back
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise error
         if size <= _PAGE <= offset and _IS_ORDERED and tail >> SHIFT != self._tried and not tail >> 60:
             self._try_to_map(tail >> SHIFT)
         return tail
