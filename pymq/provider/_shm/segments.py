@@ -11,6 +11,7 @@ then instead of 0.8. So a segment that is full ends with a header that says so, 
 from __future__ import annotations
 
 import os
+import re
 import struct
 import sys
 from contextlib import suppress
@@ -51,6 +52,7 @@ _LENGTHS = 0xFFFFFFFF  # what `checksum` takes as a start, whatever a damaged re
 _MOST_FILES = 4  # that are held open
 _PAGE = 4096
 _IS_ORDERED = os.uname().machine in ("x86_64", "i686")  # elsewhere the tail may be seen before the record, with no system call between
+_SEGMENT_NAME = re.compile(r"log\.([0-9a-f]{8})")
 Ahead: TypeAlias = "tuple[int, int, bytes]"
 """A record that was read before the lock was taken: where, its size, its message."""
 
@@ -187,6 +189,8 @@ class Log:
         if claims:
             pwrite(self._file(segment), claims.to_bytes(8, sys.byteorder), 0)
             return
+        with suppress(OSError):  # who still has it open, mapped perhaps, touches it no more, but would keep its memory
+            os.ftruncate(self._file(segment), 0)
         self._forget(segment)
         self._directory.unlink(_segment_name(segment))
 
@@ -196,7 +200,7 @@ class Log:
 
     def segments(self) -> list[int]:
         """Those that exist."""
-        return [int(name[4:], 16) for name in self._directory.names() if name.startswith("log.")]
+        return [int(found[1], 16) for found in map(_SEGMENT_NAME.fullmatch, self._directory.names()) if found]
 
     def borrow(self, other: Log) -> None:
         """Have what that one has open."""

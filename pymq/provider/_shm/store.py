@@ -364,6 +364,8 @@ class Store:
         self._words[STATUS] = IS_DELETED
         self.ring(RECEIVERS)
         self.ring(SENDERS)
+        for segment in self.log.segments():
+            self.log.keep(segment, 0)
         self._directory.clear()
 
     def share_log(self) -> None:
