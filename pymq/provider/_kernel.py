@@ -154,7 +154,7 @@ class KernelOutlet(Outlet):
         if len(small) > self._largest_framed:
             return False
         if self.is_dead():  # the kernel queue of a dead process takes messages, too
-            raise BrokenPipeError
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
         try:
             self._queue.send(small, None, self._priority)
         except posix_ipc.BusyError:

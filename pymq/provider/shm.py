@@ -28,7 +28,7 @@ from pymq.provider.base import Delivery, Features, Provider, Readiness, Receipt
 from pymq.topics import matcher
 
 if sys.platform == "linux":  # elsewhere this file can be imported, and `open` says what to use instead
-    from pymq.provider._shm.files import Directory, Owned, Removed, decode_name, encode_name, exists, translated
+    from pymq.provider._shm.files import Directory, Owned, Removed, decode_name, encode_name, exists, raise_translated
     from pymq.provider._shm.frames import DELETED, DROPPED, INLINE_BYTES
     from pymq.provider._shm.inbox import Inbox
     from pymq.provider._shm.outlet import Outlet
@@ -407,7 +407,7 @@ class ShmProvider(Sending):
             self._begin_anew(seen)
             return self.receive(queue, timeout, limit=limit, lease=lease, watch=watch, busy=busy)
         except OSError as error:
-            raise translated(error, self.path) from error
+            raise_translated(error, self.path)
 
     def _wait(
         self,
@@ -478,7 +478,7 @@ class ShmProvider(Sending):
             except (LeaseLost, QueueNotFound):
                 pass  # nothing was changed: `ack` knows what that means
             except OSError as error:
-                raise translated(error, self.path) from error
+                raise_translated(error, self.path)
         self.ack(receipt)
         return []
 
@@ -500,4 +500,4 @@ class ShmProvider(Sending):
         except QueueNotFound as error:
             raise LeaseLost(f"queue {receipt.queue!r} was deleted, and the lease with it") from error
         except OSError as error:
-            raise translated(error, self.path) from error
+            raise_translated(error, self.path)

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from typing import NoReturn
 from urllib.parse import quote, unquote
 
 from pymq.exceptions import ProviderError
@@ -311,6 +312,25 @@ def cut_short(fd: int, position: int) -> OSError:
     except OSError as error:
         return error
     return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def is_of_a_handler(error: BaseException) -> bool:
+    """Whether it is no news of a file, but what a signal handler has raised: a TimeoutError is an OSError. What the kernel says, and
+    what is raised here in its place, has a number.
+    """
+    return isinstance(error, OSError) and error.errno is None
+
+
+def pass_on(error: OSError) -> None:
+    """Raise what a signal handler has raised; go on after an error of the kernel's."""
+    if is_of_a_handler(error):
+        raise error
+
+
+def raise_translated(error: OSError, path: str) -> NoReturn:
+    """What users are told about an error of the kernel's; what a signal handler has raised is theirs."""
+    pass_on(error)
+    raise translated(error, path) from error
 
 
 def translated(error: OSError, path: str) -> ProviderError:

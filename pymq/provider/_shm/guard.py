@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 from collections.abc import Callable
 from fcntl import LOCK_UN, flock
 from typing import TypeVar
 
 from pymq.exceptions import ProviderError, PymqError
-from pymq.provider._shm.files import EXCLUSIVE_NOW, Lock, close_file, interrupted, translated
+from pymq.provider._shm.files import EXCLUSIVE_NOW, Lock, close_file, interrupted, is_of_a_handler, translated
 
 Result = TypeVar("Result")
 
+_FAILURES = (OSError, ValueError, TypeError, LookupError, ArithmeticError, struct.error)
+"""What is met in damaged or closed files. All else passes as it is: our own errors, and what signal handlers raise."""
 _NO_DAMAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE)
 _TRIES, _LOOKS = 4, 100  # each look takes 0.1 us, a holder 3 us
 
@@ -33,7 +36,7 @@ class Guard(Lock):
 
     def __exit__(self, *error: object) -> None:
         Lock.__exit__(self)
-        if isinstance(error[1], Exception):
+        if isinstance(error[1], _FAILURES) and not is_of_a_handler(error[1]):
             raise self.explained(error[1])
 
     def run(self, words: memoryview, action: Callable[..., Result], *args: object) -> Result:
@@ -55,7 +58,9 @@ class Guard(Lock):
                 except BlockingIOError:
                     self._contend(words)
                 return action(*args)
-            except Exception as error:
+            except _FAILURES as error:
+                if is_of_a_handler(error):
+                    raise
                 raise self.explained(error)
             finally:
                 self.is_held = False
