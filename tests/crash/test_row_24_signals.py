@@ -122,6 +122,35 @@ def test_what_the_handler_raises_leaves_nothing_locked(owner: type, method: str,
     assert jobs.qsize() >= 3  # at most one is lent to the call that was interrupted, and one was taken in the thread
 
 
+@pytest.mark.parametrize("verb", ["size", "look_up"])
+def test_what_a_handler_raises_at_any_moment_leaves_nothing_locked(verb: str, bus: pymq.EventBus) -> None:
+    """It may come when a lock is let go of, before the first line of what does that."""
+    bus.queue("jobs").put("item")
+    armed, registry, queue = [False], bus.provider._registry, bus.provider._shared("queue/jobs")[0]  # type: ignore[attr-defined]
+    verbs: dict[str, Callable[[], object]] = {"size": queue.size, "look_up": lambda: registry.matching(("topic",))}
+
+    def give_up(number: int, frame: FrameType | None) -> None:
+        if armed[0]:
+            armed[0] = False
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    try:
+        for turn in range(2000):
+            try:
+                armed[0] = True
+                signal.setitimer(signal.ITIMER_REAL, (turn % 100 + 1) * 1e-5)
+                while armed[0]:
+                    verbs[verb]()
+            except KeyboardInterrupt:
+                pass
+    finally:
+        armed[0] = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    in_thread(verbs[verb])
+
+
 class Late(Exception):
     """What a handler of a program's own may raise."""
 

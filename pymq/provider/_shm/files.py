@@ -19,13 +19,15 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 from urllib.parse import quote, unquote
 
 from pymq.exceptions import ProviderError
 
 LOCK_SECONDS = 5.0
 """How long a lock may be held by somebody else (stopped inside its few microseconds) before its waiters get an error."""
+
+Result = TypeVar("Result")
 
 _open_files: set[int] = set()
 
@@ -190,6 +192,19 @@ class Mutex:
     def __exit__(self, *_: object) -> None:
         self.is_held = False
         self.mutex.release()
+
+    def hold(self, action: Callable[..., Result], *args: object) -> Result:
+        """`with self: return action(*args)` that leaves it unlocked whenever a signal handler raises: that may be at the call of
+        `__exit__`, before its first line. Not of a `Lock`, which is more than its mutex.
+        """
+        with self.mutex:  # whose own `__exit__` is no Python
+            if self.is_held:
+                raise self.refusal()
+            try:
+                self.is_held = True
+                return action(*args)
+            finally:
+                self.is_held = False
 
     def refusal(self) -> ProviderError:
         """What is raised where it is held, by whom has the mutex."""

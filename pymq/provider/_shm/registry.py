@@ -33,6 +33,7 @@ from pymq.provider._shm.files import (
     Mutex,
     Owned,
     Removed,
+    Result,
     close_file,
     closed,
     encode_name,
@@ -125,10 +126,12 @@ class Registry:
         if self.words[WORD] == REMOVED or is_removed(self.lock.fd):
             raise self.removed()
         if thoroughly:
-            with self._mutex:  # another thread that follows a compaction changes what is looked at
-                self._replay()
-                if is_removed(self._journal) and self.words[WORD] // _EPOCH == self.generation // _EPOCH:  # else it was compacted
-                    raise self.removed()
+            self._mutex.hold(self._look_at_journal)  # another thread that follows a compaction changes what is looked at
+
+    def _look_at_journal(self) -> None:
+        self._replay()
+        if is_removed(self._journal) and self.words[WORD] // _EPOCH == self.generation // _EPOCH:  # else it was compacted
+            raise self.removed()
 
     def removed(self) -> Removed:
         """Give it up, if somebody has removed part of it: nobody begins here any more, and who is here begins anew."""
@@ -141,29 +144,23 @@ class Registry:
     def catch_up(self) -> None:
         """The bindings are at least those that were in force when this was called."""
         if self.words[WORD] != self.generation:
-            with self._mutex:
-                self._replay()
+            self._mutex.hold(self._replay)
 
     def matching(self, topics: Iterable[str]) -> tuple[int, list[str]]:
         """The queues bound to any of the topics, and the generation of which that is true."""
         self.look()
-        with self._mutex:
-            self._replay()
-            return self.generation, self.bindings.matching(topics)
+        return self._mutex.hold(self._replayed, lambda: self.bindings.matching(topics))
 
     def bound(self, topic: str) -> tuple[int, list[str]]:
         """The generation, and the queues that were bound to exactly this topic in it."""
         self.look()
-        with self._mutex:
-            self._replay()
-            return self.generation, self.bindings.bound(topic)
+        return self._mutex.hold(self._replayed, lambda: self.bindings.bound(topic))
 
     def bound_queues(self) -> set[str]:
         """The queues that are bound to anything."""
         self.look()
-        with self._mutex:
-            self._replay()
-            return {queue for queue, _, _ in self.bindings.of()}
+        found: tuple[int, set[str]] = self._mutex.hold(self._replayed, lambda: {queue for queue, _, _ in self.bindings.of()})
+        return found[1]
 
     def record(self, facts: Sequence[Sequence[Any]]) -> None:
         """Commit facts to the journal, in this process's replica too. The lock is held."""
@@ -256,6 +253,11 @@ class Registry:
         self.words[_COMPACTED] = length
         self.words[WORD] = (epoch + 1) * _EPOCH + length
         self.directory.unlink(f"journal.{epoch}")
+
+    def _replayed(self, look: Callable[[], Result]) -> tuple[int, Result]:
+        """The generation, and what is true in it. The mutex is held."""
+        self._replay()
+        return self.generation, look()
 
     def _replay(self) -> None:
         """Read what was committed since. The mutex is held."""
