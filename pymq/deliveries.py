@@ -187,8 +187,9 @@ class Leases:
     def _wake(self) -> None:
         with self._lock:
             if self._thread is None:
-                self._thread = threading.Thread(target=persist, args=[self._run], name="pymq-leases", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=persist, args=[self._run], name="pymq-leases", daemon=True)
+                thread.start()  # first: the system may refuse it, and one that has not begun cannot be waited for
+                self._thread = thread
         self._changed.set()
 
     def _run(self) -> None:

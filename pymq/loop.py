@@ -58,9 +58,14 @@ class Loop:
         import asyncio
 
         if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            self._thread = threading.Thread(target=self._run, args=(self._loop,), name=self._name, daemon=True)
-            self._thread.start()
+            loop = asyncio.new_event_loop()
+            thread = threading.Thread(target=self._run, args=(loop,), name=self._name, daemon=True)
+            try:
+                thread.start()
+            except BaseException:  # the system may refuse it
+                loop.close()
+                raise
+            self._loop, self._thread = loop, thread
         return self._loop
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -154,7 +154,7 @@ class KernelOutlet(Outlet):
         if len(small) > self._largest_framed:
             return False
         if self.is_dead():  # the kernel queue of a dead process takes messages, too
-            raise BrokenPipeError
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
         try:
             self._queue.send(small, None, self._priority)
         except posix_ipc.BusyError:
@@ -171,8 +171,8 @@ class KernelOutlet(Outlet):
 class KernelRegistry(Registry):
     """A namespace beside those of shm, in which a sweep removes kernel queues as well."""
 
-    def _open(self, base: str, name: str, stack: ExitStack) -> None:
-        super()._open(base, f"ipc.{name}", stack)  # encoded names have no dot: it is none of shm's
+    def _open(self, base: str, name: str) -> None:
+        super()._open(base, f"ipc.{name}")  # encoded names have no dot: it is none of shm's
 
     def remove_inbox(self, stem: str) -> None:
         _remove(self.inboxes, stem)

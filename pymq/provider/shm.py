@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from operator import methodcaller
 from time import monotonic
-from typing import Any
+from typing import Any, cast
 
 from pymq.exceptions import LeaseLost, ProviderError, QueueNotFound
 from pymq.provider import dataclass_from_url
@@ -28,13 +28,13 @@ from pymq.provider.base import Delivery, Features, Provider, Readiness, Receipt
 from pymq.topics import matcher
 
 if sys.platform == "linux":  # elsewhere this file can be imported, and `open` says what to use instead
-    from pymq.provider._shm.files import Directory, Owned, Removed, decode_name, encode_name, exists, translated
+    from pymq.provider._shm.files import Directory, Owned, Removed, decode_name, encode_name, exists, raise_translated
     from pymq.provider._shm.frames import DELETED, DROPPED, INLINE_BYTES
     from pymq.provider._shm.inbox import Inbox
     from pymq.provider._shm.outlet import Outlet
     from pymq.provider._shm.queue import SharedQueue
     from pymq.provider._shm.readiness import Entry, InboxReadiness, QueueReadiness
-    from pymq.provider._shm.registry import REMOVED, WORD, Registry
+    from pymq.provider._shm.registry import REMOVED, WORD, Left, Registry
     from pymq.provider._shm.sending import Sending
     from pymq.provider._shm.verbs import again, there, translating
 else:
@@ -50,6 +50,12 @@ else:
         return function
 
     again = there = translating
+
+
+def closed_in_wait() -> ProviderError:
+    """What a receive gets that goes on when the provider is closed."""
+    return ProviderError("the provider was closed while it was waited on")
+
 
 logger: logging.Logger = logging.getLogger("pymq")
 
@@ -143,7 +149,8 @@ class ShmProvider(Sending):
         self._end_waits()
         registry = self._registry
         try:
-            with self._locked() as registry:
+            with self._beginning, self._registry.lock:
+                registry = self._registry
                 self._delete_inboxes(list(self._inboxes))
         finally:  # whatever fails: this process is gone for the others, who sweep up what it leaves
             self._forget_routes()
@@ -151,7 +158,10 @@ class ShmProvider(Sending):
             self._outlets.clear()
             self._queues.clear()
             self._let_go_of_formers()
-            registry.leave(self._is_disposable)
+            try:
+                registry.leave(self._is_disposable)
+            finally:
+                self._registry = cast(Registry, Left())
 
     def _end_waits(self) -> None:
         deadline, rung = time.monotonic() + _CLOSE_SECONDS, [each.bells for each in (self._registry, *(it for it, _ in self._formers))]
@@ -221,7 +231,7 @@ class ShmProvider(Sending):
         except BaseException:
             directory.close()
             raise
-        return queue, Owned(queue.close, directory.close)
+        return queue, Owned(queue.close)
 
     def _shared(self, name: str) -> Entry:
         """The shared queue, opened if need be, and what keeps it open: to be held while it is used."""
@@ -372,7 +382,7 @@ class ShmProvider(Sending):
     ) -> list[Delivery]:
         if monotonic() >= self._next_look:
             if self._closed:
-                raise ProviderError("the provider was closed while it was waited on")
+                raise closed_in_wait()
             self._look()
         seen = self._words
         try:
@@ -394,12 +404,14 @@ class ShmProvider(Sending):
             return self._wait(queue, inbox, timeout, limit, lease, watch, spin, busy)
         except QueueNotFound:
             self._queues.pop(queue, None)
+            if self._closed:  # so it was deleted for that
+                raise closed_in_wait() from None
             raise
         except Removed:
             self._begin_anew(seen)
             return self.receive(queue, timeout, limit=limit, lease=lease, watch=watch, busy=busy)
         except OSError as error:
-            raise translated(error, self.path) from error
+            raise_translated(error, self.path)
 
     def _wait(
         self,
@@ -434,7 +446,7 @@ class ShmProvider(Sending):
 
     def _receive_shared(self, name: str, timeout: float | None, limit: int, lease: float | None, fds: list[int]) -> list[Delivery]:
         if self._closed:
-            raise ProviderError("the provider was closed while it was waited on")
+            raise closed_in_wait()
         entry = self._shared(name)
         return entry[0].receive(timeout, limit, lease, fds, partial(self._is_stopped, self._wakes))
 
@@ -446,7 +458,8 @@ class ShmProvider(Sending):
         self._wakes += 1
         for inbox in list(self._inboxes.values()):
             inbox.wake()
-        self._registry.bells.ring_own()
+        with suppress(ProviderError):  # closed: nobody waits any more
+            self._registry.bells.ring_own()
 
     @there
     def readiness(self, queue: str) -> Readiness:
@@ -469,7 +482,7 @@ class ShmProvider(Sending):
             except (LeaseLost, QueueNotFound):
                 pass  # nothing was changed: `ack` knows what that means
             except OSError as error:
-                raise translated(error, self.path) from error
+                raise_translated(error, self.path)
         self.ack(receipt)
         return []
 
@@ -491,4 +504,4 @@ class ShmProvider(Sending):
         except QueueNotFound as error:
             raise LeaseLost(f"queue {receipt.queue!r} was deleted, and the lease with it") from error
         except OSError as error:
-            raise translated(error, self.path) from error
+            raise_translated(error, self.path)

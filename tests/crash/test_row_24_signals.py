@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import signal
 import tempfile
 import threading
@@ -118,6 +120,83 @@ def test_what_the_handler_raises_leaves_nothing_locked(owner: type, method: str,
         use(bus, verb)
     in_thread(lambda: use(bus, verb))
     assert jobs.qsize() >= 3  # at most one is lent to the call that was interrupted, and one was taken in the thread
+
+
+@pytest.mark.parametrize("verb", ["size", "look_up"])
+def test_what_a_handler_raises_at_any_moment_leaves_nothing_locked(verb: str, bus: pymq.EventBus) -> None:
+    """It may come when a lock is let go of, before the first line of what does that."""
+    bus.queue("jobs").put("item")
+    armed, registry, queue = [False], bus.provider._registry, bus.provider._shared("queue/jobs")[0]  # type: ignore[attr-defined]
+    verbs: dict[str, Callable[[], object]] = {"size": queue.size, "look_up": lambda: registry.matching(("topic",))}
+
+    def give_up(number: int, frame: FrameType | None) -> None:
+        if armed[0]:
+            armed[0] = False
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    try:
+        for turn in range(2000):
+            try:
+                armed[0] = True
+                signal.setitimer(signal.ITIMER_REAL, (turn % 100 + 1) * 1e-5)
+                while armed[0]:
+                    verbs[verb]()
+            except KeyboardInterrupt:
+                pass
+    finally:
+        armed[0] = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    in_thread(verbs[verb])
+
+
+class Late(Exception):
+    """What a handler of a program's own may raise."""
+
+
+@pytest.mark.parametrize("error", [TimeoutError, Late])
+@pytest.mark.parametrize(("owner", "method", "verb"), QUEUE_PLACES)
+def test_what_the_handler_raises_is_what_comes(owner: type, method: str, verb: str, error: type, bus: pymq.EventBus) -> None:
+    """It became a ProviderError, of damaged files; and the kernel's errors are of the same class as a TimeoutError."""
+
+    def give_up() -> None:
+        raise error("too late")
+
+    bus.queue("jobs").put("item")
+    with pytest.raises(error, match="too late"), signalled_inside(owner, method, give_up):
+        use(bus, verb)
+
+
+@pytest.mark.parametrize("verb", ["publish", "publish_large", "publisher", "send"])
+def test_a_timeout_by_a_signal_ends_a_publish_and_sends_nothing_twice(
+    verb: str, bus: pymq.EventBus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was taken for a full pipe: the event came twice, and the program went on as if there had been no timeout."""
+    provider = bus.provider
+    provider.declare("inbox", temporary=True)
+    provider.bind("inbox", "news", exact=True)
+    publish = provider.publisher(("news",), itertools.repeat(b""), bytes)
+    publish(b"first")
+    provider.send("inbox", b"first")
+    provider.publish(("news",), bytes(10_000))
+
+    def write_and_raise(fifo: int, message: bytes) -> int:
+        os.write(fifo, message)
+        raise TimeoutError("too late")
+
+    verbs: dict[str, Callable[[], object]] = {
+        "publish": lambda: provider.publish(("news",), b"second"),
+        "publish_large": lambda: provider.publish(("news",), bytes(10_000)),
+        "publisher": lambda: publish(b"second"),
+        "send": lambda: provider.send("inbox", b"second"),
+    }
+    with monkeypatch.context() as patched:
+        patched.setattr("pymq.provider._shm.sending.write", write_and_raise)
+        patched.setattr(Outlet, "_write", lambda outlet, small: write_and_raise(outlet.fifo, small))
+        with pytest.raises(TimeoutError, match="too late"):
+            verbs[verb]()
+    assert len(provider.receive("inbox", GUARD)) == 4
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -83,6 +84,65 @@ def test_a_publish_that_waits_for_a_full_receiver_ends_with_its_bus(place):
         assert not publishing.done()
         ending.shutdown()
         publishing.result(GUARD)
+
+
+@pytest.mark.parametrize("is_alone", [True, False], ids=["alone", "among others"])
+def test_a_publish_in_the_middle_of_which_its_bus_ends_is_refused(place, monkeypatch, is_alone):
+    """It went on with the numbers of descriptors that were closed, or another file's by then, or made the namespace again."""
+    looked_up, ended = threading.Event(), threading.Event()
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(1) as pool:
+        other = stack.enter_context(pymq.EventBus(place.config))
+        other.subscribe(print, "c")
+        ending = pymq.EventBus(place.config)
+        ending.start()
+        registry = ending.provider._registry
+        matching = registry.matching
+
+        def match(topics):
+            found = matching(topics)
+            looked_up.set()
+            assert ended.wait(GUARD)
+            return found
+
+        monkeypatch.setattr(registry, "matching", match)
+        publishing = pool.submit(ending.publish, "x", "c")
+        assert looked_up.wait(GUARD)
+        ending.shutdown()
+        if is_alone:
+            other.shutdown()
+        path = registry.directory.path
+        for _ in range(100):  # these get the numbers that were given back
+            stack.callback(os.close, os.open("/dev/null", os.O_RDONLY))
+        ended.set()
+        with pytest.raises(pymq.ProviderError, match="the provider was closed"):
+            publishing.result(GUARD)
+        assert os.path.exists(path) is not is_alone
+
+
+def test_what_a_thread_declares_while_its_bus_ends_does_not_outlive_it(place, monkeypatch):
+    """It would be a receiver that nobody reads, in a process that lives."""
+    looked, ended = threading.Event(), threading.Event()
+    with pymq.EventBus(place.config) as other, ThreadPoolExecutor(1) as pool:
+        ending = pymq.EventBus(place.config)
+        ending.start()
+        provider = ending.provider
+        look = provider._look
+
+        def look_and_wait() -> bool:
+            found = look()
+            if threading.current_thread() is not threading.main_thread():
+                looked.set()
+                assert ended.wait(GUARD)
+            return found
+
+        monkeypatch.setattr(provider, "_look", look_and_wait)
+        declaring = pool.submit(lambda: provider.declare("inbox", temporary=True))
+        assert looked.wait(GUARD)
+        ending.shutdown()
+        ended.set()
+        with pytest.raises(pymq.ProviderError, match="the provider was closed"):
+            declaring.result(GUARD)
+        assert other.provider._registry.inboxes.names() == []
 
 
 def test_a_lost_lease_is_told_and_loses_nothing(bus, caplog, monkeypatch):

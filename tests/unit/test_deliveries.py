@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
+from functools import partial
 from queue import Full
 from typing import Any
 
@@ -15,6 +17,7 @@ from pymq.deliveries import MAX_BACKOFF, Leased, Leases, Policy
 from pymq.exceptions import MessageTooLarge, ProviderError
 from pymq.message import Prefix
 from pymq.provider.base import Features, Receipt
+from pymq.schedule import Schedule
 
 
 def test_the_back_off_doubles_up_to_an_hour_and_spreads():
@@ -121,6 +124,41 @@ def test_an_extension_that_hangs_does_not_cost_the_other_leases():
     assert first not in provider.extended
     leases.close()
     may_end.set()
+
+
+def test_a_shutdown_while_the_first_lease_is_taken(monkeypatch):
+    """By another thread, or by a signal handler: it tried to wait for a thread that had not begun, and left the bus half closed."""
+    leases = Leases(Recording)  # type: ignore[arg-type]
+    start = threading.Thread.start
+
+    def close_before(thread: threading.Thread) -> None:
+        leases.close()
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", close_before)
+    leases.hold(Receipt("jobs", 1), 30.0)
+    leases.close()
+
+
+@pytest.mark.parametrize("what", [Leases, Schedule])
+def test_a_thread_that_the_system_refuses_is_asked_for_again(what, monkeypatch):
+    """Leases were extended no more, and delayed events never came, without a word; and `shutdown` failed."""
+    provider: Any = Recording()
+    come: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    provider.extend = lambda receipt, seconds: come.put(receipt)
+    one: Any = Leases(lambda: provider) if what is Leases else Schedule(lambda task, message: come.put(message))
+    begin = partial(one.hold, Receipt("jobs", 1), 0.1) if what is Leases else partial(one.add, 0.0, None, b"")
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError):
+            begin()
+    begin()
+    come.get(timeout=GUARD)
+    one.close()
 
 
 def leased(provider: Any, payload: bytes) -> Leased:

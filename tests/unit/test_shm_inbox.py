@@ -706,6 +706,29 @@ def test_too_many_receivers_for_the_open_files_is_a_clear_error(opened, peers):
     assert all(take(receiver, name, 1)[-1:] == [b"one by one"] for name in names)
 
 
+def test_a_limit_of_the_sizes_of_files_is_told_as_such(opened):
+    """It was damage, for which a queue was to be deleted, or a full file system; and nothing is wrong with either."""
+    provider = opened()
+    subscribe(provider, "in")
+    provider.declare("jobs")
+    provider.send("jobs", b"before")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        for verb in (
+            lambda: provider.send("in", bytes(300_000)),
+            lambda: provider.send("jobs", bytes(300_000)),
+            lambda: provider.declare("other jobs"),
+        ):
+            with pytest.raises(ProviderError, match="RLIMIT_FSIZE"):
+                verb()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    provider.send("in", b"after")
+    assert take(provider, "in", 1) == [b"after"]
+    assert provider.receive("jobs", lease=None) == [(b"before", None)]
+
+
 @pytest.mark.needs_root
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 def test_a_full_file_system_is_an_error_that_ends_with_it(tmp_path):
@@ -918,6 +941,19 @@ def test_a_receiver_that_spins_while_the_provider_is_closed_just_ends(config, op
     provider.close()
     thread.join(GUARD)
     assert results == [[]]
+
+
+def test_a_receiver_that_goes_on_when_the_provider_is_closed_is_told_so(opened, monkeypatch):
+    """And not that its queue was deleted: nobody has asked for that."""
+    provider = opened()
+    subscribe(provider, "in")
+    inbox = provider._inboxes["in"]
+    look = inbox.look
+    monkeypatch.setattr(inbox, "look", lambda *how: inbox.delete() or setattr(provider, "_closed", True) or look(*how))
+    with pytest.raises(ProviderError, match="was closed") as told:
+        provider.receive("in", GUARD)
+    assert not isinstance(told.value, QueueNotFound)
+    provider._closed = False
 
 
 def test_who_gets_answers_after_one_yield_forgets_the_failures_before(opened, monkeypatch):

@@ -846,12 +846,48 @@ def test_opening_what_is_being_deleted_makes_another(home: str, peer: Peer, monk
         assert late.messages() == [b"1"]
 
 
+def test_what_was_taken_takes_no_memory_whoever_has_its_file_open(home: str, peer: Peer) -> None:
+    """A few large messages filled the file system of a container, with nothing in the queue, or with the queue deleted."""
+    with Peer(home) as other, Peer(home) as taker:
+        for _ in range(3):
+            for sender in (peer, other):
+                sender.queue.send(bytes(1 << 20))
+                (_, receipt), *_ = taker.take(limit=2, lease=GUARD)
+                taker.queue.ack(receipt)
+        assert len(held(peer) + held(other)) > 4
+        assert sum(map(bool, held(peer) + held(other))) == 1, "the one with the tail, which the head has not left"
+        other.queue.send(bytes(1 << 20))
+        taker.queue.mark_deleted()
+        assert not any(held(peer) + held(other))
+
+
+def held(peer: Peer) -> list[int]:
+    """How much memory each file of the log takes that senders have open."""
+    return [os.fstat(file).st_blocks for file in peer.queue._store.tail_log.files.values()]
+
+
 def test_closed(home: str) -> None:
     with Peer(home) as peer:
         peer.queue.close()
         for call in (peer.take, peer.queue.size, lambda: peer.queue.send(b"1")):
             with pytest.raises(ProviderError, match="closed"):
                 call()
+
+
+def test_who_waits_for_a_lock_of_what_is_closed_is_told_so(home: str) -> None:
+    """And not that a signal handler had interrupted it: there was none."""
+    with Peer(home) as peer:
+        lock = peer.queue._lock
+        with lock.mutex:
+            thread, results = in_thread(peer.queue.size)
+            thread.join(0.2)
+            assert not results
+            lock.close()
+        finish(thread)
+        assert str(results[0]) == "the queue was closed"
+        peer.queue._closed = True
+        peer.queue._store.close()
+        peer.queue._sending.close()
 
 
 def test_what_was_taken_while_it_was_closed_is_not_lost(peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:

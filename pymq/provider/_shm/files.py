@@ -18,12 +18,16 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
+from typing import NoReturn, TypeVar
 from urllib.parse import quote, unquote
 
 from pymq.exceptions import ProviderError
 
 LOCK_SECONDS = 5.0
 """How long a lock may be held by somebody else (stopped inside its few microseconds) before its waiters get an error."""
+
+Result = TypeVar("Result")
 
 _open_files: set[int] = set()
 
@@ -72,7 +76,8 @@ class Owned:
 
 
 class Directory:
-    """A directory that only this user can enter, held open: whatever is inside is reached through its descriptor.
+    """A directory that only this user can enter, held open: whatever is inside is reached through its descriptor. That is closed when
+    nothing refers to this any more, or by `close`.
 
     Created if missing, unless `create` is false: then FileNotFoundError. Raises ProviderError where somebody else made it, or could
     enter it.
@@ -100,6 +105,7 @@ class Directory:
             if error.errno in _SCARCE:
                 raise translated(error, self.path) from error
             raise ProviderError(f"{self.path} is not a directory of ours ({error.strerror}); {_REMEDY}") from error
+        self._owned: Owned | None = Owned(partial(close_file, self.fd))
         found = os.fstat(self.fd)
         if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
             self.close()
@@ -133,8 +139,8 @@ class Directory:
             self.unlink(name)
 
     def close(self) -> None:
-        """Let go of the descriptor."""
-        close_file(self.fd)
+        """Let go of the descriptor: of a directory that only this thread uses."""
+        self._owned = None
 
 
 class Removed(ProviderError):
@@ -181,14 +187,36 @@ class Mutex:
                     self.mutex.release()
             raise
         self.mutex.release()
-        raise interrupted()
+        raise self.refusal()
 
     def __exit__(self, *_: object) -> None:
         self.is_held = False
         self.mutex.release()
 
+    def hold(self, action: Callable[..., Result], *args: object) -> Result:
+        """`with self: return action(*args)` that leaves it unlocked whenever a signal handler raises: that may be at the call of
+        `__exit__`, before its first line. Not of a `Lock`, which is more than its mutex.
+        """
+        with self.mutex:  # whose own `__exit__` is no Python
+            if self.is_held:
+                raise self.refusal()
+            try:
+                self.is_held = True
+                return action(*args)
+            finally:
+                self.is_held = False
+
+    def refusal(self) -> ProviderError:
+        """What is raised where it is held, by whom has the mutex."""
+        return interrupted()
+
     def take(self) -> None:
         """What else there is to take."""
+
+
+def closed() -> ProviderError:
+    """What a thread gets that still uses a provider which another has closed."""
+    return ProviderError("the provider was closed")
 
 
 def interrupted() -> ProviderError:
@@ -206,9 +234,10 @@ class Lock(Mutex):
     waits without end for a holder that was stopped.
     """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, owned: Owned | None = None) -> None:
         super().__init__()
         self.fd = fd
+        self._owned = owned  # where nobody else closes it
 
     def __exit__(self, *_: object) -> None:
         self.is_held = False
@@ -283,11 +312,40 @@ def map_open_file(fd: int, size: int) -> memoryview:
 
 
 def write_at(fd: int, parts: list[bytes], position: int) -> int:
-    """Write all of the parts there; how many bytes. A full file system may take some of them first: ENOSPC then, too."""
+    """Write all of the parts there; how many bytes. A full file system, or a limit, may take some first: the same error then."""
     size = sum(map(len, parts))
-    if os.pwritev(fd, parts, position) != size:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    written = os.pwritev(fd, parts, position)
+    if written != size:
+        raise cut_short(fd, position + written)
     return size
+
+
+def cut_short(fd: int, position: int) -> OSError:
+    """Why a write has ended there, too early: what the next byte gets."""
+    try:
+        os.pwrite(fd, b"\0", position)
+    except OSError as error:
+        return error
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def is_of_a_handler(error: BaseException) -> bool:
+    """Whether it is no news of a file, but what a signal handler has raised: a TimeoutError is an OSError. What the kernel says, and
+    what is raised here in its place, has a number.
+    """
+    return isinstance(error, OSError) and error.errno is None
+
+
+def pass_on(error: OSError) -> None:
+    """Raise what a signal handler has raised; go on after an error of the kernel's."""
+    if is_of_a_handler(error):
+        raise error
+
+
+def raise_translated(error: OSError, path: str) -> NoReturn:
+    """What users are told about an error of the kernel's; what a signal handler has raised is theirs."""
+    pass_on(error)
+    raise translated(error, path) from error
 
 
 def translated(error: OSError, path: str) -> ProviderError:
@@ -296,6 +354,8 @@ def translated(error: OSError, path: str) -> ProviderError:
         return ProviderError(
             f"the file system of {path} is full, of bytes or of files (df, df -i): free some, or set PYMQ_HOME to a directory with more"
         )
+    if error.errno == errno.EFBIG:
+        return ProviderError(f"no file of this process may become as large as one in {path} must: raise RLIMIT_FSIZE (ulimit -f)")
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return ProviderError(f"too many open files in {path}: raise RLIMIT_NOFILE (ulimit -n), or serve fewer receivers")
     return ProviderError(f"{path} failed: {error}")
@@ -343,6 +403,7 @@ class Bell:
     def __init__(self, directory: Directory) -> None:
         self.number = secrets.randbits(63) | 1
         self.fd = make_fifo(directory, bell_name(self.number))
+        self.owned: Owned | None = None
         self._poll = select.poll()
         self._poll.register(self.fd, select.POLLIN)
 
@@ -379,6 +440,11 @@ def bell_name(number: int) -> str:
 _FEW_WRITERS = 16
 
 
+def _close_all(writers: dict[int, int]) -> None:
+    while writers:
+        close_file(writers.popitem()[1])
+
+
 class Bells:
     """The bells of one process, borrowed by threads that must sleep, and the write ends to those of others."""
 
@@ -389,10 +455,12 @@ class Bells:
         self._idle: list[Bell] = []
         self._all: list[Bell] = []
         self._writers: dict[int, int] = {}
+        self._writers_owned = Owned(partial(_close_all, self._writers))  # also those that a thread opens after `close`
         self._most_writers = _FEW_WRITERS
         self.senders: list[Bell] = []
         """Those on which threads wait for room. `close` comes when none does: their descriptors may be others' files afterwards."""
         self.is_closing: bool = False
+        self._is_closed = False
 
     def borrow(self) -> Bell:
         """A silent bell for this thread alone, until it is given back."""
@@ -405,10 +473,13 @@ class Bells:
 
     def new(self) -> Bell:
         """A bell of this process's. The registry's lock is held: a sweeper must not take a newborn for a dead one. Raises Removed."""
+        if self._is_closed:
+            raise closed()
         try:
             bell = Bell(self.directory)
         except FileNotFoundError as error:
             raise self._removed() from error
+        bell.owned = Owned(partial(close_file, bell.fd))
         self._all.append(bell)
         return bell
 
@@ -485,11 +556,9 @@ class Bells:
     def close(self) -> None:
         """Remove this process's bells and let go of the others'."""
         with self._mutex:
+            self._is_closed = True
             for bell in self._all:
                 self.directory.unlink(bell_name(bell.number))
-                close_file(bell.fd)
-            for writer in self._writers.values():
-                close_file(writer)
-            self._writers.clear()
+            _close_all(self._writers)
             self._all.clear()
             self._idle.clear()

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 from collections.abc import Callable
 from fcntl import LOCK_UN, flock
 from typing import TypeVar
 
 from pymq.exceptions import ProviderError, PymqError
-from pymq.provider._shm.files import EXCLUSIVE_NOW, Lock, close_file, interrupted, translated
+from pymq.provider._shm.files import EXCLUSIVE_NOW, Lock, close_file, interrupted, is_of_a_handler, translated
 
 Result = TypeVar("Result")
 
+_FAILURES = (OSError, ValueError, TypeError, LookupError, ArithmeticError, struct.error)
+"""What is met in damaged or closed files. All else passes as it is: our own errors, and what signal handlers raise."""
+_NO_DAMAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE)
 _TRIES, _LOOKS = 4, 100  # each look takes 0.1 us, a holder 3 us
 
 
@@ -27,14 +31,12 @@ class Guard(Lock):
         self.path = path
         self.busy = busy
 
-    def __enter__(self) -> None:
-        if self.fd < 0:
-            raise closed()
-        Lock.__enter__(self)
+    def refusal(self) -> ProviderError:
+        return closed() if self.fd < 0 else interrupted()
 
     def __exit__(self, *error: object) -> None:
         Lock.__exit__(self)
-        if isinstance(error[1], Exception):
+        if isinstance(error[1], _FAILURES) and not is_of_a_handler(error[1]):
             raise self.explained(error[1])
 
     def run(self, words: memoryview, action: Callable[..., Result], *args: object) -> Result:
@@ -45,7 +47,7 @@ class Guard(Lock):
         try:
             self.mutex.acquire()
             if self.is_held:
-                raise closed() if self.fd < 0 else interrupted()
+                raise self.refusal()
             try:
                 self.is_held = True
                 if words[busy]:
@@ -56,7 +58,9 @@ class Guard(Lock):
                 except BlockingIOError:
                     self._contend(words)
                 return action(*args)
-            except Exception as error:
+            except _FAILURES as error:
+                if is_of_a_handler(error):
+                    raise
                 raise self.explained(error)
             finally:
                 self.is_held = False
@@ -93,7 +97,7 @@ class Guard(Lock):
         """What users are told about what failed while the lock was held."""
         if isinstance(error, PymqError):
             return error
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE):
+        if isinstance(error, OSError) and error.errno in _NO_DAMAGE:
             result = translated(error, self.path)
         elif isinstance(error, FileNotFoundError) and not os.path.exists(self.path):
             result = ProviderError(f"{self.path} was removed: shut down, and start again")

@@ -28,6 +28,7 @@ from pymq.provider._shm.files import (
     close_file,
     encode_name,
     interrupted,
+    is_of_a_handler,
     is_removed,
     make_fifo,
     map_file,
@@ -418,7 +419,7 @@ class Inbox:
         try:
             message = body if magic == LARGE else self._fetch(body)
         except (OSError, ValueError, struct.error) as error:
-            if getattr(error, "errno", 0) in _PASSING:
+            if is_of_a_handler(error) or getattr(error, "errno", 0) in _PASSING:
                 raise  # the message is there, and will be when there is room for its descriptor or its pages
             self.corrupted += 1  # there is no such arena
             return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import select
@@ -21,6 +22,7 @@ from pymq.provider._shm.files import (
     is_dead,
     map_file,
     open_writer,
+    pass_on,
     write_at,
 )
 from pymq.provider._shm.frames import (
@@ -203,7 +205,7 @@ class Outlet:
         if not bytes_waiting(self.fifo):
             self._signal(NUDGE_FRAME)
         elif self.is_dead():  # what a FIFO still holds hides that its reader has died
-            raise BrokenPipeError
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
         return True
 
     def _is_full(self, size: int) -> bool:
@@ -268,7 +270,8 @@ class Outlet:
         token = secrets.randbits(63) | 1
         try:
             arena = Arena.create(self._directory, arena_name(self._stem, token), 2 * self._largest)
-        except OSError:
+        except OSError as error:
+            pass_on(error)
             return False  # the file system is full: the log may still have room, or says so
         self._arena, self._token = arena, token
         self._arena.words[OWNER] = self._member

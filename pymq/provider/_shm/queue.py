@@ -167,13 +167,11 @@ class SharedQueue:
 
     def nack(self, receipt: LeaseReceipt, delay: float = 0) -> None:
         """The message is to be delivered again after `delay`. Raises LeaseLost as `ack` does."""
-        with self._lock:
-            self._store.nack(receipt, monotonic_ns() + nanoseconds(delay))
+        self._lock.run(self._words, self._store.nack, receipt, monotonic_ns() + nanoseconds(delay))
 
     def extend(self, receipt: LeaseReceipt, seconds: float) -> None:
         """The lease ends `seconds` from now. Raises LeaseLost as `ack` does."""
-        with self._lock:
-            self._store.extend(receipt, monotonic_ns() + nanoseconds(seconds))
+        self._lock.run(self._words, self._store.extend, receipt, monotonic_ns() + nanoseconds(seconds))
 
     def size(self) -> int:
         """How many messages wait: those with a live lease do not count, the delayed do."""
@@ -183,9 +181,7 @@ class SharedQueue:
         """What is in the queue, and what was dropped so far because it had expired or was damaged."""
         if self._words[OWNERS] > self._store.is_owner:
             self._look_for_deaths()
-        with self._lock:
-            self._store.enter()
-            return self._store.counters()
+        return self._lock.run(self._words, self._store.exact_counters)
 
     def is_idle_and_empty(self) -> bool:
         """Whether it holds nothing and no living process waits on it: then its files may go."""
@@ -359,9 +355,7 @@ class SharedQueue:
         now = monotonic_ns()
         if now >= self._next_look:
             self._next_look = now + _LOOK_NS
-            with self._lock:
-                owners = self._store.others()
-            self.bury(owners)
+            self.bury(self._lock.run(self._words, self._store.others))
 
     def bury(self, owners: list[int]) -> None:
         """Give back what is leased to those that are dead."""

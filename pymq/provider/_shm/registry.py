@@ -20,7 +20,8 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
+from functools import partial
 from typing import Any
 from zlib import crc32
 
@@ -30,8 +31,11 @@ from pymq.provider._shm.files import (
     Directory,
     Lock,
     Mutex,
+    Owned,
     Removed,
+    Result,
     close_file,
+    closed,
     encode_name,
     exists,
     has_reader,
@@ -69,29 +73,21 @@ class Registry:
 
     def __init__(self, base: str, namespace: str) -> None:
         for attempt in range(_MOST_ATTEMPTS):
-            with ExitStack() as stack:
-                try:
-                    self._open(base, encode_name(namespace), stack)
-                    self._release = stack.pop_all().close
-                    return
-                except (FileNotFoundError, ProviderError) as error:  # the last one out is removing it: begin again
-                    vanished = isinstance(error.__cause__ or error, FileNotFoundError | Removed)
-                    if not vanished or attempt == _MOST_ATTEMPTS - 1:
-                        raise
+            try:
+                self._open(base, encode_name(namespace))
+                return
+            except (FileNotFoundError, ProviderError) as error:  # the last one out is removing it: begin again
+                vanished = isinstance(error.__cause__ or error, FileNotFoundError | Removed)
+                if not vanished or attempt == _MOST_ATTEMPTS - 1:
+                    raise
 
-    def _open(self, base: str, name: str, stack: ExitStack) -> None:
-        def directory(path: str, parent: Directory | None = None) -> Directory:
-            opened = Directory(path, parent)
-            stack.callback(opened.close)
-            return opened
-
-        self._base, self._name = directory(base), name
-        self.directory = directory(name, self._base)
+    def _open(self, base: str, name: str) -> None:
+        self._base, self._name = Directory(base), name
+        self.directory = Directory(name, self._base)
         if not exists("registry", self.directory) and (stranger := _stranger(self.directory)):
             raise _not_ours(self.directory, stranger)
         fd = self.directory.open("registry", os.O_RDWR | os.O_CREAT)
-        stack.callback(close_file, fd)
-        self.lock = Lock(fd)
+        self.lock = Lock(fd, Owned(partial(close_file, fd)))
         self._mutex = Mutex()
         self._journal = -1
         self._length = self.generation = self.corrupted = 0
@@ -102,13 +98,15 @@ class Registry:
             self._check_version(read_format(fd))
             self.words = map_file(self.directory, "registry", os.O_RDWR, 4096).cast("Q")
             self.words[_MAGIC] = _VERSION
-            bells, self.inboxes, self.queues = (directory(part, self.directory) for part in ("bells", "inboxes", "queues"))
+            bells, self.inboxes, self.queues = (Directory(part, self.directory) for part in ("bells", "inboxes", "queues"))
             self._resume()
-            stack.callback(lambda: close_file(self._journal))
             self.bells = Bells(bells, self.lock)
-            stack.callback(self.bells.close)
-            self.member = self.bells.new().number
-            self.sweep()
+            try:
+                self.member = self.bells.new().number
+                self.sweep()
+            except BaseException:
+                self.bells.close()
+                raise
 
     def _check_version(self, found: int) -> None:
         if found in (0, _VERSION):
@@ -128,10 +126,12 @@ class Registry:
         if self.words[WORD] == REMOVED or is_removed(self.lock.fd):
             raise self.removed()
         if thoroughly:
-            with self._mutex:  # another thread that follows a compaction changes what is looked at
-                self._replay()
-                if is_removed(self._journal) and self.words[WORD] // _EPOCH == self.generation // _EPOCH:  # else it was compacted
-                    raise self.removed()
+            self._mutex.hold(self._look_at_journal)  # another thread that follows a compaction changes what is looked at
+
+    def _look_at_journal(self) -> None:
+        self._replay()
+        if is_removed(self._journal) and self.words[WORD] // _EPOCH == self.generation // _EPOCH:  # else it was compacted
+            raise self.removed()
 
     def removed(self) -> Removed:
         """Give it up, if somebody has removed part of it: nobody begins here any more, and who is here begins anew."""
@@ -144,29 +144,23 @@ class Registry:
     def catch_up(self) -> None:
         """The bindings are at least those that were in force when this was called."""
         if self.words[WORD] != self.generation:
-            with self._mutex:
-                self._replay()
+            self._mutex.hold(self._replay)
 
     def matching(self, topics: Iterable[str]) -> tuple[int, list[str]]:
         """The queues bound to any of the topics, and the generation of which that is true."""
         self.look()
-        with self._mutex:
-            self._replay()
-            return self.generation, self.bindings.matching(topics)
+        return self._mutex.hold(self._replayed, lambda: self.bindings.matching(topics))
 
     def bound(self, topic: str) -> tuple[int, list[str]]:
         """The generation, and the queues that were bound to exactly this topic in it."""
         self.look()
-        with self._mutex:
-            self._replay()
-            return self.generation, self.bindings.bound(topic)
+        return self._mutex.hold(self._replayed, lambda: self.bindings.bound(topic))
 
     def bound_queues(self) -> set[str]:
         """The queues that are bound to anything."""
         self.look()
-        with self._mutex:
-            self._replay()
-            return {queue for queue, _, _ in self.bindings.of()}
+        found: tuple[int, set[str]] = self._mutex.hold(self._replayed, lambda: {queue for queue, _, _ in self.bindings.of()})
+        return found[1]
 
     def record(self, facts: Sequence[Sequence[Any]]) -> None:
         """Commit facts to the journal, in this process's replica too. The lock is held."""
@@ -212,7 +206,8 @@ class Registry:
             os.rmdir(stem, dir_fd=self.queues.fd)
 
     def leave(self, is_disposable: Callable[[str], bool]) -> None:
-        """Let go of everything; the last one out also removes what nobody needs.
+        """End the membership; the last one out also removes what nobody needs. What is open is closed when nothing refers to this any
+        more: a thread may be in the middle of any method.
 
         `is_disposable(encoded name)` tells whether a shared queue holds nothing; one that is bound stays in any case.
         """
@@ -227,12 +222,11 @@ class Registry:
                             self.remove_queue(stem)
                     self._dissolve()
         finally:
-            self._release()
+            self.bells.close()
 
     def let_go(self) -> None:
-        """Let go of everything, where the directory was removed."""
+        """As `leave`, where the directory was removed."""
         self.bells.close()
-        self._release()
 
     def _dissolve(self) -> None:
         """Remove the namespace, but for queues that stay. `registry` goes last, since its lock keeps newcomers waiting."""
@@ -260,6 +254,11 @@ class Registry:
         self.words[WORD] = (epoch + 1) * _EPOCH + length
         self.directory.unlink(f"journal.{epoch}")
 
+    def _replayed(self, look: Callable[[], Result]) -> tuple[int, Result]:
+        """The generation, and what is true in it. The mutex is held."""
+        self._replay()
+        return self.generation, look()
+
     def _replay(self) -> None:
         """Read what was committed since. The mutex is held."""
         while (word := self.words[WORD]) != self.generation:
@@ -282,8 +281,7 @@ class Registry:
 
     def _open_journal(self, epoch: int) -> None:
         journal = self.directory.open(f"journal.{epoch}", os.O_RDWR)
-        if self._journal >= 0:
-            close_file(self._journal)
+        self._journal_owned = Owned(partial(close_file, journal))
         self._journal, self._length, self.bindings = journal, 0, Bindings()
 
     def _apply(self, line: bytes) -> None:
@@ -297,6 +295,13 @@ class Registry:
         except (ValueError, TypeError, KeyError):
             self.corrupted += 1
             logger.warning("skipped a damaged line of the registry in %s: %r", self.directory.path, line)
+
+
+class Left:
+    """In the place of the registry of a provider that is closed."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise closed()
 
 
 def is_namespace(directory: Directory) -> bool:

@@ -21,7 +21,7 @@ from logging import getLogger
 from typing import TYPE_CHECKING
 
 from pymq.exceptions import LeaseLost, ProviderError
-from pymq.provider._shm.files import Directory, Mutex, Removed, encode_name
+from pymq.provider._shm.files import Directory, Mutex, Removed, closed, encode_name
 from pymq.provider._shm.frames import WAKE_FRAME
 from pymq.provider._shm.verbs import translating
 from pymq.provider.base import Health, Provider, Receipt
@@ -98,6 +98,8 @@ class Renewable(Provider):
     def _locked(self) -> Iterator[Registry]:
         """With the registry's lock held, and no thread of this process puts another in its place meanwhile."""
         with self._beginning, self._registry.lock:
+            if self._closed:  # nobody would delete what is declared now
+                raise closed()
             yield self._registry
 
     @translating
@@ -107,6 +109,8 @@ class Renewable(Provider):
         `seen` are the words from before the look at what was found removed: another thread may have done all this since.
         """
         with self._beginning:
+            if self._closed:
+                raise closed()
             if self._words is not seen:
                 return  # another thread has
             removed = self._registry

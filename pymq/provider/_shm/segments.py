@@ -10,8 +10,8 @@ then instead of 0.8. So a segment that is full ends with a header that says so, 
 
 from __future__ import annotations
 
-import errno
 import os
+import re
 import struct
 import sys
 from contextlib import suppress
@@ -20,7 +20,7 @@ from time import monotonic_ns
 from typing import TypeAlias
 
 from pymq.exceptions import MessageTooLarge
-from pymq.provider._shm.files import Directory, adopt_file, close_file, map_open_file
+from pymq.provider._shm.files import Directory, adopt_file, close_file, cut_short, map_open_file
 from pymq.provider._shm.frames import checksum
 from pymq.provider._shm.state import START
 
@@ -52,6 +52,7 @@ _LENGTHS = 0xFFFFFFFF  # what `checksum` takes as a start, whatever a damaged re
 _MOST_FILES = 4  # that are held open
 _PAGE = 4096
 _IS_ORDERED = os.uname().machine in ("x86_64", "i686")  # elsewhere the tail may be seen before the record, with no system call between
+_SEGMENT_NAME = re.compile(r"log\.([0-9a-f]{8})")
 Ahead: TypeAlias = "tuple[int, int, bytes]"
 """A record that was read before the lock was taken: where, its size, its message."""
 
@@ -96,9 +97,10 @@ class Log:
         if file is None or offset + size > SEGMENT_BYTES:
             tail, file = self._place(tail, size)
             offset = tail & OFFSET
-        if pwrite(file, record, offset) != len(record):
+        if (written := pwrite(file, record, offset)) != len(record):
+            error = cut_short(file, offset + written)
             os.ftruncate(file, offset)  # what was written of it stays behind the tail: give its pages back
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise error
         if size <= _PAGE <= offset and _IS_ORDERED and tail >> SHIFT != self._tried and not tail >> 60:
             self._try_to_map(tail >> SHIFT)
         return tail
@@ -187,6 +189,8 @@ class Log:
         if claims:
             pwrite(self._file(segment), claims.to_bytes(8, sys.byteorder), 0)
             return
+        with suppress(OSError):  # who still has it open, mapped perhaps, touches it no more, but would keep its memory
+            os.ftruncate(self._file(segment), 0)
         self._forget(segment)
         self._directory.unlink(_segment_name(segment))
 
@@ -196,7 +200,7 @@ class Log:
 
     def segments(self) -> list[int]:
         """Those that exist."""
-        return [int(name[4:], 16) for name in self._directory.names() if name.startswith("log.")]
+        return [int(found[1], 16) for found in map(_SEGMENT_NAME.fullmatch, self._directory.names()) if found]
 
     def borrow(self, other: Log) -> None:
         """Have what that one has open."""

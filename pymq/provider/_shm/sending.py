@@ -19,7 +19,7 @@ from queue import Full
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pymq.exceptions import MessageTooLarge, ProviderError, PublishFull, QueueNotFound
-from pymq.provider._shm.files import Removed, encode_name, exists, translated
+from pymq.provider._shm.files import Removed, encode_name, exists, pass_on, raise_translated
 from pymq.provider._shm.frames import BEHIND, DATA, DELETED, LOGGED, checksum, frames_of, pack_header
 from pymq.provider._shm.outlet import Outlet
 from pymq.provider._shm.registry import WORD
@@ -105,7 +105,7 @@ class Sending(Renewable):
             self._begin_anew(seen)
             self.send(queue, message, timeout=timeout, maxsize=maxsize, delay=delay, ttl=ttl, priority=priority)
         except OSError as error:
-            raise translated(error, self.path) from error
+            raise_translated(error, self.path)
 
     def reply(self, queue: str, message: bytes) -> None:
         if self._send_directly(queue, message):  # what `send` would do: a call in the way of each remote call less
@@ -120,7 +120,8 @@ class Sending(Renewable):
             return False
         try:
             write(outlet.fifo, pack_header(DATA, size, checksum(message)) + message)
-        except OSError:  # full or dead
+        except OSError as error:  # full or dead
+            pass_on(error)
             return False
         return True
 
@@ -233,7 +234,8 @@ class Sending(Renewable):
                 try:
                     write(outlet.fifo, framed)
                     accepted += 1
-                except OSError:
+                except OSError as error:
+                    pass_on(error)
                     late.append(outlet)
         if late or groups:
             try:
@@ -245,7 +247,7 @@ class Sending(Renewable):
                     groups = left
                 return self._publish_late(message, accepted, late, groups, timeout, delay=delay, ttl=ttl)
             except OSError as error:
-                raise translated(error, self.path) from error
+                raise_translated(error, self.path)
         if not accepted and self._look():
             return self.publish(topics, message, timeout=timeout, delay=delay, ttl=ttl)
         return accepted
@@ -261,8 +263,8 @@ class Sending(Renewable):
                 if deliver(outlet):
                     accepted += 1
                     continue
-            except OSError:
-                pass
+            except OSError as error:
+                pass_on(error)
             late.append(outlet)
         return accepted, late
 
@@ -352,8 +354,8 @@ class Sending(Renewable):
                         return 1
                     if size <= most and inbox.send_past_log(payload, head):
                         return 1
-                except OSError:
-                    pass  # full or dead: what follows finds out
+                except OSError as error:  # full or dead: what follows finds out
+                    pass_on(error)
             return everywhere(topics, head + payload)
 
         return publish

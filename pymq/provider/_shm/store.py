@@ -100,6 +100,11 @@ class Store:
         """How many bytes are in the queue, leased ones included."""
         return sum(self.state.inside(level)[1] for level in self.state.busy_levels()) + self._words[HELD]
 
+    def exact_counters(self) -> dict[str, int]:
+        """As `counters`; under the receivers' lock, also after a death."""
+        self.enter()
+        return self.counters()
+
     def counters(self) -> dict[str, int]:
         """What is in the queue, and what was dropped so far."""
         words, lapsed = self._words, self.claims.lapsed(monotonic_ns())
@@ -364,6 +369,8 @@ class Store:
         self._words[STATUS] = IS_DELETED
         self.ring(RECEIVERS)
         self.ring(SENDERS)
+        for segment in self.log.segments():
+            self.log.keep(segment, 0)
         self._directory.clear()
 
     def share_log(self) -> None:

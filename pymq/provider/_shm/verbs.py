@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from pymq.provider._shm.files import Removed, translated
+from pymq.provider._shm.files import Removed, raise_translated
 
 if TYPE_CHECKING:
     from pymq.provider._shm.renewal import Renewable
@@ -22,7 +22,7 @@ def translating(function: Function) -> Function:
         try:
             return function(self, *args, **kwargs)
         except OSError as error:
-            raise translated(error, self.path) from error
+            raise_translated(error, self.path)
 
     return cast(Function, call)
 
