@@ -40,7 +40,7 @@ from pymq.provider import Config
 from pymq.provider.base import Health, Provider
 from pymq.queues import Queue
 from pymq.remotes import Remotes
-from pymq.routes import Route, check_seconds
+from pymq.routes import MOST_CHANNELS, Counts, Route, check_seconds
 from pymq.rpc import Caller, MultiStubMethod, StubMethod
 from pymq.schedule import Schedule
 from pymq.subscriptions import Subscriptions, Work
@@ -87,6 +87,7 @@ class EventBus:
         self.token: int = secrets.randbits(63)
         self.inbox: str = f"inbox/{self.token:016x}"
         self.routes.clear()
+        self._counts = Counts()
         self._members: list[Member] = []
         self._dispatcher: Dispatcher | None = None
         self.loop: Loop = Loop("pymq-async")
@@ -275,7 +276,9 @@ class EventBus:
         if channel is not None and not isinstance(channel, str):
             raise TypeError(f"publish(event, channel): the channel is a text, not {channel!r:.100}{instead_of(channel)}")
         with self._lock:
-            route = Route(cls, channel, self.token, len(self.routes) + 1, self.provider)
+            if len(self.routes) >= MOST_CHANNELS:
+                self.routes.clear()
+            route = Route(cls, channel, self.token, self._counts, self.provider)
             self.routes[cls if channel is None else (channel, cls)] = route
         return route
 
@@ -417,13 +420,10 @@ class EventBus:
         """What this bus has done so far, by channel and queue, and what waits where.
 
         `published`, `delivered` (handlers that returned), `failed` (handlers that raised), `retried`, `dead`: by channel.
-        `dropped`, `expired`: by receiver or queue. `in_flight` and `backlog` (waiting): by queue.
+        `dropped`, `expired`: by receiver or queue. `in_flight` and `backlog` (waiting): by queue. Of the channels published to, the
+        first 10,000 are counted one by one, and all others together as "".
         """
-        published: dict[str, int] = {}
-        for route in self.routes.values():
-            name = route.topics[0][2:]
-            published[name] = published.get(name, 0) + route.published
-        found: dict[str, dict[str, int]] = {"published": published}
+        found = {"published": self._counts.published()}
         for task in (*self.subscriptions.all(), *self._members):
             for kind, count in task.counts().items():
                 of_kind = found.setdefault(kind, {})
