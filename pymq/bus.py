@@ -56,7 +56,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 SHUTDOWN_SECONDS = 2.0
-GIVE_BACK_SECONDS = 0.5
+GRACE_SECONDS = 0.5
+"""For how long, after the time that handlers have to end, a shutdown waits for what it has cancelled."""
 
 
 class EventBus:
@@ -134,8 +135,9 @@ class EventBus:
         self.shutdown()
 
     def shutdown(self, timeout: float = SHUTDOWN_SECONDS) -> None:
-        """Stop receiving and close, within `timeout` seconds whatever handlers do; what is abandoned is logged. Idempotent.
+        """Stop receiving and close; handlers that run have `timeout` seconds to end. What is abandoned is logged. Idempotent.
 
+        Takes no longer, whatever handlers do, but for half a second where `async def` ones are cancelled, or block their loop.
         In the handler of a group, and on the bus's event loop, it returns at once: the bus closes when the handler has returned and
         its event was acked.
         """
@@ -150,6 +152,7 @@ class EventBus:
                 return
             dispatcher, members, loop, schedule = self._dispatcher, self._members, self.loop, self._schedule
         abandoned, deadline = [], time.monotonic() + timeout
+        latest = deadline + GRACE_SECONDS
         for member in members:
             member.stop()
         schedule.close()
@@ -160,9 +163,9 @@ class EventBus:
         for member in members:
             member.join(deadline)
         abandoned += self.subscriptions.finish(deadline)
-        abandoned += loop.close(max(0.0, deadline - time.monotonic()), self.subscriptions.end) + self.subscriptions.end()
+        abandoned += loop.close(deadline, latest, self.subscriptions.end) + self.subscriptions.end()
         for member in members:  # the events of the cancelled are given back while there is a provider
-            abandoned += member.join(time.monotonic() + GIVE_BACK_SECONDS if member.shape.is_async else deadline)
+            abandoned += member.join(latest if member.shape.is_async else deadline)
         self.leases.close()
         try:
             provider.close()

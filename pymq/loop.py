@@ -89,8 +89,8 @@ class Loop:
         if self._loop is not None:
             self._loop.stop()
 
-    def close(self, timeout: float, end: Callable[[], list[str]]) -> list[str]:
-        """Give what runs up to `timeout` seconds to end, then cancel it; say what was abandoned.
+    def close(self, deadline: float, latest: float, end: Callable[[], list[str]]) -> list[str]:
+        """Give what runs time to end until the deadline, then cancel it, and wait for that until `latest`; say what was abandoned.
 
         `end` is called before that: a handler that is cancelled must not be begun again with its next event. What comes later is
         cancelled before it begins: nobody would end a loop that it started.
@@ -106,18 +106,18 @@ class Loop:
         def finish() -> None:
             if given_up.is_set():
                 return
-            task = loop.create_task(_finish_tasks(timeout, self._names, end))
+            task = loop.create_task(_finish_tasks(deadline, self._names, end))
             task.add_done_callback(lambda done: finished.set_result(done.result()))
 
         loop.call_soon_threadsafe(finish)
         try:
-            abandoned = finished.result(timeout + 0.5)
+            abandoned = finished.result(max(0.0, latest - monotonic()))
         except (FutureTimeout, TimeoutError):  # a handler blocks the loop itself
             given_up.set()
             abandoned = _still_running(self._names)
         loop.call_soon_threadsafe(loop.stop)
         if self._thread is not threading.current_thread():
-            self._thread.join(0.5)
+            self._thread.join(max(0.0, latest - monotonic()))
         return abandoned
 
 
@@ -207,13 +207,13 @@ def _still_running(names: list[str]) -> list[str]:
     return [f"the handler {name}, which still ran" for name in names]
 
 
-async def _finish_tasks(timeout: float, names: list[str], end: Callable[[], list[str]]) -> list[str]:
+async def _finish_tasks(deadline: float, names: list[str], end: Callable[[], list[str]]) -> list[str]:
     import asyncio
 
     others = asyncio.all_tasks() - {asyncio.current_task()}
     if not others:
         return []
-    _, pending = await asyncio.wait(others, timeout=timeout)
+    _, pending = await asyncio.wait(others, timeout=max(0.0, deadline - monotonic()))
     if not pending:
         return []
     abandoned = _still_running(names) + end()
