@@ -120,6 +120,25 @@ def test_a_handler_that_ignores_its_cancellation_is_abandoned_and_has_not_failed
     assert [record.getMessage()[:14] for record in caplog.records if record.name == "pymq"] == ["shutdown after"]
 
 
+def test_no_thread_waits_for_ever_for_a_handler_that_was_abandoned(config, heard):
+    async def stubborn(value: int) -> None:
+        heard("begun")
+        while True:
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(GUARD)
+
+    before = set(threading.enumerate())
+    bus = pymq.EventBus(config)
+    bus.start()
+    bus.subscribe(stubborn, "c", group="workers")
+    bus.publish(1, "c")
+    assert heard.next() == "begun"
+    bus.shutdown(timeout=0.1)
+    eventually(lambda: set(threading.enumerate()) <= before)
+    with bus:
+        bus.group("workers").delete()
+
+
 @pytest.mark.parametrize("how", ["def", "async", "remote", "error"])
 def test_a_program_ends_though_a_handler_hangs(place, how):
     with start_program("hanging.py", how) as process:
