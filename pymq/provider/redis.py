@@ -437,7 +437,9 @@ class RedisProvider(Provider):
         if found is None:
             patterns = self._patterns  # once: another thread may refresh them meanwhile
             found = publication(patterns.generation, how, list(map(encoded, topics)), patterns.matching(topics))
-            if how is self._plainly and len(self._plans) < MOST_PLANS:
+            if how is self._plainly:
+                if len(self._plans) >= MOST_PLANS:
+                    self._plans.clear()
                 self._plans[topics] = found
         return found
 
