@@ -137,7 +137,8 @@ class EventBus:
     def shutdown(self, timeout: float = SHUTDOWN_SECONDS) -> None:
         """Stop receiving and close; handlers that run have `timeout` seconds to end. What is abandoned is logged. Idempotent.
 
-        Takes no longer, whatever handlers do, but for half a second where `async def` ones are cancelled, or block their loop.
+        Takes no longer, whatever handlers do, but for half a second where `async def` ones are cancelled, or block their loop; and
+        over a network some seconds more where the server is silent.
         In the handler of a group, and on the bus's event loop, it returns at once: the bus closes when the handler has returned and
         its event was acked.
         """
