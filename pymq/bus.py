@@ -40,7 +40,7 @@ from pymq.provider import Config
 from pymq.provider.base import Health, Provider
 from pymq.queues import Queue
 from pymq.remotes import Remotes
-from pymq.routes import Route, check_seconds
+from pymq.routes import MOST_CHANNELS, Counts, Route, check_seconds
 from pymq.rpc import Caller, MultiStubMethod, StubMethod
 from pymq.schedule import Schedule
 from pymq.subscriptions import Subscriptions, Work
@@ -56,7 +56,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 SHUTDOWN_SECONDS = 2.0
-GIVE_BACK_SECONDS = 0.5
+GRACE_SECONDS = 0.5
+"""For how long, after the time that handlers have to end, a shutdown waits for what it has cancelled."""
 
 
 class EventBus:
@@ -90,6 +91,7 @@ class EventBus:
         self.token: int = secrets.randbits(63)
         self.inbox: str = f"inbox/{self.token:016x}"
         self.routes.clear()
+        self._counts = Counts()
         self._members: list[Member] = []
         self._dispatcher: Dispatcher | None = None
         self.loop: Loop = Loop("pymq-async")
@@ -136,8 +138,10 @@ class EventBus:
         self.shutdown()
 
     def shutdown(self, timeout: float = SHUTDOWN_SECONDS) -> None:
-        """Stop receiving and close, within `timeout` seconds whatever handlers do; what is abandoned is logged. Idempotent.
+        """Stop receiving and close; handlers that run have `timeout` seconds to end. What is abandoned is logged. Idempotent.
 
+        Takes no longer, whatever handlers do, but for half a second where `async def` ones are cancelled, or block their loop; and
+        over a network some seconds more where the server is silent.
         In the handler of a group, and on the bus's event loop, it returns at once: the bus closes when the handler has returned and
         its event was acked.
         """
@@ -154,6 +158,7 @@ class EventBus:
                 return
             dispatcher, members, loop, schedule = self._dispatcher, self._members, self.loop, self._schedule
         abandoned, deadline = [], time.monotonic() + timeout
+        latest = deadline + GRACE_SECONDS
         for member in members:
             member.stop()
         schedule.close()
@@ -164,9 +169,9 @@ class EventBus:
         for member in members:
             member.join(deadline)
         abandoned += self.subscriptions.finish(deadline)
-        abandoned += loop.close(max(0.0, deadline - time.monotonic()), self.subscriptions.end) + self.subscriptions.end()
+        abandoned += loop.close(deadline, latest, self.subscriptions.end) + self.subscriptions.end()
         for member in members:  # the events of the cancelled are given back while there is a provider
-            abandoned += member.join(time.monotonic() + GIVE_BACK_SECONDS if member.shape.is_async else deadline)
+            abandoned += member.join(latest if member.shape.is_async else deadline)
         self.leases.close()
         self._forget(provider)
         try:
@@ -286,7 +291,9 @@ class EventBus:
         if channel is not None and not isinstance(channel, str):
             raise TypeError(f"publish(event, channel): the channel is a text, not {channel!r:.100}{instead_of(channel)}")
         with self._lock:
-            route = Route(cls, channel, self.token, len(self.routes) + 1, self.provider)
+            if len(self.routes) >= MOST_CHANNELS:
+                self.routes.clear()
+            route = Route(cls, channel, self.token, self._counts, self.provider)
             self.routes[cls if channel is None else (channel, cls)] = route
         return route
 
@@ -428,13 +435,10 @@ class EventBus:
         """What this bus has done so far, by channel and queue, and what waits where.
 
         `published`, `delivered` (handlers that returned), `failed` (handlers that raised), `retried`, `dead`: by channel.
-        `dropped`, `expired`: by receiver or queue. `in_flight` and `backlog` (waiting): by queue.
+        `dropped`, `expired`: by receiver or queue. `in_flight` and `backlog` (waiting): by queue. Of the channels published to, the
+        first 10,000 are counted one by one, and all others together as "".
         """
-        published: dict[str, int] = {}
-        for route in self.routes.values():
-            name = route.topics[0][2:]
-            published[name] = published.get(name, 0) + route.published
-        found: dict[str, dict[str, int]] = {"published": published}
+        found = {"published": self._counts.published()}
         for task in (*self.subscriptions.all(), *self._members):
             for kind, count in task.counts().items():
                 of_kind = found.setdefault(kind, {})

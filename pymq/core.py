@@ -102,9 +102,9 @@ def start() -> None:
 
 
 def shutdown(timeout: float = SHUTDOWN_SECONDS) -> None:
-    """Close the process-wide bus within `timeout` seconds, whatever handlers do. Does nothing before `init`.
+    """Close the process-wide bus: handlers that run have `timeout` seconds to end. Does nothing before `init`.
 
-    Handlers that run are waited for, and publish, put and call as before.
+    They publish, put and call as before. See `EventBus.shutdown`.
     """
     global bus, _ending, _inherited
     with _lock:

@@ -284,7 +284,9 @@ class Member(Work):
 
     def _call_with_care(self, message: bytes, receipt: Receipt) -> None:
         frame, args, kwargs = self._unpack(message, receipt)
-        if not (frame.options or self.shape.wants_message or self.shape.is_async) and len(self._plain) < MAX_PLAIN:
+        if not (frame.options or self.shape.wants_message or self.shape.is_async):
+            if len(self._plain) >= MAX_PLAIN:  # senders come and go
+                self._plain.clear()
             packed, prefix = frames.prefix_of(message), frame.prefix
             end, decode = frames.START.size + len(packed), self.decoder(prefix.form, prefix.type_name)
             self._plain[packed] = message[frames.SEQUENCE_BYTES : end], end, decode, end + frames.time_size(prefix)

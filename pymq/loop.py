@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from concurrent.futures import TimeoutError as FutureTimeout
+from contextlib import suppress
 from contextvars import copy_context
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,8 @@ class Loop:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._names: list[str] = []
-        self._is_inherited = self._is_closed = False
+        self._awaited: set[Future[tuple[Any, BaseException | None]]] = set()
+        self._is_inherited = self._is_closed = self._has_ended = False
 
     def is_run_by(self, thread: threading.Thread) -> bool:
         """Whether it is that thread."""
@@ -38,7 +40,14 @@ class Loop:
 
     def wait_for(self, name: str, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Run it and wait for its result, or for what it raised, in this thread."""
-        result, error = self._start(name, coroutine).result()
+        outcome = self._start(name, coroutine)
+        self._awaited.add(outcome)  # and then looks, as the loop's end does the other way round
+        if self._has_ended:
+            self._let_go()
+        try:
+            result, error = outcome.result()
+        finally:
+            self._awaited.discard(outcome)
         if error is not None:
             raise error
         return result
@@ -51,7 +60,7 @@ class Loop:
                 return asyncio.run_coroutine_threadsafe(self._outcome(name, coroutine), self._running_loop())
         coroutine.close()
         ended: Future[tuple[Any, BaseException | None]] = Future()
-        ended.set_result((None, asyncio.CancelledError()))
+        ended.set_result((None, _cancelled()))
         return ended
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
@@ -75,11 +84,24 @@ class Loop:
         try:
             loop.run_forever()
         finally:
+            self._has_ended = True
             if not self._is_inherited:  # what it waits with is the parent's, too
+                loop.call_soon(loop.stop)
+                loop.run_forever()  # once more: what was on its way is not begun, and not left lying about
+                self._let_go()
                 loop.close()
+
+    def _let_go(self) -> None:
+        """Nobody else would end the wait for what came too late, or has ignored its cancellation."""
+        for outcome in list(self._awaited):
+            with suppress(InvalidStateError):  # it has just ended
+                outcome.set_result((None, _cancelled()))
 
     async def _outcome(self, name: str, coroutine: Coroutine[Any, Any, Any]) -> tuple[Any, BaseException | None]:
         """The result or what was raised: asyncio ends the whole loop for a SystemExit or KeyboardInterrupt in one task."""
+        if self._has_ended:
+            coroutine.close()
+            return None, _cancelled()
         self._names.append(name)
         try:
             return await coroutine, None
@@ -94,8 +116,8 @@ class Loop:
         if self._loop is not None:
             self._loop.stop()
 
-    def close(self, timeout: float, end: Callable[[], list[str]]) -> list[str]:
-        """Give what runs up to `timeout` seconds to end, then cancel it; say what was abandoned.
+    def close(self, deadline: float, latest: float, end: Callable[[], list[str]]) -> list[str]:
+        """Give what runs time to end until the deadline, then cancel it, and wait for that until `latest`; say what was abandoned.
 
         `end` is called before that: a handler that is cancelled must not be begun again with its next event. What comes later is
         cancelled before it begins: nobody would end a loop that it started.
@@ -111,18 +133,18 @@ class Loop:
         def finish() -> None:
             if given_up.is_set():
                 return
-            task = loop.create_task(_finish_tasks(timeout, self._names, end))
+            task = loop.create_task(_finish_tasks(deadline, self._names, end))
             task.add_done_callback(lambda done: finished.set_result(done.result()))
 
         loop.call_soon_threadsafe(finish)
         try:
-            abandoned = finished.result(timeout + 0.5)
+            abandoned = finished.result(max(0.0, latest - monotonic()))
         except (FutureTimeout, TimeoutError):  # a handler blocks the loop itself
             given_up.set()
             abandoned = _still_running(self._names)
         loop.call_soon_threadsafe(loop.stop)
         if self._thread is not threading.current_thread():
-            self._thread.join(0.5)
+            self._thread.join(max(0.0, latest - monotonic()))
         return abandoned
 
 
@@ -199,6 +221,12 @@ async def _error_of(handler: Coroutine[Any, Any, Any]) -> BaseException | None:
     return None
 
 
+def _cancelled() -> BaseException:
+    import asyncio
+
+    return asyncio.CancelledError()
+
+
 def is_cancelled(error: BaseException) -> bool:
     """Whether it is what ends a cancelled task, or one whose loop is gone. Imports asyncio only where it may be."""
     if isinstance(error, Exception):
@@ -212,13 +240,13 @@ def _still_running(names: list[str]) -> list[str]:
     return [f"the handler {name}, which still ran" for name in names]
 
 
-async def _finish_tasks(timeout: float, names: list[str], end: Callable[[], list[str]]) -> list[str]:
+async def _finish_tasks(deadline: float, names: list[str], end: Callable[[], list[str]]) -> list[str]:
     import asyncio
 
     others = asyncio.all_tasks() - {asyncio.current_task()}
     if not others:
         return []
-    _, pending = await asyncio.wait(others, timeout=timeout)
+    _, pending = await asyncio.wait(others, timeout=max(0.0, deadline - monotonic()))
     if not pending:
         return []
     abandoned = _still_running(names) + end()

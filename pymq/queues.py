@@ -68,7 +68,6 @@ class Queue(Generic[T]):
         self._encodings: dict[Any, tuple[Callable[[Any], bytes], Iterator[bytes]]] = {}
         self._plain: dict[bytes, tuple[Callable[[bytes], Any], int]] = {}
         self._latest: tuple[bytes, Callable[[bytes], Any], int] = b"", self._decode_other, 0
-        self._sequence = itertools.count(_numbers() << 40)
         codec.name_type(type)
         bus.provider.declare(self._queue)
 
@@ -119,7 +118,7 @@ class Queue(Generic[T]):
             except CodecError as error:
                 raise CodecError(f"the queue {self.name!r} is of {self._type!r}, and nobody could get this: {error}") from error
         prefix = Prefix(frames.ITEM, encoder.form, 0, self._bus.token, self.name, encoder.type_name, ())
-        found = self._encodings[cls] = encoder.encode, frames.heads(self._sequence, frames.pack_prefix(prefix))
+        found = self._encodings[cls] = encoder.encode, frames.heads(_numbers, frames.pack_prefix(prefix))
         return found
 
     def put_nowait(self, item: T, **options: Any) -> None:
@@ -406,7 +405,8 @@ def closed(name: str) -> ValueError:
     return ValueError(f"the queue {name!r} was closed; get it again from the bus")
 
 
-_numbers = itertools.count(1).__next__
+_numbers = itertools.count(1)
+"""Of all items, whatever their queues: a program may make an object for each item, and a range for each would come to an end."""
 
 
 def _check_options(provider: Provider, delay: float, ttl: float | None, priority: int) -> None:

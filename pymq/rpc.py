@@ -23,7 +23,7 @@ from pymq.exceptions import CodecError, NoSuchRemoteError, QueueNotFound, Remote
 from pymq.handlers import hints_of
 from pymq.message import SEQUENCE_BYTES, Prefix, pack_sequence
 from pymq.remotes import DEADLINE, FOREVER, NEVER, SEQUENCE
-from pymq.topics import qualified_name
+from pymq.topics import Remembered, qualified_name
 
 if TYPE_CHECKING:
     from pymq.bus import EventBus
@@ -64,7 +64,7 @@ class ReplyQueue:
     def __init__(self, name: str) -> None:
         self.name = name
         self.sequence: itertools.count[int] = itertools.count(1)
-        self.prefixes: dict[str, bytes] = {}
+        self.prefixes: Remembered[bytes] = Remembered()
 
 
 class Caller:

@@ -6,15 +6,22 @@ of), and a backslash that takes the next character literally. A `[` that is neve
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import PurePath
+from typing import TypeVar
 
 WORDS = "=e/"
 """A binding of a temporary queue to `=e/logs.=.+` is to words with dots between them: `=` is one word, `+` one or more. No glob can
 say so, and with one that says more, publishers would count receivers that do not want the message."""
+
+MOST_TOPICS = 10_000
+"""For how many topics something is remembered that can be found out again: a program may ask for ever new ones."""
+
+T = TypeVar("T")
 
 EVENT_NAME = "__pymq_event__"
 """The attribute in which `@pymq.event("name")` leaves a class's own channel; looked up in the class itself, never in its bases."""
@@ -202,3 +209,20 @@ class Bindings:
 
     def _table(self, exact: bool) -> dict[str, dict[str, None]]:
         return self._exact if exact else self._patterns
+
+
+class Remembered(dict[str, T]):
+    """What was found out about topics and can be again: forgotten when it is of too many."""
+
+    def __setitem__(self, topic: str, found: T) -> None:
+        if len(self) >= MOST_TOPICS:
+            self.clear()
+        super().__setitem__(topic, found)
+
+
+class Turns(Remembered[Iterator[int]]):
+    """Who of equals is the first this time, for each topic by itself: `next(turns[topic])`."""
+
+    def __missing__(self, topic: str) -> Iterator[int]:
+        self[topic] = turn = itertools.count()
+        return turn

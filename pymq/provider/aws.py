@@ -10,15 +10,13 @@ who serves a topic        its subscriptions, and leases in the mailboxes' tags (
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 import secrets
 import socket
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -40,7 +38,7 @@ from pymq.provider._aws.sweep import Sweeper, quietly
 from pymq.provider._aws.topics import Topics
 from pymq.provider._refusals import check, gone
 from pymq.provider.base import Delivery, Features, Provider, Receipt
-from pymq.topics import matcher
+from pymq.topics import Remembered, Turns, matcher
 
 __all__ = ["AwsConfig", "AwsEventBus", "AwsProvider", "LocalstackConfig"]
 
@@ -76,8 +74,8 @@ class AwsProvider(Provider):
         self._closed = False
         self._mailboxes: dict[str, Mailbox] = {}
         self._owners: dict[str, Mailbox] = {}
-        self._consumers: dict[str, tuple[float, list[str]]] = {}
-        self._turns: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
+        self._consumers: Remembered[tuple[float, list[str]]] = Remembered()
+        self._turns = Turns()
         self._keeper = Keeper(config.lease / 3)
         self._leases = Leases(self._keeper, config.lease)
         self._making = threading.Lock()

@@ -8,11 +8,9 @@ of wake-up tokens (`_redis/receiver.py`); everything else shares one connection 
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from queue import Full
 from time import monotonic
@@ -41,7 +39,7 @@ from pymq.provider._redis.stream import SHORTEST_LEASE, RedisReceipt, Streams
 from pymq.provider._redis.wire import Finder, left
 from pymq.provider._refusals import check, closed_in_vain, gone, lost
 from pymq.provider.base import Delivery, Features, Health, Provider, Receipt
-from pymq.topics import matcher
+from pymq.topics import Turns, matcher
 
 log: logging.Logger = logging.getLogger("pymq")
 
@@ -151,7 +149,7 @@ class RedisProvider(Provider):
         self._bindings: dict[tuple[str, str, bool], None] = {}
         self._patterns = Patterns(b"-", ())
         self._plans: dict[Sequence[str], Operation] = {}
-        self._turns: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
+        self._turns = Turns()
         self._next_warning = 0.0
 
     # ------------------------------------------------------------------ open, close, declare, delete
@@ -439,7 +437,9 @@ class RedisProvider(Provider):
         if found is None:
             patterns = self._patterns  # once: another thread may refresh them meanwhile
             found = publication(patterns.generation, how, list(map(encoded, topics)), patterns.matching(topics))
-            if how is self._plainly and len(self._plans) < MOST_PLANS:
+            if how is self._plainly:
+                if len(self._plans) >= MOST_PLANS:
+                    self._plans.clear()
                 self._plans[topics] = found
         return found
 

@@ -7,14 +7,12 @@ contract is put over them.
 from __future__ import annotations
 
 import errno
-import itertools
 import logging
 import os
 import sys
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +23,7 @@ from typing import Any, cast
 from pymq.exceptions import LeaseLost, ProviderError, QueueNotFound
 from pymq.provider import dataclass_from_url
 from pymq.provider.base import Delivery, Features, Provider, Readiness, Receipt
-from pymq.topics import matcher
+from pymq.topics import Turns, matcher
 
 if sys.platform == "linux":  # elsewhere this file can be imported, and `open` says what to use instead
     from pymq.provider._shm.files import Directory, Owned, Removed, decode_name, encode_name, exists, raise_translated
@@ -113,7 +111,7 @@ class ShmProvider(Sending):
         self._queues: dict[str, Entry] = {}
         self._inside: list[None] = []
         self._wakes = 0
-        self._turns: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
+        self._turns = Turns()
         self._closed = False
 
     # Life

@@ -7,13 +7,11 @@ was put into a queue waits for the next provider of that namespace, until the pr
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import os
 import threading
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from queue import Full
@@ -26,7 +24,7 @@ from pymq.provider import dataclass_from_url
 from pymq.provider._memory import Inbox, LeaseReceipt, MemoryReadiness, SharedQueue
 from pymq.provider._refusals import check, closed_in_vain, gone, lost
 from pymq.provider.base import BUSY, IDLE, LATER, RUNNING, Delivery, Features, Provider, Receipt, WouldWait
-from pymq.topics import Bindings, matcher
+from pymq.topics import Bindings, Turns, matcher
 
 log: logging.Logger = logging.getLogger("pymq")
 
@@ -123,7 +121,7 @@ class SimpleProvider(Provider):
         self._broker = _Broker()
         self._is_open = False
         self._wakes = 0
-        self._turns: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
+        self._turns = Turns()
 
     def open(self) -> None:
         with _brokers_lock:

@@ -13,6 +13,7 @@ import pytest
 from harness import GUARD, eventually, in_thread, start_program
 
 import pymq
+from pymq.groups import Member
 
 
 @pytest.mark.parametrize("kind", ["def", "async def", "remote"])
@@ -45,6 +46,31 @@ def test_shutdown_is_bounded_and_says_what_it_abandoned(config, heard, caplog, k
     assert any("hanging" in record.getMessage() for record in caplog.records)
     if calling is not None:
         assert calling.exception(GUARD) is not None, "a caller of one's own bus is not left waiting"
+
+
+def test_all_that_a_shutdown_cancels_has_one_time_to_end(config, heard, monkeypatch):
+    """And not each thread that is waited for its own, one after the other."""
+    gate, deadlines = threading.Event(), []
+
+    async def blocking(value: int) -> None:
+        heard("begun")
+        gate.wait(GUARD * 2)
+
+    bus = pymq.EventBus(config)
+    bus.start()
+    for group in ("a", "b"):
+        bus.subscribe(blocking, "c", group=group)
+    bus.publish(1, "c")
+    assert heard.next() == "begun"
+    join = Member.join
+    monkeypatch.setattr(Member, "join", lambda member, deadline: deadlines.append(deadline) or join(member, deadline))
+    bus.shutdown(timeout=0.1)
+    gate.set()
+    with bus:
+        for group in ("a", "b"):
+            bus.group(group).delete()
+    assert len(deadlines) == 4
+    assert max(deadlines) <= min(deadlines) + 0.5
 
 
 @pytest.mark.parametrize("kind", ["def", "workers", "async def"])
@@ -92,6 +118,25 @@ def test_a_handler_that_ignores_its_cancellation_is_abandoned_and_has_not_failed
         bus.shutdown(timeout=0.1)
         gc.collect()
     assert [record.getMessage()[:14] for record in caplog.records if record.name == "pymq"] == ["shutdown after"]
+
+
+def test_no_thread_waits_for_ever_for_a_handler_that_was_abandoned(config, heard):
+    async def stubborn(value: int) -> None:
+        heard("begun")
+        while True:
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(GUARD)
+
+    before = set(threading.enumerate())
+    bus = pymq.EventBus(config)
+    bus.start()
+    bus.subscribe(stubborn, "c", group="workers")
+    bus.publish(1, "c")
+    assert heard.next() == "begun"
+    bus.shutdown(timeout=0.1)
+    eventually(lambda: set(threading.enumerate()) <= before)
+    with bus:
+        bus.group("workers").delete()
 
 
 @pytest.mark.parametrize("how", ["def", "async", "remote", "error"])

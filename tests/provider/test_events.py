@@ -734,6 +734,36 @@ def test_a_value_that_does_not_fit_the_hint_does_not_reach_the_handler(bus, hear
     assert [record.levelno >= logging.ERROR for record in caplog.records].count(True) == 2
 
 
+# --- a bus that runs for weeks ----------------------------------------------------------------------------------------
+
+
+def test_a_channel_for_each_user_is_not_kept_for_ever(bus, monkeypatch):
+    monkeypatch.setattr("pymq.bus.MOST_CHANNELS", 5)
+    monkeypatch.setattr("pymq.routes.MOST_CHANNELS", 5)
+    heard = Heard()
+    bus.subscribe(lambda value, message: heard((message.channel, int(value), message.id)), "user/*", pattern=True)
+    values = [*range(12), *range(12)]
+    for number, user in enumerate(values):
+        bus.publish((number, str(number))[number % 2], f"user/{user}", headers=(None, {"a": "b"})[number % 3 == 0])
+    found = sorted((heard.next() for _ in values), key=lambda event: event[1])
+    assert [(channel, number) for channel, number, _ in found] == [(f"user/{user}", number) for number, user in enumerate(values)]
+    assert len({identity for *_, identity in found}) == len(values)
+    for earlier, later in zip(found[:12], found[12:]):
+        assert int(earlier[2].rpartition("-")[2], 16) < int(later[2].rpartition("-")[2], 16)
+    assert bus.stats()["published"] == {**{f"user/{user}": 2 for user in range(5)}, "": 14}
+    assert len(bus.routes) <= 5
+
+
+def test_ids_increase_in_a_channel_whatever_is_published_there(bus, heard):
+    bus.subscribe(lambda value, message: heard((value, message.sequence)), "c")
+    values = [1, "a", 2, "b", 1.5, 3]
+    for value in values:
+        bus.publish(value, "c")
+    found = dict(heard.next() for _ in values)
+    assert sorted(found, key=found.__getitem__) == values
+    assert bus.stats()["published"] == {"c": len(values)}
+
+
 # --- wait -------------------------------------------------------------------------------------------------------------
 
 

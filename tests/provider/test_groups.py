@@ -111,6 +111,21 @@ def test_a_group_keeps_the_order_with_one_member(peers, bus, group):
     assert [alice.hear() for _ in range(200)] == [(number, 1) for number in range(200)]
 
 
+def test_a_member_gets_used_to_new_channels_for_ever(bus, group, heard, monkeypatch):
+    monkeypatch.setattr("pymq.groups.MAX_PLAIN", 3)
+
+    def handler(value: int) -> None:
+        heard(value)
+
+    bus.subscribe(handler, "user/*", pattern=True, group="billing")
+    for user in range(8):
+        bus.publish(user, f"user/{user}")
+        assert heard.next() == user
+    (member,) = bus._members
+    assert len(member._plain) <= 3
+    assert any(b"user/7" in packed for packed in member._plain), "else its events took the long way, from the 10,000th sender on"
+
+
 def test_a_group_outlives_its_members(peers, bus, group):
     alice, bob = peers(2)
     assert bus.publish(0, "c") == 0, "nothing published before is kept"

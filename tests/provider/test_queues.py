@@ -16,6 +16,7 @@ from programs import shop
 from programs.shop import Basket, OrderPlaced, RushOrder
 
 import pymq
+from pymq.message import unpack
 
 
 @pytest.fixture
@@ -388,6 +389,16 @@ def test_names_are_not_paths_and_never_meet(bus):
         assert bus.queue(name).get(timeout=5) == name
         assert bus.queue(name).empty()
         bus.queue(name).free()
+
+
+def test_a_program_may_make_an_object_for_each_item_for_ever(bus, jobs):
+    """Each may take one of 2 ** 64 numbers, and not one of the few millions of ranges of them."""
+    for value in range(3):
+        bus.queue(jobs.name).put(value)
+    taken = [bus.provider.receive(f"queue/{jobs.name}", GUARD, lease=None)[0][0] for _ in range(3)]
+    numbers = sorted(unpack(message).sequence for message in taken)
+    assert len(set(numbers)) == 3
+    assert numbers[2] - numbers[0] < 1 << 20
 
 
 def test_shutdown_ends_a_blocked_get(config):

@@ -140,3 +140,12 @@ def test_no_command_is_newer_than_redis_6_2():
         assert {name: version for name, version in since.items() if tuple(map(int, version.split(b"."))) > (6, 2, 0)} == {}
     finally:
         wire.close()
+
+
+def test_a_publisher_gets_used_to_new_channels_for_ever(config, monkeypatch):
+    monkeypatch.setattr("pymq.provider.redis.MOST_PLANS", 3)
+    with pymq.EventBus(config) as bus:
+        for user in range(8):
+            bus.publish(user, f"user/{user}")
+        assert len(bus.provider._plans) <= 3
+        assert ("e/user/7",) in bus.provider._plans

@@ -693,3 +693,18 @@ def test_every_thread_gets_its_own_answer(peers, bus, place):
 
     answers = [future.result(GUARD * 3) for future in [in_thread(ask, thread) for thread in range(6)]]
     assert answers == [[thread * 1000 + number for number in range(int(200 * place.scale))] for thread in range(6)]
+
+
+def test_ever_new_names_are_not_remembered_for_ever(peers, bus, monkeypatch):
+    monkeypatch.setattr("pymq.topics.MOST_TOPICS", 5, raising=False)
+    servers = peers(2)
+    for number in range(12):
+        for server in servers:
+            server.expose(shop.add, f"add/{number}")
+        assert bus.stub(f"add/{number}", timeout=10)(number, 1) == number + 1
+        assert bus.stub(f"add/{number}", timeout=10, multi=True)(number, 1) == [number + 1] * 2
+        with pytest.raises(pymq.NoSuchRemoteError):
+            bus.stub(f"nobody/{number}", timeout=10)()
+    tables = [table for table in vars(bus.provider).values() if isinstance(table, dict)]
+    tables += [queue.prefixes for queue in bus.caller._idle]
+    assert [table for table in tables if sum("add/" in key or "nobody/" in key for key in table if isinstance(key, str)) > 5] == []

@@ -26,6 +26,7 @@ from pymq.provider._shm.registry import WORD
 from pymq.provider._shm.renewal import Renewable
 from pymq.provider._shm.verbs import again, there
 from pymq.provider.base import LATER, WouldWait
+from pymq.topics import Remembered
 
 if TYPE_CHECKING:
     from pymq.provider._shm.files import Bell, Bells
@@ -56,7 +57,7 @@ class Sending(Renewable):
         super().__init__()
         self._config = config
         self._table: tuple[int, dict[Sequence[str], Route]] = (0, {})
-        self._bound: dict[str, tuple[int, list[str]]] = {}
+        self._bound: Remembered[tuple[int, list[str]]] = Remembered()
         self._has_sent = False
         self._inline = 0
         self._next_warning = 0.0
@@ -375,7 +376,7 @@ class Sending(Renewable):
 
     def _forget_routes(self, generation: int = 0) -> None:
         """What is not used any more can be closed then."""
-        self._table, self._bound = (generation, {}), {}
+        self._table, self._bound = (generation, {}), Remembered()
 
     @there
     def _route(self, topics: Sequence[str], generation: int, routes: dict[Sequence[str], Route]) -> Route:
