@@ -162,6 +162,7 @@ class EventBus:
         abandoned += loop.close(max(0.0, deadline - time.monotonic()), self.subscriptions.end) + self.subscriptions.end()
         for member in members:  # the events of the cancelled are given back while there is a provider
             abandoned += member.join(time.monotonic() + GIVE_BACK_SECONDS if member.shape.is_async else deadline)
+        abandoned += self._end_late(provider, members, dispatcher)
         self.leases.close()
         try:
             provider.close()
@@ -169,6 +170,20 @@ class EventBus:
             self._end(provider)
         if abandoned:
             log.warning("shutdown after %s s abandoned %s", timeout, ", ".join(abandoned))
+
+    def _end_late(self, provider: Provider, members: list[Member], dispatcher: Dispatcher | None) -> list[str]:
+        """End what was subscribed or exposed beside these while handlers were waited for, by one of them; say what was abandoned."""
+        with self._lock:
+            if self.provider is not provider:
+                return []
+            late, begun, subscriptions = [m for m in self._members if m not in members], self._dispatcher, self.subscriptions
+        for member in late:
+            member.stop()
+        deadline = time.monotonic() + GIVE_BACK_SECONDS
+        abandoned = [line for member in late for line in member.join(deadline)]
+        if begun is not None and begun is not dispatcher:
+            abandoned += begun.close(deadline)
+        return abandoned + subscriptions.end()
 
     def _tell_unread(self, provider: Provider) -> None:
         """What had come and nobody has received, where asking takes no time: over a network, who asks may wait for a dead server."""

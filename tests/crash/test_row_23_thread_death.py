@@ -169,6 +169,38 @@ def test_a_start_in_the_middle_of_a_shutdown(config: Any, monkeypatch: pytest.Mo
     bus.shutdown()
 
 
+VERBS: dict[str, Callable[[pymq.EventBus, Callable[[int], object]], object]] = {
+    "subscribe": lambda bus, other: bus.subscribe(other, "others"),
+    "workers": lambda bus, other: bus.subscribe(other, "others", workers=2),
+    "group": lambda bus, other: bus.subscribe(other, "others", group="members"),
+    "expose": lambda bus, other: bus.expose(other, "others"),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_what_a_handler_begins_while_a_shutdown_waits_for_it_ends_with_the_bus(
+    verb: str, config: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its threads would receive from a closed provider, and fail again and again."""
+    bus, begun, before = pymq.EventBus(config), threading.Event(), set(threading.enumerate())
+    bus.start()
+
+    def handler(number: int) -> None:
+        begun.set()
+        eventually(lambda: bus._members[0]._stopping)  # the shutdown knows of what there was
+        VERBS[verb](bus, lambda number: None)
+
+    bus.subscribe(handler, "numbers", group="members")
+    bus.publish(1, "numbers")
+    assert begun.wait(GUARD)
+    bus.shutdown(GUARD)
+    eventually(lambda: not set(threading.enumerate()) - before)
+    assert [record.getMessage() for record in caplog.records] == []
+    with pymq.EventBus(config) as other:
+        assert not other.group("members").qsize()
+        other.group("members").delete()
+
+
 def test_an_expose_in_the_middle_of_an_unexpose(bus: pymq.EventBus, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another thread serves the name again while it is being unbound: it is bound afterwards."""
     bus.expose(lambda: "old", "where")
