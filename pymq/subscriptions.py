@@ -323,7 +323,7 @@ class Subscriptions:
         topics = (prefix.channel, *prefix.topics)
         with self._lock:
             found = tuple(self._task(s, packed, prefix) for s in self._all if any(map(s.matches, topics)))
-        return self.keep(packed, found)
+            return self.keep(packed, found)  # here: who subscribes in between would be left out of what is kept
 
     def keep(self, packed: bytes, found: tuple[Task, ...]) -> tuple[Task, ...]:
         """Who is to get messages with this prefix; callers come and go, and each thread of theirs has a prefix."""

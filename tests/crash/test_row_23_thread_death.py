@@ -201,6 +201,26 @@ def test_what_a_handler_begins_while_a_shutdown_waits_for_it_ends_with_the_bus(
         other.group("members").delete()
 
 
+def test_a_subscribe_in_the_middle_of_a_look_up(bus: pymq.EventBus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reader keeps for whom such events are: who subscribes meanwhile gets them, too."""
+    got: SimpleQueue[int] = SimpleQueue()
+    keep, first = bus.subscriptions.keep, handled_by(bus)
+    other = threading.Thread(target=bus.subscribe, args=(got.put, "numbers"))
+
+    def slow(packed: bytes, found: Any) -> Any:
+        if other.ident is None:
+            other.start()
+            other.join(0.2)  # it waits for us, or would be left out
+        return keep(packed, found)
+
+    monkeypatch.setattr(bus.subscriptions, "keep", slow)
+    bus.publish(1, "numbers")
+    assert first.get(timeout=GUARD) == 1
+    other.join(GUARD)
+    bus.publish(2, "numbers")
+    assert got.get(timeout=GUARD) == 2
+
+
 def test_an_expose_in_the_middle_of_an_unexpose(bus: pymq.EventBus, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another thread serves the name again while it is being unbound: it is bound afterwards."""
     bus.expose(lambda: "old", "where")
