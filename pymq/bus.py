@@ -148,6 +148,7 @@ class EventBus:
                 self._ended.set()
                 return
             dispatcher, members, loop, schedule = self._dispatcher, self._members, self.loop, self._schedule
+            subscriptions, leases = self.subscriptions, self.leases  # of now: another shutdown, and a start, may come in between
         abandoned, deadline = [], time.monotonic() + timeout
         for member in members:
             member.stop()
@@ -158,12 +159,12 @@ class EventBus:
                 self._tell_unread(provider)
         for member in members:
             member.join(deadline)
-        abandoned += self.subscriptions.finish(deadline)
-        abandoned += loop.close(max(0.0, deadline - time.monotonic()), self.subscriptions.end) + self.subscriptions.end()
+        abandoned += subscriptions.finish(deadline)
+        abandoned += loop.close(max(0.0, deadline - time.monotonic()), subscriptions.end) + subscriptions.end()
         for member in members:  # the events of the cancelled are given back while there is a provider
             abandoned += member.join(time.monotonic() + GIVE_BACK_SECONDS if member.shape.is_async else deadline)
         abandoned += self._end_late(provider, members, dispatcher)
-        self.leases.close()
+        leases.close()
         try:
             provider.close()
         finally:
@@ -176,7 +177,8 @@ class EventBus:
         with self._lock:
             if self.provider is not provider:
                 return []
-            late, begun, subscriptions = [m for m in self._members if m not in members], self._dispatcher, self.subscriptions
+            late, begun = [member for member in self._members if member not in members], self._dispatcher
+            subscriptions = self.subscriptions
         for member in late:
             member.stop()
         deadline = time.monotonic() + GIVE_BACK_SECONDS

@@ -148,11 +148,13 @@ def test_shutdowns_and_starts_at_once(config: Any) -> None:
     assert bus.wait(0)
 
 
-def test_a_start_in_the_middle_of_a_shutdown(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("part", ["provider", "_schedule"])
+def test_a_start_in_the_middle_of_a_shutdown(part: str, config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """One shutdown is late: by then another has ended the bus, and it was started again."""
     bus = pymq.EventBus(config)
     bus.start()
-    close, got = bus.provider.close, []
+    closed = getattr(bus, part)
+    close, got = closed.close, []
 
     def late() -> None:
         monkeypatch.undo()
@@ -161,7 +163,7 @@ def test_a_start_in_the_middle_of_a_shutdown(config: Any, monkeypatch: pytest.Mo
         got.append(handled_by(bus))
         close()
 
-    monkeypatch.setattr(bus.provider, "close", late)
+    monkeypatch.setattr(closed, "close", late)
     bus.shutdown()
     assert bus.publish(7, "numbers") == 1
     assert got[0].get(timeout=GUARD) == 7
