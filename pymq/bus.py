@@ -219,14 +219,15 @@ class EventBus:
             if self._dispatcher is None:
                 self.provider.declare(self.inbox, temporary=True)
                 provider = self.provider
-                self._dispatcher = Dispatcher(
+                dispatcher = Dispatcher(
                     "pymq",
                     partial(provider.receive, self.inbox, None),
                     provider.wake,
                     self.subscriptions.tasks,
                     self._look_up,
                 )
-                self._dispatcher.start()
+                dispatcher.start()
+                self._dispatcher = dispatcher  # now: where no thread is to be had, the next to subscribe starts it
         return self.inbox
 
     def later(self, seconds: float, task: Task, message: bytes) -> None:

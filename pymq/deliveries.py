@@ -170,7 +170,11 @@ class Leases:
         due = time.monotonic() + lease / 3
         self._held[receipt] = [lease, due]
         if due < self._next:
-            self._wake()
+            try:
+                self._wake()
+            except BaseException:  # no thread to be had: its lease ends, and it comes again
+                self.release(receipt)
+                raise
 
     def release(self, receipt: Receipt) -> None:
         """No longer."""
@@ -187,8 +191,9 @@ class Leases:
     def _wake(self) -> None:
         with self._lock:
             if self._thread is None:
-                self._thread = threading.Thread(target=persist, args=[self._run], name="pymq-leases", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=persist, args=[self._run], name="pymq-leases", daemon=True)
+                thread.start()
+                self._thread = thread
         self._changed.set()
 
     def _run(self) -> None:

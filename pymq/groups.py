@@ -157,8 +157,12 @@ class Member(Work):
 
         codec.name_type(self.hint)
         self.group.bind(self.channel, self.pattern)
-        for thread in self._threads:
-            thread.start()
+        try:
+            for thread in self._threads:
+                thread.start()
+        except BaseException:  # no more threads to be had: those that run would take events for nobody
+            self.leave()
+            raise
 
     def counts(self) -> dict[str, int]:
         more = {"retried": self.retried, "dead": self.dead}

@@ -48,7 +48,12 @@ class Loop:
 
         with self._lock:  # until it is on its way: what comes after the end's look at what runs would be waited for in vain
             if not self._is_closed:
-                return asyncio.run_coroutine_threadsafe(self._outcome(name, coroutine), self._running_loop())
+                try:
+                    loop = self._running_loop()
+                except BaseException:  # no thread to be had
+                    coroutine.close()
+                    raise
+                return asyncio.run_coroutine_threadsafe(self._outcome(name, coroutine), loop)
         coroutine.close()
         ended: Future[tuple[Any, BaseException | None]] = Future()
         ended.set_result((None, asyncio.CancelledError()))
@@ -58,9 +63,14 @@ class Loop:
         import asyncio
 
         if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            self._thread = threading.Thread(target=self._run, args=(self._loop,), name=self._name, daemon=True)
-            self._thread.start()
+            loop = asyncio.new_event_loop()
+            thread = threading.Thread(target=self._run, args=(loop,), name=self._name, daemon=True)
+            try:
+                thread.start()
+            except BaseException:
+                loop.close()
+                raise
+            self._loop, self._thread = loop, thread
         return self._loop
 
     def _run(self, loop: asyncio.AbstractEventLoop) -> None:

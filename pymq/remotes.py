@@ -91,10 +91,9 @@ class Remote:
                 return
             start += DEADLINE_BYTES
             request = message[:SEQUENCE_BYTES]
-            if self.is_async:
-                self._loop.submit(self.name, self._run_async(message, start, reply_to, request))
-                return
             try:
+                if self.is_async:
+                    return self._loop.submit(self.name, self._run_async(message, start, reply_to, request))
                 result = self._calls.call(self.fn, message, start)
             except BaseException as error:
                 self._remotes.fail(reply_to, request, error)

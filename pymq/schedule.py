@@ -27,8 +27,9 @@ class Schedule:
         with self._changed:
             heapq.heappush(self._waiting, (time.monotonic() + seconds, next(self._number), task, message))
             if self._thread is None:
-                self._thread = threading.Thread(target=persist, args=[self._run], name="pymq-schedule", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=persist, args=[self._run], name="pymq-schedule", daemon=True)
+                thread.start()
+                self._thread = thread  # now: where no thread is to be had, the next event starts it
             self._changed.notify()
 
     def _run(self) -> None:

@@ -165,7 +165,11 @@ class Coroutines(Subscription):
             if self._busy:
                 return
             self._busy = True
-        self._begin()
+        try:
+            self._begin()
+        except BaseException:  # no thread to be had: the next event begins with this one
+            self._busy = False
+            raise
 
     def _begin(self) -> None:
         self.loop.submit(self.name, self._drain())
@@ -216,8 +220,12 @@ class Pooled(Subscription):
         self.threads: list[threading.Thread] = [
             threading.Thread(target=persist, args=[self._work], name=f"pymq-{self.name}", daemon=True) for _ in range(workers)
         ]
-        for thread in self.threads:
-            thread.start()
+        try:
+            for thread in self.threads:
+                thread.start()
+        except BaseException:  # no more threads to be had
+            self.stop()
+            raise
 
     def run(self, message: bytes) -> None:
         with self._mutex:

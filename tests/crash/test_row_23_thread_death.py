@@ -120,6 +120,120 @@ def test_an_exception_from_another_thread(options: dict[str, Any], bus: pymq.Eve
     bus.group("members").delete()
 
 
+class Shortage:
+    """While it lasts, `left` more threads of pymq can be started, as where a container's limit is reached."""
+
+    def __init__(self) -> None:
+        self.left = 1 << 30
+        self.refused = 0
+
+    def __call__(self, thread: threading.Thread) -> None:
+        if thread.name.startswith("pymq"):
+            if not self.left:
+                self.refused += 1
+                raise RuntimeError("can't start new thread")
+            self.left -= 1
+        STARTS(thread)
+
+
+STARTS = threading.Thread.start
+
+
+@pytest.fixture
+def shortage(monkeypatch: pytest.MonkeyPatch) -> Shortage:
+    made = Shortage()
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: made(thread))
+    monkeypatch.setattr("pymq.dispatch.SLOW", GUARD)  # no reader is replaced, however slow the machine is
+    return made
+
+
+def is_read(bus: pymq.EventBus) -> bool:
+    """Whether the bus has the two threads that it always has."""
+    return bus._dispatcher is not None and len(bus._dispatcher._threads) == 2
+
+
+@pytest.mark.parametrize("how", ["async def", "delay", "take", "async remote", "subscribe"])
+def test_no_thread_is_to_be_had_for_a_while(how: str, bus: pymq.EventBus, shortage: Shortage) -> None:
+    """What needed one fails or waits then; afterwards all goes on, and the bus can be shut down."""
+    got: SimpleQueue[int] = SimpleQueue()
+    jobs = bus.queue("jobs", int)
+
+    async def remote() -> int:
+        return 1
+
+    async def handler(number: int) -> None:
+        got.put(number)
+
+    def use(later: float) -> None:
+        if how == "async remote":
+            got.put(bus.stub("remote", timeout=GUARD)())
+        elif how == "take":
+            jobs.put(1)
+            with jobs.take(timeout=GUARD) as job:
+                got.put(job.value)
+        else:
+            bus.publish(1, "numbers", delay=later if how == "delay" else 0)
+
+    if how == "async remote":
+        bus.expose(remote, "remote")
+    elif how not in ("subscribe", "take"):
+        bus.subscribe(handler if how == "async def" else got.put, "numbers")
+    eventually(lambda: how in ("subscribe", "take") or is_read(bus))
+    shortage.left = 0
+    with suppress(RuntimeError, pymq.RemoteInvocationError):
+        if how == "subscribe":
+            bus.subscribe(got.put, "numbers")
+        use(later=2 * GUARD)
+    eventually(lambda: shortage.refused)
+    shortage.left = 1 << 30
+    if how == "subscribe":
+        bus.subscribe(got.put, "numbers")
+    use(later=0.01)
+    assert got.get(timeout=GUARD) == 1
+    jobs.free()
+    bus.shutdown()
+    assert bus.wait(0)
+
+
+def test_no_thread_is_to_be_had_for_a_nested_call(bus: pymq.EventBus, shortage: Shortage) -> None:
+    """The call fails; who made it is still the one that reads."""
+    got: SimpleQueue[object] = SimpleQueue()
+
+    def handler(number: int) -> None:
+        try:
+            got.put(bus.stub("double", timeout=GUARD)(number))
+        except RuntimeError as error:
+            got.put(str(error))
+
+    bus.expose(lambda number: 2 * number, "double")
+    bus.subscribe(handler, "numbers")
+    assert bus.stub("double", timeout=GUARD)(1) == 2
+    eventually(lambda: is_read(bus))
+    shortage.left = 0
+    bus.publish(1, "numbers")
+    assert got.get(timeout=GUARD) == "can't start new thread"
+    shortage.left = 1 << 30
+    bus.publish(2, "numbers")
+    assert got.get(timeout=GUARD) == 4
+    assert bus.stub("double", timeout=GUARD)(3) == 6
+
+
+@pytest.mark.parametrize("group", [None, "members"])
+def test_too_few_threads_for_all_workers(group: str | None, bus: pymq.EventBus, shortage: Shortage) -> None:
+    """It is not subscribed: nothing of it takes events."""
+    bus.subscribe(lambda number: None, "others")
+    eventually(lambda: is_read(bus))
+    before = set(threading.enumerate())
+    shortage.left = 2
+    with pytest.raises(RuntimeError):
+        bus.subscribe(print, "numbers", group=group, workers=4)
+    assert shortage.refused == 1
+    eventually(lambda: not set(threading.enumerate()) - before)
+    with pytest.raises(ValueError, match="is not subscribed"):
+        bus.unsubscribe(print)
+    bus.group("members").delete()
+
+
 def race(*verbs: Callable[[], object], rounds: int) -> None:
     """Each in a thread of its own, over and over."""
 
