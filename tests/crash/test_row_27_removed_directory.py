@@ -469,3 +469,22 @@ def put_by_a_newcomer(config: ShmConfig, item: object) -> None:
 def publish_from_a_newcomer(config: ShmConfig) -> None:
     with pymq.EventBus(config) as newcomer:
         eventually(lambda: newcomer.publish("after", "news") == 1)
+
+
+def test_a_deletion_in_the_middle_of_a_look_is_no_removal(config: ShmConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else everything would be made again, and what was on its way be lost, since somebody has freed a queue."""
+    from pymq.provider._shm import queue as module
+
+    with pymq.EventBus(config) as bus, pymq.EventBus(config) as other:
+        jobs, theirs = bus.queue("jobs"), other.queue("jobs")
+        jobs.put("in use")
+        is_removed = module.is_removed
+
+        def freed_meanwhile(fd: int) -> bool:
+            monkeypatch.undo()
+            theirs.free()
+            return is_removed(fd)
+
+        monkeypatch.setattr(module, "is_removed", freed_meanwhile)
+        assert bus.health().gaps == 0
+        assert other.health().gaps == 0
