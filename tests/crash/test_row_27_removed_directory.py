@@ -488,3 +488,31 @@ def test_a_deletion_in_the_middle_of_a_look_is_no_removal(config: ShmConfig, mon
         monkeypatch.setattr(module, "is_removed", freed_meanwhile)
         assert bus.health().gaps == 0
         assert other.health().gaps == 0
+
+
+USES: dict[str, Callable[[pymq.EventBus], object]] = {
+    "send": lambda bus: bus.publish("one more", "news"),
+    "size": lambda bus: bus.group("readers").qsize(),
+    "mark_deleted": lambda bus: bus.group("readers").delete(),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_queue_that_another_thread_lets_go_of_meanwhile(use: str, config: ShmConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one does that finds it deleted: it stays open for those who are in the middle of using it."""
+    from pymq.provider._shm.queue import SharedQueue
+
+    with pymq.EventBus(config) as bus:
+        bus.group("readers").bind("news")
+        bus.publish("first", "news")
+        bus.publish("second", "news")
+        go_on = getattr(SharedQueue, use)
+
+        def let_go_meanwhile(queue: SharedQueue, *args: Any, **options: Any) -> Any:
+            bus.provider._queues.clear()
+            return go_on(queue, *args, **options)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(SharedQueue, use, let_go_meanwhile)
+            USES[use](bus)
+        bus.group("readers").delete()
