@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from queue import SimpleQueue
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from harness import GUARD, eventually
+from harness import GUARD, eventually, in_thread
 
 import pymq
 
@@ -375,6 +377,38 @@ def test_expose_and_unexpose_at_once(bus: pymq.EventBus) -> None:
         bus.stub("where", timeout=GUARD)()
 
 
+class Service:
+    """A remote that is an object; its comparison stands for where a signal, or a collection of garbage, comes at a bad moment."""
+
+    then: Callable[[], object] | None = None
+
+    def __call__(self) -> str:
+        return "here"
+
+    def __eq__(self, other: object) -> bool:
+        then, self.then = self.then, None
+        if then is not None:
+            then()
+        return self is other
+
+    __hash__ = object.__hash__
+
+
+def test_remotes_in_the_middle_of_looking_at_them(bus: pymq.EventBus) -> None:
+    """By the same thread, as signal handlers and `__del__` do."""
+
+    def within() -> None:
+        bus.expose(Service(), "second")
+        assert bus.stub("second", timeout=GUARD)() == "here"
+        bus.unexpose("second")
+
+    service = Service()
+    bus.expose(service, "first")
+    service.then = within
+    assert in_thread(bus.stub, service, timeout=GUARD).result(GUARD)() == "here"
+    bus.unexpose("first")
+
+
 def test_subscribe_and_unsubscribe_at_once(bus: pymq.EventBus) -> None:
     got: SimpleQueue[int] = SimpleQueue()
     race(
@@ -387,6 +421,29 @@ def test_subscribe_and_unsubscribe_at_once(bus: pymq.EventBus) -> None:
     assert bus.publish(2, "numbers") == 1
     while got.get(timeout=GUARD) != 2:
         pass
+
+
+@pytest.fixture
+def hasty() -> Iterator[None]:
+    """Threads take turns as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("hasty", "place")
+@pytest.mark.parametrize("outcome", ["retried", "dead"])
+def test_workers_that_count_at_once(outcome: str, bus: pymq.EventBus, monkeypatch: pytest.MonkeyPatch) -> None:
+    bus.subscribe(lambda number: None, "numbers", group="members")
+    (member,) = bus._members
+    monkeypatch.setattr(logging.getLogger("pymq"), "disabled", True)
+    failed = SimpleNamespace(
+        frame=SimpleNamespace(prefix=SimpleNamespace(channel="numbers")), failures=1, pause=1.0, fail=lambda error: outcome
+    )
+    race(*4 * [lambda: member._fail(failed, ArithmeticError())], rounds=10_000)
+    assert member.counts() == {outcome: 40_000, "failed": 40_000}
+    bus.group("members").delete()
 
 
 @pytest.mark.parametrize("kind", ["def", "async def"])
