@@ -292,9 +292,11 @@ class EventBus:
     def _make_route(self, cls: type, channel: str | None) -> Route:
         if channel is not None and not isinstance(channel, str):
             raise TypeError(f"publish(event, channel): the channel is a text, not {channel!r:.100}{instead_of(channel)}")
+        key = cls if channel is None else (channel, cls)
         with self._lock:
-            route = Route(cls, channel, self.token, len(self.routes) + 1, self.provider)
-            self.routes[cls if channel is None else (channel, cls)] = route
+            route = self.routes.get(key)  # another thread may have made it: a second one would count, and number, beside it
+            if route is None:
+                route = self.routes[key] = Route(cls, channel, self.token, len(self.routes) + 1, self.provider)
         return route
 
     def topic(self, name: str, pattern: bool = False) -> Topic:

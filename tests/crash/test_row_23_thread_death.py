@@ -339,6 +339,25 @@ def test_a_subscribe_in_the_middle_of_a_look_up(bus: pymq.EventBus, monkeypatch:
     assert got.get(timeout=GUARD) == 2
 
 
+def test_first_publishes_to_a_channel_at_once(bus: pymq.EventBus) -> None:
+    """No message bears the id of another, and all are counted."""
+    ids: SimpleQueue[str] = SimpleQueue()
+    bus.subscribe(lambda number, message: ids.put(message.id), "numbers")
+    bus.subscribe(lambda number, message: ids.put(message.id), "others")
+    threads = [threading.Thread(target=bus.publish, args=(1, "numbers")) for _ in range(4)]
+    with bus._lock:
+        for thread in threads:
+            thread.start()
+            thread.join(0.05)  # it knows of no route, and waits to make one
+    for thread in threads:
+        thread.join(GUARD)
+    for number in range(4):
+        bus.publish(number, "numbers")
+        bus.publish(number, "others")
+    assert len({ids.get(timeout=GUARD) for _ in range(12)}) == 12
+    assert bus.stats()["published"] == {"numbers": 8, "others": 4}
+
+
 def test_an_expose_in_the_middle_of_an_unexpose(bus: pymq.EventBus, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another thread serves the name again while it is being unbound: it is bound afterwards."""
     bus.expose(lambda: "old", "where")
