@@ -93,7 +93,8 @@ class Remote:
             request = message[:SEQUENCE_BYTES]
             try:
                 if self.is_async:
-                    return self._loop.submit(self.name, self._run_async(message, start, reply_to, request))
+                    self._loop.submit(self.name, self._run_async(message, start, reply_to, request))
+                    return
                 result = self._calls.call(self.fn, message, start)
             except BaseException as error:
                 self._remotes.fail(reply_to, request, error)

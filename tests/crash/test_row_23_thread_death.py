@@ -144,7 +144,7 @@ STARTS = threading.Thread.start
 @pytest.fixture
 def shortage(monkeypatch: pytest.MonkeyPatch) -> Shortage:
     made = Shortage()
-    monkeypatch.setattr(threading.Thread, "start", lambda thread: made(thread))
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: made(thread))  # noqa: PLW0108 - what binds is a function
     monkeypatch.setattr("pymq.dispatch.SLOW", GUARD)  # no reader is replaced, however slow the machine is
     return made
 
