@@ -157,6 +157,7 @@ class EventBus:
                 self._ended.set()
                 return
             dispatcher, members, loop, schedule = self._dispatcher, self._members, self.loop, self._schedule
+            subscriptions, leases = self.subscriptions, self.leases  # of now: another shutdown, and a start, may come in between
         abandoned, deadline = [], time.monotonic() + timeout
         latest = deadline + GRACE_SECONDS
         for member in members:
@@ -168,11 +169,12 @@ class EventBus:
                 self._tell_unread(provider)
         for member in members:
             member.join(deadline)
-        abandoned += self.subscriptions.finish(deadline)
-        abandoned += loop.close(deadline, latest, self.subscriptions.end) + self.subscriptions.end()
+        abandoned += subscriptions.finish(deadline)
+        abandoned += loop.close(deadline, latest, subscriptions.end) + subscriptions.end()
         for member in members:  # the events of the cancelled are given back while there is a provider
             abandoned += member.join(latest if member.shape.is_async else deadline)
-        self.leases.close()
+        abandoned += self._end_late(provider, members, dispatcher, latest)
+        leases.close()
         self._forget(provider)
         try:
             provider.close()
@@ -180,6 +182,20 @@ class EventBus:
             self._end(provider)
         if abandoned:
             log.warning("shutdown after %s s abandoned %s", timeout, ", ".join(abandoned))
+
+    def _end_late(self, provider: Provider, members: list[Member], dispatcher: Dispatcher | None, deadline: float) -> list[str]:
+        """End what was subscribed or exposed beside these while handlers were waited for, by one of them; say what was abandoned."""
+        with self._lock:
+            if self.provider is not provider:
+                return []
+            late, begun = [member for member in self._members if member not in members], self._dispatcher
+            subscriptions = self.subscriptions
+        for member in late:
+            member.stop()
+        abandoned = [line for member in late for line in member.join(deadline)]
+        if begun is not None and begun is not dispatcher:
+            abandoned += begun.close(deadline)
+        return abandoned + subscriptions.end()
 
     def _tell_unread(self, provider: Provider) -> None:
         """What had come and nobody has received, where asking takes no time: over a network, who asks may wait for a dead server."""
@@ -218,14 +234,15 @@ class EventBus:
             if self._dispatcher is None:
                 self.provider.declare(self.inbox, temporary=True)
                 provider = self.provider
-                self._dispatcher = Dispatcher(
+                dispatcher = Dispatcher(
                     "pymq",
                     partial(provider.receive, self.inbox, None),
                     provider.wake,
                     self.subscriptions.tasks,
                     self._look_up,
                 )
-                self._dispatcher.start()
+                dispatcher.start()
+                self._dispatcher = dispatcher  # now: where no thread is to be had, the next to subscribe starts it
         return self.inbox
 
     def later(self, seconds: float, task: Task, message: bytes) -> None:
@@ -290,11 +307,13 @@ class EventBus:
     def _make_route(self, cls: type, channel: str | None) -> Route:
         if channel is not None and not isinstance(channel, str):
             raise TypeError(f"publish(event, channel): the channel is a text, not {channel!r:.100}{instead_of(channel)}")
+        key = cls if channel is None else (channel, cls)
         with self._lock:
-            if len(self.routes) >= MOST_CHANNELS:
-                self.routes.clear()
-            route = Route(cls, channel, self.token, self._counts, self.provider)
-            self.routes[cls if channel is None else (channel, cls)] = route
+            route = self.routes.get(key)  # another thread may have made it: a second one would count, and number, beside it
+            if route is None:
+                if len(self.routes) >= MOST_CHANNELS:
+                    self.routes.clear()
+                route = self.routes[key] = Route(cls, channel, self.token, self._counts, self.provider)
         return route
 
     def topic(self, name: str, pattern: bool = False) -> Topic:

@@ -298,8 +298,12 @@ def name_events() -> None:
     """Tell the codec of the classes that `@event` named before it was loaded: importing pymq loads no pydantic."""
     from pymq import codec
 
-    while _named:
-        codec.name_type(_named.pop())
+    while True:
+        try:
+            cls = _named.pop()
+        except IndexError:  # all are; the last perhaps by another thread
+            return
+        codec.name_type(cls)
 
 
 def _bus() -> EventBus:

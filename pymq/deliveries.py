@@ -170,7 +170,11 @@ class Leases:
         due = time.monotonic() + lease / 3
         self._held[receipt] = [lease, due]
         if due < self._next:
-            self._wake()
+            try:
+                self._wake()
+            except BaseException:  # no thread to be had: its lease ends, and it comes again
+                self.release(receipt)
+                raise
 
     def release(self, receipt: Receipt) -> None:
         """No longer."""

@@ -265,8 +265,20 @@ class Dispatcher:
         if reader is None or reader.thread != threading.get_ident():
             return
         successor = self._take_over(reader.running)
-        if successor is not None:
+        if successor is None:
+            return
+        try:
             self._spawn(lambda: self._succeed(successor))
+        except BaseException:  # no thread to be had: this one reads on, when its handler has returned
+            self._take_back(reader)
+            raise
+
+    def _take_back(self, reader: Reader) -> None:
+        with self._lock:
+            self._reader = reader
+            self._replaced.discard(reader)
+            if reader.task is not None:
+                reader.task.serial.owner = None
 
     def _succeed(self, reader: Reader) -> None:
         reader.thread = threading.get_ident()

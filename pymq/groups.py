@@ -157,8 +157,12 @@ class Member(Work):
 
         codec.name_type(self.hint)
         self.group.bind(self.channel, self.pattern)
-        for thread in self._threads:
-            thread.start()
+        try:
+            for thread in self._threads:
+                thread.start()
+        except BaseException:  # no more threads to be had: those that run would take events for nobody
+            self.leave()
+            raise
 
     def counts(self) -> dict[str, int]:
         more = {"retried": self.retried, "dead": self.dead}
@@ -318,5 +322,7 @@ class Member(Work):
             then = "to the dead letters" if leased.pause is None else f"again in {round(leased.pause, 2)} s"
             tries = self._policy.retries + 1
             log.error("%s failed on %r, attempt %d of %d: %s", *where, leased.failures, tries, then, exc_info=error)
-            outcome = leased.fail(error)
-            setattr(self, outcome, getattr(self, outcome) + 1)
+            if leased.fail(error) == "dead":  # no call between the look at a number and the sum: other workers count, too
+                self.dead += 1
+            else:
+                self.retried += 1

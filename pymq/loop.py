@@ -57,7 +57,12 @@ class Loop:
 
         with self._lock:  # until it is on its way: what comes after the end's look at what runs would be waited for in vain
             if not self._is_closed:
-                return asyncio.run_coroutine_threadsafe(self._outcome(name, coroutine), self._running_loop())
+                try:
+                    loop = self._running_loop()
+                except BaseException:  # no thread to be had
+                    coroutine.close()
+                    raise
+                return asyncio.run_coroutine_threadsafe(self._outcome(name, coroutine), loop)
         coroutine.close()
         ended: Future[tuple[Any, BaseException | None]] = Future()
         ended.set_result((None, _cancelled()))

@@ -91,10 +91,10 @@ class Remote:
                 return
             start += DEADLINE_BYTES
             request = message[:SEQUENCE_BYTES]
-            if self.is_async:
-                self._loop.submit(self.name, self._run_async(message, start, reply_to, request))
-                return
             try:
+                if self.is_async:
+                    self._loop.submit(self.name, self._run_async(message, start, reply_to, request))
+                    return
                 result = self._calls.call(self.fn, message, start)
             except BaseException as error:
                 self._remotes.fail(reply_to, request, error)
@@ -143,7 +143,7 @@ class Remotes:
 
     def __init__(self, bus: EventBus) -> None:
         self._bus = bus
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # reentrant: a signal handler, or `__del__`, may come in the middle
         self._remotes: dict[str, Remote] = {}
         self._late: deque[tuple[str, bytes]] = deque()
         self._is_late = False
@@ -167,8 +167,7 @@ class Remotes:
 
     def name_to_call(self, fn: Callable[..., Any] | str) -> str:
         """The name under which this bus serves it, where it does, else the one that it remembers. Raises as `name_of`."""
-        with self._lock:
-            served = [name for name, remote in self._remotes.items() if remote.fn == fn]
+        served = [name for name, remote in list(self._remotes.items()) if remote.fn == fn]  # no lock: the reader may need it for a call
         exposed = served[0] if served else getattr(fn, REMOTE_NAME, None) or getattr(fn, EXPOSED_NAME, None)
         return self.name_of(fn, exposed)
 
@@ -199,9 +198,9 @@ class Remotes:
 
     def _drop(self, is_meant: Callable[[Remote], bool]) -> list[str]:
         with self._lock:
-            names = [name for name, remote in self._remotes.items() if is_meant(remote)]
+            names = [name for name, remote in list(self._remotes.items()) if is_meant(remote)]
             for name in names:
-                del self._remotes[name]
+                self._remotes.pop(name, None)
             self._bus.subscriptions.tasks.clear()
             for name in names:  # here: an `add` that comes in between would be unbound
                 self._bus.provider.unbind(self._bus.inbox, "r/" + name, exact=True)

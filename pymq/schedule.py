@@ -28,8 +28,8 @@ class Schedule:
             heapq.heappush(self._waiting, (time.monotonic() + seconds, next(self._number), task, message))
             if self._thread is None:
                 thread = threading.Thread(target=persist, args=[self._run], name="pymq-schedule", daemon=True)
-                thread.start()  # first: the system may refuse it
-                self._thread = thread
+                thread.start()
+                self._thread = thread  # now: where no thread is to be had, the next event starts it
             self._changed.notify()
 
     def _run(self) -> None:

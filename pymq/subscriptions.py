@@ -165,7 +165,11 @@ class Coroutines(Subscription):
             if self._busy:
                 return
             self._busy = True
-        self._begin()
+        try:
+            self._begin()
+        except BaseException:  # no thread to be had: the next event begins with this one
+            self._busy = False
+            raise
 
     def _begin(self) -> None:
         self.loop.submit(self.name, self._drain())
@@ -216,8 +220,12 @@ class Pooled(Subscription):
         self.threads: list[threading.Thread] = [
             threading.Thread(target=persist, args=[self._work], name=f"pymq-{self.name}", daemon=True) for _ in range(workers)
         ]
-        for thread in self.threads:
-            thread.start()
+        try:
+            for thread in self.threads:
+                thread.start()
+        except BaseException:  # no more threads to be had
+            self.stop()
+            raise
 
     def run(self, message: bytes) -> None:
         with self._mutex:
@@ -323,7 +331,7 @@ class Subscriptions:
         topics = (prefix.channel, *prefix.topics)
         with self._lock:
             found = tuple(self._task(s, packed, prefix) for s in self._all if any(map(s.matches, topics)))
-        return self.keep(packed, found)
+            return self.keep(packed, found)  # here: who subscribes in between would be left out of what is kept
 
     def keep(self, packed: bytes, found: tuple[Task, ...]) -> tuple[Task, ...]:
         """Who is to get messages with this prefix; callers come and go, and each thread of theirs has a prefix."""

@@ -209,6 +209,18 @@ def test_the_version_is_that_of_the_package():
         print(pymq.nothing)
 
 
+def test_threads_that_name_events_at_once(monkeypatch):
+    """Of two that look whether one is left, as where modules are imported in threads, the second finds none."""
+
+    class Shared(list[type]):
+        def pop(self, *args: Any) -> type:
+            self.clear()  # the other was quicker
+            return super().pop(*args)
+
+    monkeypatch.setattr(pymq.core, "_named", Shared())
+    pymq.event(type("Event", (), {}))
+
+
 TYPED = """
 from dataclasses import dataclass
 from typing import Any

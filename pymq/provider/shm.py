@@ -212,7 +212,8 @@ class ShmProvider(Sending):
 
     def _declare_shared(self, name: str) -> None:
         with suppress(KeyError, QueueNotFound):
-            self._queues[name][0].size()
+            entry = self._queues[name]
+            entry[0].size()
             return
         if self._outlet(name) is not None:
             raise ProviderError(f"{name!r} is a temporary queue already")
@@ -290,7 +291,8 @@ class ShmProvider(Sending):
             if queue in self._inboxes or self._outlet(queue) is not None:
                 self._delete_inboxes([queue])
             with suppress(QueueNotFound):
-                self._shared(queue)[0].mark_deleted()
+                entry = self._shared(queue)
+                entry[0].mark_deleted()
             self._queues.pop(queue, None)
             registry.remove_queue(encode_name(queue))
             registry.sweep()
@@ -315,7 +317,8 @@ class ShmProvider(Sending):
         if queue in self._inboxes:
             return self._inboxes[queue].size()
         with suppress(QueueNotFound):
-            return self._shared(queue)[0].size()
+            entry = self._shared(queue)
+            return entry[0].size()
         return 0
 
     def counters(self) -> dict[str, dict[str, int]]:

@@ -487,3 +487,50 @@ def put_by_a_newcomer(config: ShmConfig, item: object) -> None:
 def publish_from_a_newcomer(config: ShmConfig) -> None:
     with pymq.EventBus(config) as newcomer:
         eventually(lambda: newcomer.publish("after", "news") == 1)
+
+
+def test_a_deletion_in_the_middle_of_a_look_is_no_removal(config: ShmConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else everything would be made again, and what was on its way be lost, since somebody has freed a queue."""
+    from pymq.provider._shm import queue as module
+
+    with pymq.EventBus(config) as bus, pymq.EventBus(config) as other:
+        jobs, theirs = bus.queue("jobs"), other.queue("jobs")
+        jobs.put("in use")
+        is_removed = module.is_removed
+
+        def freed_meanwhile(fd: int) -> bool:
+            monkeypatch.undo()
+            theirs.free()
+            return is_removed(fd)
+
+        monkeypatch.setattr(module, "is_removed", freed_meanwhile)
+        assert bus.health().gaps == 0
+        assert other.health().gaps == 0
+
+
+USES: dict[str, Callable[[pymq.EventBus], object]] = {
+    "send": lambda bus: bus.publish("one more", "news"),
+    "size": lambda bus: bus.group("readers").qsize(),
+    "mark_deleted": lambda bus: bus.group("readers").delete(),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_queue_that_another_thread_lets_go_of_meanwhile(use: str, config: ShmConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one does that finds it deleted: it stays open for those who are in the middle of using it."""
+    from pymq.provider._shm.queue import SharedQueue
+
+    with pymq.EventBus(config) as bus:
+        bus.group("readers").bind("news")
+        bus.publish("first", "news")
+        bus.publish("second", "news")
+        go_on = getattr(SharedQueue, use)
+
+        def let_go_meanwhile(queue: SharedQueue, *args: Any, **options: Any) -> Any:
+            bus.provider._queues.clear()
+            return go_on(queue, *args, **options)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(SharedQueue, use, let_go_meanwhile)
+            USES[use](bus)
+        bus.group("readers").delete()

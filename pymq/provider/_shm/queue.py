@@ -202,7 +202,7 @@ class SharedQueue:
 
     def look_at_files(self) -> None:
         """Raises Removed where somebody has removed them."""
-        if not self._closed and not self.is_deleted() and is_removed(self._lock.fd):
+        if not self._closed and is_removed(self._lock.fd) and not self.is_deleted():  # in this order: who deletes it says so first
             raise Removed(f"the files of queue {self.name!r} were removed while it was in use")
         self._next_look_at_files = monotonic_ns() + _FILES_NS
 
