@@ -856,9 +856,26 @@ def test_what_was_taken_takes_no_memory_whoever_has_its_file_open(home: str, pee
                 taker.queue.ack(receipt)
         assert len(held(peer) + held(other)) > 4
         assert sum(map(bool, held(peer) + held(other))) == 1, "the one with the tail, which the head has not left"
-        other.queue.send(bytes(1 << 20))
+        for priority in (0, 9):
+            other.queue.send(bytes(1 << 20), priority=priority)
         taker.queue.mark_deleted()
         assert not any(held(peer) + held(other))
+
+
+@pytest.mark.parametrize("priority", [0, 3, 9])
+def test_the_claims_of_each_level_are_counted_again_after_a_death(priority: int, peer: Peer, other: Peer) -> None:
+    """A process died behind the claims' change, and before the segment's count of them was written."""
+    big = bytes(200 << 10)
+    for _ in range(3):
+        peer.queue.send(big, priority=priority)
+    claimed = other.take(limit=2, lease=GUARD)
+    first = min(other.queue._store.log.segments())
+    os.pwrite(other.queue._store.log._file(first), bytes(8), 0)
+    other.queue._words[_state.STATUS] = _state.DIRTY
+    for _, receipt in claimed:
+        other.queue.ack(receipt)
+    assert sorted(other.queue._store.log.segments()) == [first + 1, first + 2], "the head has left the first"
+    assert peer.messages() == [big]
 
 
 def held(peer: Peer) -> list[int]:

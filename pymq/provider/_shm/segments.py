@@ -52,7 +52,7 @@ _LENGTHS = 0xFFFFFFFF  # what `checksum` takes as a start, whatever a damaged re
 _MOST_FILES = 4  # that are held open
 _PAGE = 4096
 _IS_ORDERED = os.uname().machine in ("x86_64", "i686")  # elsewhere the tail may be seen before the record, with no system call between
-_SEGMENT_NAME = re.compile(r"log\.([0-9a-f]{8})")
+_SEGMENT_NAME = re.compile(r"log\.([0-9a-f]{8,})")  # more behind a level of priority
 Ahead: TypeAlias = "tuple[int, int, bytes]"
 """A record that was read before the lock was taken: where, its size, its message."""
 
