@@ -36,7 +36,7 @@ from pymq.exceptions import CodecError, NotInitialized, ProviderError, PymqError
 from pymq.groups import Group, Member, Options
 from pymq.handlers import Target, describe, hints_in_reach, targets_of
 from pymq.loop import Loop
-from pymq.provider import Config
+from pymq.provider import Config, configured
 from pymq.provider.base import Health, Provider
 from pymq.queues import Queue
 from pymq.remotes import Remotes
@@ -61,7 +61,7 @@ GRACE_SECONDS = 0.5
 
 
 class EventBus:
-    """Events, queues and remote calls over the provider of `config` (None: shared memory on this machine).
+    """Events, queues and remote calls over the provider of `config`, which may be a URL (None: shared memory on this machine).
 
     Opens nothing before `start`; what was subscribed and exposed before that takes effect then. All methods may be called from
     any thread. After a fork the child's copy publishes, puts and calls through a connection of its own, opened by the first of
@@ -71,12 +71,8 @@ class EventBus:
     ends_later: bool = False
     """Whether `shutdown` was called by a handler that it waits for. Of the class: a subclass may have an `__init__` of its own."""
 
-    def __init__(self, config: Config | None = None) -> None:
-        if config is None:
-            from pymq.provider.shm import ShmConfig
-
-            config = ShmConfig()
-        self.config = config
+    def __init__(self, config: Config | str | None = None) -> None:
+        self.config: Config = configured(config)
         self._lock = threading.RLock()
         self._early: list[Callable[[], object]] = []
         self.routes: dict[Any, Route] = {}

@@ -14,7 +14,7 @@ from pymq.bus import SHUTDOWN_SECONDS, EventBus, Topic
 from pymq.decorators import GroupOptions, SubscribeOptions, check_subscription, decorator, options_of, subscriber_decorator
 from pymq.deliveries import BACKOFF, RETRIES
 from pymq.exceptions import NotInitialized
-from pymq.provider import Config, config_from
+from pymq.provider import Config, is_config
 from pymq.remotes import Remotes, remember_name
 from pymq.routes import Route
 from pymq.rpc import MultiStubMethod, StubMethod
@@ -73,10 +73,8 @@ def init(factory: Config | str | Callable[[], EventBus] | EventBus | None = None
 def _make(factory: Any) -> EventBus:
     if factory is None:
         factory = os.environ.get("PYMQ_URL") or None
-    if factory is None or hasattr(factory, "create"):
+    if factory is None or isinstance(factory, str) or is_config(factory):
         return EventBus(factory)
-    if isinstance(factory, str):
-        return EventBus(config_from(factory))
     made = factory if isinstance(factory, EventBus) or not callable(factory) else factory()
     if not isinstance(made, EventBus):
         raise TypeError(

@@ -22,7 +22,7 @@ from pymq.deliveries import BACKOFF, RETRIES
 from pymq.exceptions import NotInitialized
 from pymq.groups import Group as SyncGroup
 from pymq.handlers import channels_of
-from pymq.provider import Config, config_from
+from pymq.provider import Config
 from pymq.provider.base import Health, WouldWait
 from pymq.routes import Route
 from pymq.rpc import StubMethod
@@ -71,8 +71,7 @@ class EventBus:
     """
 
     def __init__(self, config: Config | str | None = None) -> None:
-        target = os.environ.get("PYMQ_URL") or None if config is None else config
-        self._core = Core(config_from(target) if isinstance(target, str) else target)
+        self._core = Core(os.environ.get("PYMQ_URL") or None if config is None else config)
         self._declared: list[_Declared] = []
         self._routes: dict[Any, Route] = {}
         self._iterations: weakref.WeakSet[Events[Any]] = weakref.WeakSet()

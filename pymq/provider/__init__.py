@@ -32,6 +32,24 @@ class Config(Protocol):
         """A new provider, not open yet."""
 
 
+def configured(target: Config | str | None) -> Config:
+    """What was given as a config: that of a URL, or of shared memory for None. Raises TypeError for anything else, ValueError."""
+    if target is None:
+        from pymq.provider.shm import ShmConfig
+
+        return ShmConfig()
+    if isinstance(target, str):
+        return config_from(target)
+    if not is_config(target):
+        raise TypeError(f"a bus wants a config or a URL, such as RedisConfig(client) or 'redis://host/0', not {target!r:.100}")
+    return target
+
+
+def is_config(target: object) -> bool:
+    """Whether it makes a provider; the class of a config does not."""
+    return hasattr(target, "create") and not isinstance(target, type)
+
+
 def config_from(target: str) -> Config:
     """The config that a URL ("shm://namespace?option=value") or a provider's bare name ("simple") stands for.
 

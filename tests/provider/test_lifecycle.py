@@ -19,7 +19,9 @@ from programs import shop
 from programs.shop import OrderPlaced
 
 import pymq
+import pymq.asyncio
 import pymq.core
+from pymq.provider.simple import SimpleConfig
 
 
 @pytest.fixture
@@ -100,11 +102,19 @@ def test_a_second_init_is_refused_until_shutdown(config):
     assert works()
 
 
-@pytest.mark.parametrize("wrong", ["nosuch://x", "nosuch", 42, object, lambda: 42])
+@pytest.mark.parametrize("wrong", ["nosuch://x", "nosuch", 42, object, lambda: 42, SimpleConfig])
 def test_init_refuses_what_is_no_provider(place, wrong):
-    with pytest.raises((ValueError, TypeError)):
-        pymq.init(wrong)
+    for take in (pymq.init, pymq.EventBus, pymq.asyncio.connect):
+        with pytest.raises((ValueError, TypeError), match=r"config|is called"):
+            take(wrong)
     pymq.init(place.config)
+
+
+def test_a_bus_of_a_url(place, heard):
+    with pymq.EventBus(place.url) as bus, pymq.EventBus(place.url) as other:
+        other.subscribe(heard, "c")
+        assert bus.publish("there", "c") in (1, None)
+        assert heard.next() == "there"
 
 
 def test_an_option_that_does_not_exist_is_refused(place):
