@@ -26,7 +26,7 @@ PAIRS = [
     (Delivery, pymq.asyncio.Delivery),
     (DeadLetters, pymq.asyncio.DeadLetters),
 ]
-WITHIN = {"inbox_ready", "later", "loop", "step_aside", "dead_queue", "queue_of"}
+WITHIN = {"ends_later", "inbox_ready", "later", "loop", "step_aside", "dead_queue", "queue_of"}
 """What the parts of the bus use of each other."""
 
 

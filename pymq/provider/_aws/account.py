@@ -90,7 +90,8 @@ class Account:
     """
 
     def __init__(self, session: Any, region: str | None, endpoint_url: str | None, emulated: bool) -> None:
-        said = frozenset((name, text) for name, text in os.environ.items() if name.startswith("AWS_"))
+        # not `items()`, which fails where another thread takes a variable away
+        said = frozenset((name, os.environ.get(name, "")) for name in os.environ if name.startswith("AWS_"))
         self._clients = _clients(os.getpid(), said, session, region, endpoint_url, emulated)
         self._sqs, self._sns = self._clients.sqs, self._clients.sns
         self.identity: Identity = _identity(self._clients)
