@@ -64,17 +64,21 @@ def hints_of(cls: type) -> dict[str, Any]:
     hints = _hints.get(cls)
     if hints is None:
         hints = _read_hints(cls)
-        if hints:  # a class that they mention may yet be defined
-            _hints[cls] = hints
+        if hints is None:  # a class that they mention may yet be defined
+            return {}
+        _hints[cls] = hints
     return hints
 
 
-def _read_hints(cls: Any) -> dict[str, Any]:
+def _read_hints(cls: Any) -> dict[str, Any] | None:
     if issubclass(cls, BaseModel):
         return {name: field.annotation for name, field in cls.model_fields.items()} | _MODEL_STATE
-    hints = {} if dataclasses.is_dataclass(cls) else _resolved(cls.__init__)
-    hints.update((name, hint) for name, hint in _resolved(cls).items() if get_origin(hint) is not typing.ClassVar)
+    of_init, of_class = {} if dataclasses.is_dataclass(cls) else _resolved(cls.__init__), _resolved(cls)
+    hints = dict(of_init or {})
+    hints.update((name, hint) for name, hint in (of_class or {}).items() if get_origin(hint) is not typing.ClassVar)
     hints.pop("return", None)
+    if not hints:
+        return None if of_init is None or of_class is None else {}
     return or_none(hints, _defaults(cls))
 
 
@@ -87,11 +91,11 @@ def _defaults(cls: Any) -> dict[str, Any]:
     return {**vars(cls), **of_init, **getattr(cls, "_field_defaults", {})}
 
 
-def _resolved(target: Any) -> dict[str, Any]:
+def _resolved(target: Any) -> dict[str, Any] | None:
     try:
         return get_type_hints(target, include_extras=True)
     except Exception:  # a name that only type checkers import: whatever the field holds travels by its own type
-        return {}
+        return None
 
 
 def is_own_class(cls: Any) -> bool:

@@ -432,7 +432,7 @@ def test_what_a_handler_sends_while_its_bus_ends_is_sent(config, bus, heard, gro
         pymq.queue("followed").put(value + 3)
 
     bus.subscribe(heard, "followed")
-    pymq.init(config)
+    running = pymq.init(config)
     pymq.subscribe(handler, "c", group=group)
     bus.publish(1, "c")
     assert begun.wait(GUARD)
@@ -443,7 +443,7 @@ def test_what_a_handler_sends_while_its_bus_ends_is_sent(config, bus, heard, gro
     assert bus.queue("followed").get(timeout=GUARD) == 4
     if ending is not None:
         ending.result(GUARD)
-    eventually(lambda: pymq.core._ending is None)
+    assert running.wait(GUARD)
     with pytest.raises(pymq.NotInitialized):
         pymq.queue("followed")
     bus.queue("followed").free()

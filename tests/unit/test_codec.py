@@ -732,6 +732,11 @@ class TestCannotTravel:
             with pytest.raises(CodecError):
                 encoder_for(type(sent)).encode(sent)
 
+    def test_a_class_without_hints_is_read_once(self) -> None:
+        """Each message with a name that nobody knows had it, and all others of its kind, read again."""
+        for cls in (Nothing, Color):
+            assert _hints.hints_of(cls) is _hints.hints_of(cls)
+
     def test_the_innermost_field_is_named(self) -> None:
         for sent in (Anything(object()), [Anything(object())], Anything({"k": (Anything(object()),)})):
             with pytest.raises(CodecError, match=r"^Anything\.\w+: builtins\.object cannot be sent"):
