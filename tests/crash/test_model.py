@@ -278,7 +278,7 @@ class Histories(RuleBasedStateMachine):
         return model
 
     def queue(self, model: Model) -> Any:
-        return self.bus.queue(model.name, type=model.hint)
+        return self.bus.queue(model.name, type=model.hint, backoff=0)  # the model knows no time
 
     def receive(self, model: Model, lease: float) -> tuple[Model, Item, Any] | None:
         try:
