@@ -311,7 +311,7 @@ class Sending(Renewable):
     def _send_at_once(self, name: str, message: bytes, ttl: float | None) -> bool:
         """To a shared queue that is open and has room: what is nearly always the case. Else, `_publish_late` finds out."""
         try:
-            entry = self._queues[name]
+            entry = self._queues[name]  # held, here and wherever one is used: nobody closes it meanwhile
             entry[0].send(message, timeout=0, ttl=ttl)
         except (KeyError, Full, QueueNotFound, Removed):
             return False
