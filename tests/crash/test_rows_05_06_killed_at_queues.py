@@ -16,6 +16,7 @@ import pytest
 
 from pymq.exceptions import LeaseLost
 from pymq.provider._shm import claims as _claims
+from pymq.provider._shm import guard as _guard
 from pymq.provider._shm import segments as _segments
 from pymq.provider._shm import state as _state
 from pymq.provider._shm import store as _store
@@ -78,6 +79,7 @@ def read_diaries(home: str, kind: str) -> list[str]:
 def _make_segments_small(small_segments: int) -> None:
     if small_segments:
         _segments.SEGMENT_BYTES, _segments._PAGE = 3000, 160  # and mapped soon
+        _guard._TURNS = 2
 
 
 def put_for_ever(home: str, seed: int, small_segments: int) -> None:
@@ -233,13 +235,21 @@ class Mapped:
         self._store(place, value)  # type: ignore[operator]
 
 
-def die_in_step(home: str, operation: int, step: int) -> None:
-    """Do one operation with the n-th step as the last; exit 0 when it needs fewer."""
+def own_locks(peer: Peer) -> None:
+    for lock in (peer.queue._sending, peer.queue._lock):
+        for _ in range(_guard._TURNS):
+            lock.run(peer.queue._words, int)
+
+
+def die_in_step(home: str, operation: int, step: int, alone: bool = False) -> None:
+    """Do one operation with the n-th step as the last; exit 0 when it needs fewer. `alone`: the locks are its own."""
     _segments.SEGMENT_BYTES, _segments._PAGE = (1 << 18, 48) if operation == 8 else (300, 4096)
     peer, confirmed, received = Peer(home), Diary(home, "confirmed"), Diary(home, "received")
     receipts = [receipt for _, receipt in peer.take(0, 100, limit=2)] if 4 <= operation < 8 else []
     if operation == 7:
         peer.take(0, 100)  # what is behind it is known now
+    if alone:
+        own_locks(peer)
     failing = Failing(step, peer.queue._words)
     store = peer.queue._store
     for holder in (peer.queue, store, store.state, store.claims):
@@ -274,8 +284,9 @@ def die_in_step(home: str, operation: int, step: int) -> None:
     os._exit(0)
 
 
+@pytest.mark.parametrize("alone", [False, True])
 @pytest.mark.parametrize("operation", range(9))
-def test_kill_at_every_step(home: str, operation: int) -> None:
+def test_kill_at_every_step(home: str, operation: int, alone: bool) -> None:
     for step in range(1, 400):
         shutil.rmtree(f"{home}/oracle")
         os.mkdir(f"{home}/oracle")
@@ -286,7 +297,7 @@ def test_kill_at_every_step(home: str, operation: int) -> None:
         for _, receipt in peer.take(0, 100, limit=2):
             peer.queue.nack(receipt)
         peer.close()
-        status = join(begin(die_in_step, home, operation, step))
+        status = join(begin(die_in_step, home, operation, step, alone))
         remaining, found, peer = drain(home)
         delivered = [line.split()[0] for line in remaining]
         expected = set(names) | set(read_diaries(home, "confirmed"))
@@ -310,12 +321,13 @@ def take_one(home: str) -> None:
     os._exit(0)
 
 
-def test_a_sender_that_dies_leaves_nobody_asleep_before_its_message(home: str) -> None:
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_sender_that_dies_leaves_nobody_asleep_before_its_message(home: str, alone: bool) -> None:
     peer = Peer(home)
     for step in range(1, 100):
         receiver = begin(take_one, home)
         wait_for(lambda: peer.queue._words[_state.RECEIVERS] == 1)
-        status = join(begin(die_in_step, home, 0, step))
+        status = join(begin(die_in_step, home, 0, step, alone))
         wait_for(lambda: peer.queue.size() == 0)
         os.kill(receiver, signal.SIGKILL)
         join(receiver)

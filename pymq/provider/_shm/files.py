@@ -253,21 +253,31 @@ class Lock(Mutex):
             self.wait()
 
     def wait(self) -> None:
-        """Take the file's lock from another process: yield the processor for as long as a holder usually needs, then sleep in
-        small steps until the deadline. For those who hold the mutex and write `with lock` out.
-        """
-        deadline = time.monotonic() + LOCK_SECONDS
-        for turn in range(1 << 62):
-            try:
-                fcntl.flock(self.fd, EXCLUSIVE_NOW)
-                return
-            except BlockingIOError:
-                if turn < 200:
-                    os.sched_yield()
-                elif time.monotonic() < deadline:
-                    time.sleep(0.0005)
-                else:
-                    raise ProviderError(f"a lock was held for {LOCK_SECONDS} s: is a process stopped?") from None
+        """Take the file's lock from another process. For those who hold the mutex and write `with lock` out."""
+        patiently(self._is_taken_now)
+
+    def _is_taken_now(self) -> bool:
+        try:
+            fcntl.flock(self.fd, EXCLUSIVE_NOW)
+        except BlockingIOError:
+            return False
+        return True
+
+
+def patiently(attempt: Callable[[], bool]) -> None:
+    """Until it succeeds: yield the processor for as long as the holder of a lock usually needs, then sleep in small steps. Raises
+    ProviderError after LOCK_SECONDS.
+    """
+    deadline = time.monotonic() + LOCK_SECONDS
+    turns = 0
+    while not attempt():
+        turns += 1
+        if turns < 200:
+            os.sched_yield()
+        elif time.monotonic() < deadline:
+            time.sleep(0.0005)
+        else:
+            raise ProviderError(f"a lock was held for {LOCK_SECONDS} s: is a process stopped?") from None
 
 
 EXCLUSIVE_NOW = fcntl.LOCK_EX | fcntl.LOCK_NB

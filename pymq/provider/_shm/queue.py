@@ -1,9 +1,9 @@
 """A queue shared by processes: files in one directory, two locks, and a commit point for every change.
 
-Each lock is a `flock`: the senders' guards the tails of the log, the receivers' (on the state itself) the heads and the claims, so that
-a put and a get never wait for each other (one lock for both cost a third of the throughput, and all of it where its holder lost the
-processor). Whoever goes to sleep, for a message or for room, takes both, the senders' first: then nothing can slip in between the
-last look and the registration. What is left is a process that dies (kill -9) between two of its stores.
+The senders' lock guards the tails of the log, the receivers' (on the state itself) the heads and the claims, so that a put and a get
+never wait for each other (one lock for both cost a third of the throughput, and all of it where its holder lost the processor).
+Whoever goes to sleep, for a message or for room, takes both, the senders' first: then nothing can slip in between the last look and
+the registration. What is left is a process that dies (kill -9) between two of its stores.
 
 `state` has the mapped words, `segments` the log, `claims` what has left it under a lease or is delayed, `store` what is done with
 them under the locks; this file has the locks, the waiting and the deaths of others.
@@ -69,6 +69,8 @@ class SharedQueue:
         except FileNotFoundError:
             raise QueueNotFound(f"there is no queue {name!r}") from None
         self._words = state.words
+        for lock in (self._sending, self._lock):
+            lock.share(state.words, bells, member)
         self._store = Store(name, state, directory, bells, member, max_bytes)
 
     def _open(self, directory: Directory, create: bool) -> State | None:

@@ -22,7 +22,7 @@ from typing import TypeAlias
 from pymq.exceptions import MessageTooLarge
 from pymq.provider._shm.files import Directory, adopt_file, close_file, cut_short, map_open_file
 from pymq.provider._shm.frames import checksum
-from pymq.provider._shm.state import START
+from pymq.provider._shm.state import IS_ORDERED, START
 
 SEGMENT_BYTES = 256 << 10  # what is consumed is given back by whole segments; a new one costs 20 us
 SHIFT = 28
@@ -51,7 +51,6 @@ _PARSED = 16  # records
 _LENGTHS = 0xFFFFFFFF  # what `checksum` takes as a start, whatever a damaged record says
 _MOST_FILES = 4  # that are held open
 _PAGE = 4096
-_IS_ORDERED = os.uname().machine in ("x86_64", "i686")  # elsewhere the tail may be seen before the record, with no system call between
 _SEGMENT_NAME = re.compile(r"log\.([0-9a-f]{8,})")  # more behind a level of priority
 Ahead: TypeAlias = "tuple[int, int, bytes]"
 """A record that was read before the lock was taken: where, its size, its message."""
@@ -101,7 +100,7 @@ class Log:
             error = cut_short(file, offset + written)
             os.ftruncate(file, offset)  # what was written of it stays behind the tail: give its pages back
             raise error
-        if size <= _PAGE <= offset and _IS_ORDERED and tail >> SHIFT != self._tried and not tail >> 60:
+        if size <= _PAGE <= offset and IS_ORDERED and tail >> SHIFT != self._tried and not tail >> 60:
             self._try_to_map(tail >> SHIFT)
         return tail
 

@@ -2,9 +2,11 @@
 
 A file of native words, allocated before it is touched (a full file system is an error, never a SIGBUS):
 
-    0 format   STATUS: dirty, deleted   counters   MASK: levels above 0 that may hold something   SENDING, RECEIVING: is a lock taken?
+    0 format   STATUS: dirty, deleted   counters   MASK: levels above 0 that may hold something
     LEVELS     per level, for senders, `changes, copy, copy`; a copy is `tail, count, bytes` of all that was ever put;
                eight words further the same for receivers: `head, count, bytes` of all that was ever taken
+    SENDING, RECEIVING   the words of either lock (see `guard`): `TAKEN, BIAS, LAST`; from FLAGS on, for each process that has made it
+               its own, its flag and the bell by which others know that it lives, in a line of the cache by themselves
     RECEIVERS, SENDERS, OWNERS   tables: how many, then that many numbers of bells
     SLOTS      the claims, eight words each (see `claims`)
 
@@ -24,16 +26,23 @@ import time
 from pymq.provider._shm.files import Directory, map_file, write_at
 
 LEVELS_COUNT = 10
-FORMAT = int.from_bytes(b"pymq-q\0\3", "little")
-STATUS, NEXT, HEAPED, LEASED, HELD, FREE, USED, ALLOCATED, ARMED, EXPIRED, CORRUPT, MASK, SENDING, RECEIVING = range(1, 15)
+FORMAT = int.from_bytes(b"pymq-q\0\4", "little")
+STATUS, NEXT, HEAPED, LEASED, HELD, FREE, USED, ALLOCATED, ARMED, EXPIRED, CORRUPT, MASK = range(1, 13)
 DIRTY, IS_DELETED = 1, 2
 LEVELS = 32
+SENDING, RECEIVING = 192, 352
+GUARD_WORDS = RECEIVING - SENDING
+TAKEN, BIAS, LAST = range(3)
+FLAGS, FLAG_WORDS, OWNER_BELL = 8, 8, 1
 RECEIVERS, SENDERS, OWNERS, SLOTS = 512, 1024, 1536, 2048
 TABLE_SIZE = 511
 SLOT_WORDS = 8
 MOST_SLOTS = 1 << 20  # the file is that large but for its holes: it is mapped once, and allocated as it is used
 TAIL, HEAD = 0, 8
 START = 8  # the offset of a segment's first record
+
+IS_ORDERED = os.uname().machine in ("x86_64", "i686")
+"""Stores are seen in their order, and a thread's lock is a full fence; elsewhere neither, with no system call between."""
 
 _FIRST_SLOTS = 64
 _END = struct.Struct("=3Q")
