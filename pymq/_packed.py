@@ -28,14 +28,14 @@ def layout(codes: Sequence[str]) -> struct.Struct:
     return struct.Struct("<x" + "".join("I" if code == "s" else code for code in codes))
 
 
-def make_packer(codes: Sequence[str]) -> tuple[str, dict[str, Any]]:
-    """An expression that packs the values `f0`, `f1`, …, and the names in it.
+def make_packer(codes: Sequence[str], before: str = "") -> tuple[str, dict[str, Any]]:
+    """An expression that packs the values `f0`, `f1`, …, and the names in it; behind others, the `pack` that it wants is another.
 
     It raises ValueError or struct.error for those of the right types that have no place in a row.
     """
     values = [f"len(s{place} := f{place}.encode())" if code == "s" else f"f{place}" for place, code in enumerate(codes)]
     texts = [f" + s{place}" for place, code in enumerate(codes) if code == "s"]
-    return f"pack({', '.join(values)}){''.join(texts)}", {"pack": layout(codes).pack}
+    return f"pack({before}{', '.join(values)}){''.join(texts)}", {"pack": layout(codes).pack}
 
 
 def make_reader(codes: Sequence[str]) -> Callable[[Callable[..., Any], Decode], Decode]:

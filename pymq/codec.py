@@ -22,7 +22,7 @@ import dataclasses
 import enum
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import date, datetime
 from decimal import Decimal
 from struct import error as StructError
@@ -35,10 +35,10 @@ from pydantic_core import core_schema as cs
 
 from pymq._hints import Find, bare, cached, find_named, finder, hints_of, is_own_class, is_union, name_class, name_type
 from pymq._objects import JSON, VALUE, construct, fit, is_plain
-from pymq._packed import CODES, make_packer, make_reader, read_row
+from pymq._packed import CODES, layout, make_packer, make_reader, read_row
 from pymq._tagged import SURROGATE, dump, lower, parse, raise_, write
 from pymq.exceptions import CodecError
-from pymq.message import PACKED, RAW, TAGGED, TYPED, names_in
+from pymq.message import PACKED, RAW, SEQUENCE_BYTES, TAGGED, TYPED, heads, names_in, pack_sequence, packer
 from pymq.topics import topic_of
 
 __all__ = ["PACKED", "RAW", "TAGGED", "TYPED", "Encoder", "convert", "decode_arguments", "decoder_for", "encode_arguments"]
@@ -48,17 +48,30 @@ to_json([None])
 """pydantic-core sets itself up in its first call, under a lock: a process forked while another thread was in there hung for ever."""
 
 Decode = Callable[[bytes], Any]
+Encode = Callable[[Any], bytes]
+Join = Callable[[Iterator[int], bytes], Encode]
+"""What makes, of numbers and a packed prefix, the encoding as a whole message."""
 
 
 class Encoder:
     """How values of one class are encoded; `encode` raises CodecError naming what cannot travel. Safe in all threads."""
 
-    __slots__ = ("encode", "form", "type_name")
+    __slots__ = ("_joined", "encode", "form", "type_name")
 
-    def __init__(self, form: int, type_name: str, encode: Callable[[Any], bytes]) -> None:
+    def __init__(self, form: int, type_name: str, encode: Encode, joined: Join | None = None) -> None:
         self.form: int = form
         self.type_name: str = type_name
-        self.encode: Callable[[Any], bytes] = encode
+        self.encode: Encode = encode
+        self._joined = joined
+
+    def numbered(self, numbers: Iterator[int], packed: bytes) -> tuple[Iterator[bytes] | None, Encode, int]:
+        """What makes messages with that packed prefix: heads, and what encodes what is behind them, and 0.
+
+        A row is packed with its head, which takes 0.1 us less than two that are joined: None, what encodes both, and the head's size.
+        """
+        if self._joined is None:
+            return heads(numbers, packed), self.encode, 0
+        return None, self._joined(numbers, packed), SEQUENCE_BYTES + len(packed)
 
 
 _encoders: dict[type, Encoder] = {bytes: Encoder(RAW, "bytes", lambda value: value)}
@@ -81,7 +94,7 @@ def _make_encoder(cls: type) -> Encoder:
     if plan is None:
         return Encoder(TAGGED, name, write)
     kinds = json.dumps(plan.kinds, separators=(",", ":")) if plan.kinds else ""
-    return Encoder(plan.form, f"{name}({','.join(plan.fields)}){kinds}", plan.encode)
+    return Encoder(plan.form, f"{name}({','.join(plan.fields)}){kinds}", plan.encode, plan.joined)
 
 
 def _write_int(value: int) -> bytes:
@@ -238,7 +251,8 @@ class _Plan(NamedTuple):
     schema: CoreSchema
     kinds: dict[str, Any]
     is_exact: Callable[[Any], bool]
-    encode: Callable[[Any], bytes]
+    encode: Encode
+    joined: Join | None
     decoder: Callable[[Callable[..., Any], Decode], Decode]
     make: Callable[..., Any]
 
@@ -322,17 +336,21 @@ def _compile(cls: type, parts: dict[str, _Part], names: dict[str, Any], kinds: d
     schema = cs.dataclass_schema(cls, arguments, list(parts), slots=slots, config=_CONFIG)
     tests = [f"({part.test.format(f'f{number}')})" for number, part in enumerate(parts.values())]
     form, fields, fits, (encoded, more, decoder) = TYPED, list(parts), tests, _json_row(parts)
+    source, joined = _SOURCE, ""
     if kinds:
         codes = [CODES[kind] for kind in kinds.values()]
         form, fields = PACKED, [f"{name}:{code}" for name, code in zip(kinds, codes)]
         fits = [f"type(f{number}) is {kind.__name__}" for number, kind in enumerate(kinds.values())]
         encoded, more, decoder = *make_packer(codes), make_reader(codes)
+        source, (joined, _) = _SOURCE + _JOINED, make_packer(codes, "number := next(numbers), prefix, ")
+        more |= {"packer": packer, "pack_sequence": pack_sequence, "row": layout(codes).format.removeprefix("<")}
     names.update(more, cls=cls, write=write, StructError=StructError)
     loads = "; ".join(f"f{number} = v.{name}" for number, name in enumerate(parts)) or "pass"
     whole = ["True" if slots else f"len(v.__dict__) == {len(parts)}"]
-    exec(_SOURCE.format(loads=loads, test=" and ".join(tests + whole), fits=" and ".join(fits + whole), encoded=encoded), names)
+    test, fit = (" and ".join(conditions + whole) for conditions in (tests, fits))
+    exec(source.format(loads=loads, test=test, fits=fit, encoded=encoded, joined=joined), names)
     told = {name: part.kind for name, part in parts.items() if part.kind is not None}
-    return _Plan(form, cls, tuple(fields), schema, told, names["is_exact"], names["encode"], decoder, _maker(cls))
+    return _Plan(form, cls, tuple(fields), schema, told, names["is_exact"], names["encode"], names.get("join"), decoder, _maker(cls))
 
 
 def _json_row(parts: dict[str, _Part]) -> tuple[str, dict[str, Any], Callable[[Callable[..., Any], Decode], Decode]]:
@@ -366,6 +384,24 @@ def encode(v):
     except (ValueError, AttributeError, StructError):  # a lone surrogate, a missing field, an int of more than 64 bits
         pass
     return write(v)
+"""
+
+_JOINED = """
+def join(numbers, prefix):
+    pack = packer(prefix, row)
+
+    def encode(v):
+        number = 0
+        try:
+            {loads}
+            if {fits}:
+                return {joined}
+        except (ValueError, AttributeError, StructError):
+            pass
+        payload = write(v)  # first: what cannot travel takes no number
+        return pack_sequence(number or next(numbers)) + prefix + payload
+
+    return encode
 """
 
 

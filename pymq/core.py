@@ -141,7 +141,10 @@ def publish(
         return None
     if headers is None and ttl is None and not delay:
         route = _routes.get(type(event)) if channel is None else None
-        return running.publish(event, channel) if route is None else route.send(event)
+        if route is None:
+            return running.publish(event, channel)
+        send = route.send  # as in `EventBus.publish`
+        return send(event)
     return running.publish(event, channel, headers=headers, delay=delay, ttl=ttl)
 
 

@@ -65,12 +65,17 @@ def pack_prefix(prefix: Prefix) -> bytes:
     return struct.pack("<H", len(packed)) + packed
 
 
+def packer(packed: bytes, layout: str = "") -> Callable[..., bytes]:
+    """What packs a number, that packed prefix, and what follows them."""
+    return struct.Struct(f"<Q{len(packed)}s{layout}").pack
+
+
 def heads(numbers: Iterator[int], packed: bytes, *more: Iterator[Any], layout: str = "") -> Iterator[bytes]:
     """What stands before the payload, with that packed prefix, of one message after the other; behind it the next of `more`, packed.
 
     All in C, so that two threads never get the same: 0.12 us each, half of what a call for the number and its packing take.
     """
-    return map(struct.Struct(f"<Q{len(packed)}s{layout}").pack, numbers, itertools.repeat(packed), *more)
+    return map(packer(packed, layout), numbers, itertools.repeat(packed), *more)
 
 
 def prefix_of(frame: bytes) -> bytes:

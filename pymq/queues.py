@@ -65,7 +65,7 @@ class Queue(Generic[T]):
         self._policy = Policy(retries, backoff, f"queue-dead/{name}")
         self._queue = f"queue/{name}"
         self._closed = False
-        self._encodings: dict[Any, tuple[Callable[[Any], bytes], Iterator[bytes]]] = {}
+        self._encodings: dict[Any, tuple[Iterator[bytes] | None, Callable[[Any], bytes]]] = {}
         self._plain: dict[bytes, tuple[Callable[[bytes], Any], int]] = {}
         self._latest: tuple[bytes, Callable[[bytes], Any], int] = b"", self._decode_other, 0
         codec.name_type(type)
@@ -90,9 +90,10 @@ class Queue(Generic[T]):
         """
         provider = self._bus.provider if not self._closed else self._provider()  # 0.05 us less than the call
         left = None if block and timeout is None else seconds_to_wait(block, timeout)
-        encode, heads = self._encodings.get(type(item)) or self._encoding(item)
-        payload = encode(item)  # first: what cannot travel takes no number
-        message = next(heads) + payload
+        heads, encode = self._encodings.get(type(item)) or self._encoding(item)
+        message = encode(item)
+        if heads is not None:  # only now: what cannot travel takes no number
+            message = next(heads) + message
         lives = None
         if delay or ttl is not None or priority:
             _check_options(provider, delay, ttl, priority)
@@ -107,7 +108,7 @@ class Queue(Generic[T]):
             except Full:
                 raise Full(f"no room in the queue {self.name!r}") from None  # the provider knows it by another name
 
-    def _encoding(self, item: Any) -> tuple[Callable[[Any], bytes], Iterator[bytes]]:
+    def _encoding(self, item: Any) -> tuple[Iterator[bytes] | None, Callable[[Any], bytes]]:
         from pymq import codec
 
         cls = type(item)
@@ -118,7 +119,7 @@ class Queue(Generic[T]):
             except CodecError as error:
                 raise CodecError(f"the queue {self.name!r} is of {self._type!r}, and nobody could get this: {error}") from error
         prefix = Prefix(frames.ITEM, encoder.form, 0, self._bus.token, self.name, encoder.type_name, ())
-        found = self._encodings[cls] = encoder.encode, frames.heads(_numbers, frames.pack_prefix(prefix))
+        found = self._encodings[cls] = encoder.numbered(_numbers, frames.pack_prefix(prefix))[:2]
         return found
 
     def put_nowait(self, item: T, **options: Any) -> None:

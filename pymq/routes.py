@@ -53,8 +53,7 @@ class Route:
         self.topics: tuple[str, ...] = tuple("e/" + name for name in channels)
         self._provider: Provider = provider
         self._sequence: itertools.count[int] = counts.of(channels[0])
-        heads = frames.heads(self._sequence, packed)
-        self.send: Callable[[Any], int | None] = provider.publisher(self.topics, heads, encoder.encode)
+        self.send: Callable[[Any], int | None] = provider.publisher(self.topics, *encoder.numbered(self._sequence, packed))
         """Publish an event that has no options."""
 
     def send_with(self, event: Any, headers: dict[str, Any] | None, delay: float, ttl: float | None) -> int | None:

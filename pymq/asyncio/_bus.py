@@ -246,7 +246,8 @@ class EventBus:
             if channel is None and headers is None and ttl is None and not delay:
                 route = self._routes.get(type(event))
                 if route is not None:
-                    return route.send(event)
+                    send = route.send  # as in `EventBus.publish`
+                    return send(event)
             return await self._not_closed().do(self._core.publish, event, channel, headers=headers, delay=delay, ttl=ttl)
         except WouldWait as pause:
             return await self._not_closed().in_thread(pause.finish)

@@ -260,15 +260,18 @@ class Provider(ABC):
         what this provider publishes, however full it is.
         """
 
-    def publisher(self, topics: Sequence[str], heads: Iterator[bytes], encode: Callable[[Any], bytes]) -> Callable[[Any], int | None]:
+    def publisher(
+        self, topics: Sequence[str], heads: Iterator[bytes] | None, encode: Callable[[Any], bytes], joined: int = 0
+    ) -> Callable[[Any], int | None]:
         """What publishes a value to these topics: as the next of the heads, and the value encoded.
 
+        Where there are none, `encode` gives both in one, of which that many bytes are the head.
         Not abstract: for a provider that can look up in advance who gets it, and that need not join the two where that is large.
         """
 
         def publish(value: Any) -> int | None:
             payload = encode(value)  # first: what cannot travel takes no number
-            return self.publish(topics, next(heads) + payload)
+            return self.publish(topics, payload if heads is None else next(heads) + payload)
 
         return publish
 

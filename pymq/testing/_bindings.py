@@ -110,6 +110,15 @@ class Bindings(Suite):
         for queue in (inbox, shared):
             assert self._whole(receiver, queue) == heads[1 + len(sizes)] + bytes(10), "what cannot travel took a head"
 
+    def test_a_publisher_sends_what_has_its_head_already(self) -> None:
+        provider, receiver = self._open(), self._open()
+        inbox, topic, head = self._inbox(receiver), self._name(), numbered(1)[0]
+        publish = provider.publisher((topic,), None, lambda size: head + bytes(size), len(head))
+        receiver.bind(inbox, topic, exact=True)
+        for size in [size for size in SIZES if size + len(head) <= provider.max_message_bytes]:
+            self._reached(publish(size), 1)
+            assert self._whole(receiver, inbox) == head + bytes(size), f"published {size} bytes"
+
     def _whole(self, receiver: Provider, queue: str) -> bytes:
         """The next message, with what a publisher's provider may have left beside its head."""
         (message,) = self._messages(receiver, queue, 1)

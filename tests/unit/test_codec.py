@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import struct
@@ -41,7 +42,7 @@ from pymq.codec import (
     name_type,
 )
 from pymq.exceptions import CodecError
-from pymq.message import Message, Prefix, names_in
+from pymq.message import Message, Prefix, names_in, pack_prefix, unpack
 from pymq.topics import topic_of
 
 
@@ -514,6 +515,17 @@ class TestForms:
     def test_a_row_has_the_numbers_then_the_texts(self) -> None:
         fixed = struct.pack("<BqIdI", 0, 1, 5, 2.5, 1)
         assert encoder_for(Reading).encode(READING) == fixed + b"hellox"
+
+    def test_a_row_is_packed_with_its_head_and_what_cannot_travel_takes_no_number(self) -> None:
+        encoder, numbers = encoder_for(Reading), itertools.count(7)
+        heads, encode, size = encoder.numbered(numbers, pack_prefix(Prefix(1, PACKED, 0, 5, "c", encoder.type_name, ())))
+        values = [READING, replace(READING, a=1 << 70), replace(READING, b="\ud800"), replace(READING, c=1)]
+        for number, value in enumerate(values, 7):
+            message = encode(value)
+            assert unpack(message)[::3] == (number, encoder.encode(value)) == (number, message[size:])
+            with pytest.raises(CodecError):
+                encode(replace(READING, a=object()))
+        assert heads is None
 
     def test_names(self) -> None:
         names = [encoder_for(cls).type_name for cls in (int, type(None), datetime, Decimal, Reading)]

@@ -448,10 +448,12 @@ def test_any_size_up_to_the_maximum(config, opened, size):
 
 @pytest.mark.parametrize("head", [b"", b"head", bytes(4060), bytes(4061), bytes(65_535)], ids=len)
 @pytest.mark.parametrize("size", [4096, 65_536, (2 << 20) + 1])
-def test_a_large_payload_arrives_behind_its_head(opened, head, size):
+@pytest.mark.parametrize("is_joined", [False, True], ids=["apart", "joined"])
+def test_a_large_payload_arrives_behind_its_head(opened, head, size, is_joined):
     sender, receiver = opened(), opened()
     subscribe(receiver, "inbox")
-    publish = sender.publisher(("topic",), itertools.repeat(head), bytes)
+    how = (None, head.__add__, len(head)) if is_joined else (itertools.repeat(head), bytes)
+    publish = sender.publisher(("topic",), *how)
     payloads = [random.Random(number).randbytes(size) for number in range(4)]
     for payload in payloads:
         assert publish(payload) == 1
