@@ -852,7 +852,7 @@ def spins_of(provider: ShmProvider, monkeypatch: pytest.MonkeyPatch, pays: bool)
             provider.publish(("topic",), coming.pop())
         return True
 
-    monkeypatch.setattr(inbox, "_spin", lambda end: spun.append(end) or (pays and come()))
+    monkeypatch.setattr(inbox, "_spin", lambda end: spun.append(end) or (inbox.take() if pays and come() else []))
     monkeypatch.setattr(inbox, "_sleep", lambda end, busy: not come() or sleep(end, busy))
 
     def receive(count: int) -> bool:
@@ -903,7 +903,7 @@ def test_a_spin_is_part_of_the_timeout_and_never_long(config, opened, monkeypatc
     provider.receive("in", 0)
     spun, ends = [], []
     inbox = provider._inboxes["in"]
-    monkeypatch.setattr(inbox, "_spin", spun.append)  # in vain
+    monkeypatch.setattr(inbox, "_spin", lambda seconds: spun.append(seconds) or [])  # in vain
     monkeypatch.setattr(inbox, "_sleep", lambda end, busy: ends.append(end) or True)
     provider.receive("in", 0.02)
     assert (spun, ends) == ([0.02], [])
@@ -917,7 +917,7 @@ def test_a_spin_in_vain_shortens_only_the_wait_behind_it(config, opened, monkeyp
     subscribe(provider, "in")
     provider.receive("in", 0)
     inbox = provider._inboxes["in"]
-    monkeypatch.setattr(inbox, "_spin", lambda seconds: False)
+    monkeypatch.setattr(inbox, "_spin", lambda seconds: [])
     assert provider.receive("in", GUARD, watch=["nobody's"]) == []  # so it does not wait
     for _ in range(2):
         provider.publish(("topic",), b"m")
@@ -943,6 +943,20 @@ def test_a_receiver_that_spins_while_the_provider_is_closed_just_ends(config, op
     provider.close()
     thread.join(GUARD)
     assert results == [[]]
+
+
+def test_a_wake_ends_a_spin_at_once_which_was_not_in_vain(config, opened, monkeypatch):
+    monkeypatch.setattr("pymq.provider._shm.inbox._LONGEST_SPIN", GUARD)
+    provider = opened(ShmConfig(home=config.home, spin=GUARD))
+    subscribe(provider, "in")
+    provider.receive("in", 0)
+    yields = []
+    monkeypatch.setattr("pymq.provider._shm.inbox.sched_yield", lambda: yields.append(None) or (len(yields) == 2 and provider.wake()))
+    assert provider.receive("in", GUARD) == []
+    assert len(yields) == 2
+    assert not provider._inboxes["in"]._in_vain
+    provider.publish(("topic",), b"m")
+    assert provider.receive("in", GUARD) == [(b"m", None)]
 
 
 def test_a_receiver_that_goes_on_when_the_provider_is_closed_is_told_so(opened, monkeypatch):

@@ -10,10 +10,11 @@ import os
 import select
 import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
-from os import read, sched_yield
+from io import FileIO
+from os import sched_yield
 
 from pymq.exceptions import ProviderError, QueueNotFound
 from pymq.message import Head, size_of
@@ -74,6 +75,7 @@ _KEPT_LOG_BYTES = 1 << 20
 _HEADER_BYTES = HEADER.size
 _LONGEST_SPIN = 0.05
 """Seconds: only who sleeps learns of the death of whom it watches, and a caller is to know within 0.1."""
+ONCE = range(1)
 _UNSURE = [-1]
 """In the place of the descriptors that are watched, while they are being changed."""
 _LARGE_SPIN = 0.0001
@@ -91,6 +93,10 @@ class Inbox:
 
     _gather = 0.00002
     """With four receivers on two processors that is half as many events a second again; with one it makes no difference."""
+
+    _looks = range(4)
+    """How often who spins reads before it yields the processor: a yield takes nearly as long as a read. To poll in the place of a read
+    takes half of that, but then, when something is there, the read and the mutex come on top: 1 us more for a call."""
 
     def __init__(self, name: str, directory: Directory, bells: Bells) -> None:
         self.name = name
@@ -118,7 +124,8 @@ class Inbox:
         self._log = directory.open(f"{self.stem}.log", os.O_RDWR | os.O_CREAT | os.O_EXCL)
         self._lock = Lock(self._log)
         self._fifo = make_fifo(directory, f"{self.stem}.fifo")
-        self._receive: Callable[[int], bytes] = partial(read, self._fifo)
+        self._receive: Callable[[int], bytes | None] = FileIO(self._fifo, closefd=False).read
+        """None where there is nothing: 0.2 us less than to catch the exception of `os.read`."""
         self._owned = Owned(partial(close_file, self._fifo), partial(close_file, self._log))
         self.sources = [self._fifo]
         self._poll = select.poll()
@@ -152,10 +159,8 @@ class Inbox:
         found = self.take()
         if not found:
             seconds = min(seconds, _LONGEST_SPIN, math.inf if timeout is None else timeout)
-            if self._spin(seconds):
-                found = self.take()
-            else:
-                self._in_vain = seconds
+            found = self._spin(seconds)
+            self._in_vain = 0.0 if found or self._woken else seconds
         if found:
             self._patience.failures, self._woken = 0, False
         return found
@@ -180,8 +185,8 @@ class Inbox:
         self._woken = False
         return found
 
-    def take(self) -> list[Delivery]:
-        """All that has come, without waiting."""
+    def take(self, looks: Iterable[int] = ONCE) -> list[Delivery]:
+        """All that has come, without waiting, but for looking so many times where there is nothing."""
         mutex = self._mutex
         with mutex.mutex:  # `with mutex` written out: 0.5 us less
             if mutex.is_held:
@@ -194,9 +199,12 @@ class Inbox:
                 if self._data or self._found:
                     self._read(_LARGE_BATCH)
                     return self._taken()
-                try:
-                    self._data = data = self._receive(_BATCH)  # kept until it is returned: a signal handler may raise
-                except BlockingIOError:
+                for _ in looks:
+                    data = self._receive(_BATCH)
+                    if data is not None:
+                        self._data = data  # kept until it is returned: a signal handler may raise
+                        break
+                else:
                     data = b""
                 size = len(data) - _HEADER_BYTES
                 if size >= 0 and not head[LOGGED]:
@@ -249,15 +257,12 @@ class Inbox:
         with suppress(OSError):  # full: nobody sleeps on it; or there is no memory for it, and who wants to wake it tries again
             os.write(self._fifo, signal)
 
-    def _spin(self, seconds: float) -> bool:
-        """Yield the processor for a while before sleeping; whether something came. A wake-up takes 30 to 80 us, a turn of this 1."""
-        poll, end = self._poll.poll, time.monotonic() + seconds
-        while True:
+    def _spin(self, seconds: float) -> list[Delivery]:
+        """What comes within so many seconds, without sleeping: to be woken takes 30 to 80 us, a look 1."""
+        end = time.monotonic() + seconds
+        while not (found := self.take(self._looks)) and not self._woken and time.monotonic() < end:
             sched_yield()
-            if poll(0):
-                return True
-            if time.monotonic() >= end:
-                return False
+        return found
 
     def _let_gather(self, end: float) -> list[Delivery]:
         """What comes until then, without a look before: who sleeps in a stream is woken by, and for, a single message."""
@@ -307,7 +312,7 @@ class Inbox:
     def _taken(self) -> list[Delivery]:
         found, self._found = self._found, []
         self._came_many = len(found) > 1
-        # then a poll is all it takes to learn of more: a read that finds nothing costs 2 us, most of it the exception
+        # then a poll is all it takes to learn of more: half of a read that finds nothing
         self._is_drained = self._is_whole and not self._data and not self.head[LOGGED] and not self._woken
         return found
 
@@ -340,9 +345,8 @@ class Inbox:
 
     def _load(self) -> bool:
         """Read what is on its way; False where there is nothing."""
-        try:
-            data = self._receive(_BATCH)
-        except BlockingIOError:
+        data = self._receive(_BATCH)
+        if data is None:
             return False
         self._add(data, len(data) < _BATCH)
         return True
