@@ -19,6 +19,7 @@ from __future__ import annotations
 import copy
 import errno
 import fcntl
+import math
 import os
 import secrets
 import select
@@ -57,7 +58,7 @@ reader of ten events may need, a stream now and then fell into it, at two thirds
 class KernelInbox(Inbox):
     """The reading end. Raises ProviderError, naming the limit, where the kernel gives no queue."""
 
-    _gather = 0.0
+    _gather, _stream = 0.0, math.inf
     """No more than ten messages can gather, and then their sender waits: that cost a stream a sixth to a third of its speed."""
 
     _looks = ONCE

@@ -19,6 +19,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -1011,3 +1012,28 @@ def test_in_a_stream_more_may_gather_before_the_next_look(opened, monkeypatch):
     monkeypatch.setattr(inbox, "_let_gather", lambda end: provider.publish(("topic",), b"more") and gather(end))
     provider._has_sent = False
     assert provider.receive("in", GUARD) == [(b"more", None)]
+
+
+@pytest.mark.parametrize(
+    ("count", "spin", "has_sent", "waiting", "pauses"),
+    [
+        pytest.param(16, None, False, 0, 1, id="a stream"),
+        pytest.param(15, None, False, 0, 0, id="a few"),
+        pytest.param(16, None, True, 0, 0, id="who has sent may wait for an answer"),
+        pytest.param(16, 1e-6, False, 0, 0, id="who was told to spin"),
+        pytest.param(16, None, False, 16 << 10, 0, id="a stream in which enough has come"),
+    ],
+)
+def test_the_reader_of_a_stream_sleeps_past_the_writes(config, opened, monkeypatch, count, spin, has_sent, waiting, pauses):
+    provider = opened(replace(config, spin=spin))
+    subscribe(provider, "in")
+    for _ in range(count):
+        provider.publish(("topic",), b"m")
+    assert len(provider.receive("in", GUARD)) == count
+    slept: list[float] = []
+    monkeypatch.setattr("pymq.provider._shm.inbox.time.sleep", slept.append)
+    monkeypatch.setattr("pymq.provider._shm.inbox.bytes_waiting", lambda fifo: waiting)
+    provider._has_sent = has_sent
+    provider._inboxes["in"].wake()
+    assert provider.receive("in", GUARD) == []
+    assert len(slept) == pauses

@@ -59,6 +59,7 @@ from pymq.provider._shm.frames import (
     Arena,
     aligned,
     arena_name,
+    bytes_waiting,
     checksum,
     unpack_header,
 )
@@ -81,6 +82,11 @@ _UNSURE = [-1]
 _LARGE_SPIN = 0.0001
 """For how many seconds a reader that has just received a large message yields the processor before it sleeps: in a stream of them
 it would sleep between any two, and waking it costs both sides more than the message does."""
+_PAUSE = 0.0001
+_ENOUGH = 16 << 10
+"""How many bytes are worth to be read at once in a stream: where fewer wait, the reader sleeps for so many seconds, and no write wakes
+it. With four receivers on two processors each then reads 190 events at a time instead of 10 to 50, and a fifth more come through. With
+half as many bytes it is some more, but they interrupt the publisher of a burst to eight receivers: 9.2 us a publish instead of 8.6."""
 
 logger = logging.getLogger("pymq")
 
@@ -93,6 +99,8 @@ class Inbox:
 
     _gather = 0.00002
     """With four receivers on two processors that is half as many events a second again; with one it makes no difference."""
+    _stream: float = 16
+    """So many messages at once are a stream, in which nobody waits for the next one: it goes on where 160,000 a second come."""
 
     _looks = range(4)
     """How often who spins reads before it yields the processor: a yield takes nearly as long as a read. To poll in the place of a read
@@ -113,7 +121,8 @@ class Inbox:
         self._batch = 0.0
         self._done = 0
         self._woken = False
-        self._was_large = self._came_many = False
+        self._was_large = False
+        self._came = 0
         self._in_vain = 0.0
         self._patience = Patience()
         self._reported = 0
@@ -151,7 +160,7 @@ class Inbox:
         seconds = self._patience.seconds if spin is None else spin
         if self._was_large:
             seconds, self._was_large = max(seconds, _LARGE_SPIN), False
-        elif self._came_many:
+        elif self._came > 1:
             return []
         if not seconds:
             return []
@@ -174,7 +183,9 @@ class Inbox:
             self._watch(watch)
         begin = time.monotonic()
         end = math.inf if timeout is None else begin + timeout - self._in_vain
-        if self._came_many:
+        if self._came >= self._stream and spin == 0:  # None: in a conversation, where somebody waits for what is next
+            found = self._pause()
+        elif self._came > 1:
             found = self._let_gather(begin + self._gather)
         dead = False
         while not (found or self._woken or dead or (timeout is not None and time.monotonic() >= end)):
@@ -211,7 +222,7 @@ class Inbox:
                     magic, length, expected = unpack_header(data)
                     if length == size and magic == DATA and checksum(body := data[_HEADER_BYTES:]) == expected:
                         # one small message, as in a conversation: 1 us less than by what follows
-                        self._came_many, self._is_drained, self._data = False, not self._woken, b""
+                        self._came, self._is_drained, self._data = 1, not self._woken, b""
                         return [(body, None)]
                 self._take(data)
                 return self._taken()
@@ -270,6 +281,13 @@ class Inbox:
             sched_yield()
         return self.take()
 
+    def _pause(self) -> list[Delivery]:
+        """What comes while the others run, and, where that is little, while this sleeps."""
+        sched_yield()
+        if bytes_waiting(self._fifo) < _ENOUGH:
+            time.sleep(_PAUSE)
+        return self.take()
+
     def _watch(self, writers: Sequence[int]) -> None:
         """Whose death ends a sleep from now on: most callers watch the same server as before.
 
@@ -311,7 +329,7 @@ class Inbox:
 
     def _taken(self) -> list[Delivery]:
         found, self._found = self._found, []
-        self._came_many = len(found) > 1
+        self._came = len(found)
         # then a poll is all it takes to learn of more: half of a read that finds nothing
         self._is_drained = self._is_whole and not self._data and not self.head[LOGGED] and not self._woken
         return found
