@@ -61,7 +61,7 @@ class Reader:
     __slots__ = ("last", "running", "task", "thread")
 
     def __init__(self) -> None:
-        self.last = _NO_PREFIX
+        self.last: tuple[bytes, bytes] = _NO_PREFIX
         self.thread: int = threading.get_ident()
         self.task: Task | None = None
         self.running: object | None = None
