@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import threading
 import time
@@ -157,13 +158,63 @@ def test_where_there_are_more_than_flags_the_others_do_without(home: str, peer: 
     assert len(peer.messages(limit=1000)) == 104
 
 
-def test_the_flags_of_the_dead_are_given_to_others(home: str, peer: Peer, holder: Any) -> None:
-    flag, words = bias(peer), peer.queue._words
+def test_the_flag_of_a_dead_owner_is_given_to_another(peer: Peer, other: Peer, holder: Any) -> None:
+    flag = bias(peer)
     holder.kill()
     holder.join()
-    for other_flag in peer.queue._sending._flags:
-        words[other_flag + _state.OWNER_BELL] = words[flag + _state.OWNER_BELL]
-    assert make_biased(peer)._flag == peer.queue._sending._flags[0]
+    assert make_biased(peer)._flag == flag
+    assert make_biased(other)._flag != flag
+
+
+def test_who_comes_and_goes_uses_up_no_flag(home: str, peer: Peer) -> None:
+    for _ in range(50):
+        with Peer(home) as one:
+            assert make_biased(one)._flag in peer.queue._sending._flags
+
+
+def test_an_owner_whose_names_are_gone_is_waited_for_while_it_lives(
+    home: str, peer: Peer, holder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_files, "LOCK_SECONDS", 0.1)
+    shutil.rmtree(f"{home}/bells")
+    os.mkdir(f"{home}/bells", 0o700)
+    with pytest.raises(ProviderError, match="is a process stopped"):
+        peer.queue.send(b"too early")
+    holder.kill()
+    holder.join()
+    peer.queue.send(b"1")
+    assert peer.messages() == [b"1"]
+
+
+def test_who_is_inside_while_its_provider_is_closed_is_not_taken_for_dead(
+    peer: Peer, other: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_files, "LOCK_SECONDS", 0.1)
+    lock, leave = make_biased(peer), threading.Event()
+    thread, results = in_thread(lambda: lock.run(peer.queue._words, leave.wait, GUARD))
+    until(lambda: peer.queue._words[lock._flag])
+    peer.bells.close()
+    with pytest.raises(ProviderError, match="is a process stopped"):
+        other.queue.send(b"too early")
+    leave.set()
+    finish(thread)
+    other.queue.send(b"1")
+    assert (results, other.messages()) == ([True], [b"1"])
+
+
+def test_a_forked_child_has_none_of_its_parents_locks(peer: Peer) -> None:
+    make_biased(peer)
+    child = os.fork()
+    if not child:
+        try:
+            peer.queue._sending.run(peer.queue._words, os._exit, 1)
+        except ProviderError:
+            os._exit(0)
+        finally:
+            os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
+    peer.queue.send(b"1")
+    assert peer.messages() == [b"1"]
 
 
 def test_damage_takes_it_from_nobody(peer: Peer) -> None:

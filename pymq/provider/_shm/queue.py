@@ -70,7 +70,7 @@ class SharedQueue:
             raise QueueNotFound(f"there is no queue {name!r}") from None
         self._words = state.words
         for lock in (self._sending, self._lock):
-            lock.share(state.words, bells, member)
+            lock.share(state.words, member)
         self._store = Store(name, state, directory, bells, member, max_bytes)
 
     def _open(self, directory: Directory, create: bool) -> State | None:
