@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import queue
 import random
 import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -225,8 +226,21 @@ def test_damage_takes_it_from_nobody(peer: Peer) -> None:
     assert peer.messages() == [b"1"] * 3
 
 
-def test_what_a_signal_handler_raises_leaves_the_flag_down(peer: Peer, other: Peer) -> None:
-    """At whatever line of a put it comes."""
+def put_into_little_room(peer: Peer) -> None:
+    with suppress(queue.Full):
+        peer.queue.send(b"mine", 0, 1)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        pytest.param(lambda peer: peer.queue.send(b"mine"), id="put"),
+        pytest.param(put_into_little_room, id="put where there may be no room"),
+        pytest.param(lambda peer: peer.take(0.00001, 100), id="get that sleeps"),
+    ],
+)
+def test_what_a_signal_handler_raises_leaves_nothing_locked(peer: Peer, other: Peer, use: Callable[[Peer], object]) -> None:
+    """At whatever line it comes."""
     armed = [False]
 
     def give_up(*_: object) -> None:
@@ -235,23 +249,25 @@ def test_what_a_signal_handler_raises_leaves_the_flag_down(peer: Peer, other: Pe
             raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGALRM, give_up)
-    interrupted = sent = 0
+    interrupted = 0
+    locks = peer.queue._sending, peer.queue._lock
     try:
         for turn in range(3000):
-            lock = make_biased(peer) if turn % 10 == 0 else peer.queue._sending
+            if turn % 10 == 0:
+                make_biased(peer)
             try:
-                signal.setitimer(signal.ITIMER_REAL, 0.000001 + turn % 20 * 0.000001)
                 armed[0] = True
+                signal.setitimer(signal.ITIMER_REAL, 0.000001 + turn % 20 * 0.000001)
                 for _ in range(10):
-                    peer.queue.send(b"mine")
-                    sent += 1
+                    use(peer)
                 armed[0] = False
             except KeyboardInterrupt:
                 interrupted += 1
-            assert not lock.is_held
-            assert lock._flag is None or not peer.queue._words[lock._flag]
+            for lock in locks:
+                assert (lock.is_held, lock._has_file) == (False, False)
+                assert not any(peer.queue._words[flag] for flag in lock._flags)
             other.queue.send(b"theirs")
-            found = peer.messages(limit=100)
+            found = other.messages(limit=100)
             assert found.count(b"theirs") == 1
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -111,12 +111,14 @@ class Guard(Lock):
                 raise self.explained(error)
             finally:
                 self.is_held = False
-                if self._flag is not None:
-                    words[self._flag] = 0
-                if self._has_file:
-                    self._has_file = False
-                    flock(self.fd, LOCK_UN)
-                    words[self._taken] = 0
+                try:  # in CPython 3.10 a signal handler may raise behind an `if` that is not entered
+                    if self._flag is not None:
+                        words[self._flag] = 0
+                finally:
+                    if self._has_file:
+                        self._has_file = False
+                        flock(self.fd, LOCK_UN)
+                        words[self._taken] = 0
         finally:
             try:
                 self.mutex.release()
