@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import queue
 import random
+import shutil
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -157,13 +159,63 @@ def test_where_there_are_more_than_flags_the_others_do_without(home: str, peer: 
     assert len(peer.messages(limit=1000)) == 104
 
 
-def test_the_flags_of_the_dead_are_given_to_others(home: str, peer: Peer, holder: Any) -> None:
-    flag, words = bias(peer), peer.queue._words
+def test_the_flag_of_a_dead_owner_is_given_to_another(peer: Peer, other: Peer, holder: Any) -> None:
+    flag = bias(peer)
     holder.kill()
     holder.join()
-    for other_flag in peer.queue._sending._flags:
-        words[other_flag + _state.OWNER_BELL] = words[flag + _state.OWNER_BELL]
-    assert make_biased(peer)._flag == peer.queue._sending._flags[0]
+    assert make_biased(peer)._flag == flag
+    assert make_biased(other)._flag != flag
+
+
+def test_who_comes_and_goes_uses_up_no_flag(home: str, peer: Peer) -> None:
+    for _ in range(50):
+        with Peer(home) as one:
+            assert make_biased(one)._flag in peer.queue._sending._flags
+
+
+def test_an_owner_whose_names_are_gone_is_waited_for_while_it_lives(
+    home: str, peer: Peer, holder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_files, "LOCK_SECONDS", 0.1)
+    shutil.rmtree(f"{home}/bells")
+    os.mkdir(f"{home}/bells", 0o700)
+    with pytest.raises(ProviderError, match="is a process stopped"):
+        peer.queue.send(b"too early")
+    holder.kill()
+    holder.join()
+    peer.queue.send(b"1")
+    assert peer.messages() == [b"1"]
+
+
+def test_who_is_inside_while_its_provider_is_closed_is_not_taken_for_dead(
+    peer: Peer, other: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_files, "LOCK_SECONDS", 0.1)
+    lock, leave = make_biased(peer), threading.Event()
+    thread, results = in_thread(lambda: lock.run(peer.queue._words, leave.wait, GUARD))
+    until(lambda: peer.queue._words[lock._flag])
+    peer.bells.close()
+    with pytest.raises(ProviderError, match="is a process stopped"):
+        other.queue.send(b"too early")
+    leave.set()
+    finish(thread)
+    other.queue.send(b"1")
+    assert (results, other.messages()) == ([True], [b"1"])
+
+
+def test_a_forked_child_has_none_of_its_parents_locks(peer: Peer) -> None:
+    make_biased(peer)
+    child = os.fork()
+    if not child:
+        try:
+            peer.queue._sending.run(peer.queue._words, os._exit, 1)
+        except ProviderError:
+            os._exit(0)
+        finally:
+            os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
+    peer.queue.send(b"1")
+    assert peer.messages() == [b"1"]
 
 
 def test_damage_takes_it_from_nobody(peer: Peer) -> None:
@@ -174,8 +226,21 @@ def test_damage_takes_it_from_nobody(peer: Peer) -> None:
     assert peer.messages() == [b"1"] * 3
 
 
-def test_what_a_signal_handler_raises_leaves_the_flag_down(peer: Peer, other: Peer) -> None:
-    """At whatever line of a put it comes."""
+def put_into_little_room(peer: Peer) -> None:
+    with suppress(queue.Full):
+        peer.queue.send(b"mine", 0, 1)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        pytest.param(lambda peer: peer.queue.send(b"mine"), id="put"),
+        pytest.param(put_into_little_room, id="put where there may be no room"),
+        pytest.param(lambda peer: peer.take(0.00001, 100), id="get that sleeps"),
+    ],
+)
+def test_what_a_signal_handler_raises_leaves_nothing_locked(peer: Peer, other: Peer, use: Callable[[Peer], object]) -> None:
+    """At whatever line it comes."""
     armed = [False]
 
     def give_up(*_: object) -> None:
@@ -184,23 +249,25 @@ def test_what_a_signal_handler_raises_leaves_the_flag_down(peer: Peer, other: Pe
             raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGALRM, give_up)
-    interrupted = sent = 0
+    interrupted = 0
+    locks = peer.queue._sending, peer.queue._lock
     try:
         for turn in range(3000):
-            lock = make_biased(peer) if turn % 10 == 0 else peer.queue._sending
+            if turn % 10 == 0:
+                make_biased(peer)
             try:
-                signal.setitimer(signal.ITIMER_REAL, 0.000001 + turn % 20 * 0.000001)
                 armed[0] = True
+                signal.setitimer(signal.ITIMER_REAL, 0.000001 + turn % 20 * 0.000001)
                 for _ in range(10):
-                    peer.queue.send(b"mine")
-                    sent += 1
+                    use(peer)
                 armed[0] = False
             except KeyboardInterrupt:
                 interrupted += 1
-            assert not lock.is_held
-            assert lock._flag is None or not peer.queue._words[lock._flag]
+            for lock in locks:
+                assert (lock.is_held, lock._has_file) == (False, False)
+                assert not any(peer.queue._words[flag] for flag in lock._flags)
             other.queue.send(b"theirs")
-            found = peer.messages(limit=100)
+            found = other.messages(limit=100)
             assert found.count(b"theirs") == 1
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

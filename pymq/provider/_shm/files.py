@@ -195,7 +195,7 @@ class Mutex:
 
     def hold(self, action: Callable[..., Result], *args: object) -> Result:
         """`with self: return action(*args)` that leaves it unlocked whenever a signal handler raises: that may be at the call of
-        `__exit__`, before its first line. Not of a `Lock`, which is more than its mutex.
+        `__exit__`, before its first line.
         """
         with self.mutex:  # whose own `__exit__` is no Python
             if self.is_held:
@@ -245,6 +245,18 @@ class Lock(Mutex):
             fcntl.flock(self.fd, fcntl.LOCK_UN)
         finally:
             self.mutex.release()
+
+    def hold(self, action: Callable[..., Result], *args: object) -> Result:
+        with self.mutex:
+            if self.is_held:
+                raise self.refusal()
+            try:
+                self.is_held = True
+                self.take()
+                return action(*args)
+            finally:
+                self.is_held = False
+                fcntl.flock(self.fd, fcntl.LOCK_UN)
 
     def take(self) -> None:
         try:
@@ -481,8 +493,7 @@ class Bells:
             return self._idle.pop()
         except IndexError:
             pass
-        with self._registry:
-            return self.new()
+        return self._registry.hold(self.new)
 
     def new(self) -> Bell:
         """A bell of this process's. The registry's lock is held: a sweeper must not take a newborn for a dead one. Raises Removed."""

@@ -3,36 +3,38 @@
 The two calls of a `flock` were a quarter of a put. So a process that takes the lock again and again, with nobody in between, makes it
 its own: the word BIAS names its *flag* then, which only it raises. It raises the flag, looks whether BIAS still names it, and
 lowers the flag when it is done. Whoever else wants the lock takes the `flock`, marks BIAS as revoked, and waits until that flag is
-down, or its process dead. Both store first and look then, with a full fence in between, so that one of them at least sees the other
+down, or its owner gone. Both store first and look then, with a full fence in between, so that one of them at least sees the other
 (Dekker's way). While several use it, it is a `flock`, announced in the word TAKEN, so that waiters look instead of being refused.
 
-Who is killed with the flag up leaves what he would leave under the `flock`: whatever stands between two stores.
+Whose flag it is says a lock of the kernel's on one byte of the file, that of the flag's number. It ends when the owner's descriptor is
+closed, as the `flock` would: with his process, and not before the last thread that may be inside. A name in a directory, such as that
+of a bell, may be gone before, or with the owner's death unseen. Who is killed with the flag up leaves what he would leave under the
+`flock`: whatever stands between two stores.
 """
 
 from __future__ import annotations
 
 import errno
-import operator
 import os
 import struct
 import threading
+import weakref
 from collections.abc import Callable
-from fcntl import LOCK_UN, flock
+from fcntl import F_OFD_GETLK, F_OFD_SETLK, F_UNLCK, F_WRLCK, LOCK_UN, fcntl, flock
 from typing import TypeVar
 
 from pymq.exceptions import ProviderError, PymqError
 from pymq.provider._shm.files import (
     EXCLUSIVE_NOW,
-    Bells,
     Lock,
-    Removed,
     close_file,
     interrupted,
     is_of_a_handler,
+    pass_on,
     patiently,
     translated,
 )
-from pymq.provider._shm.state import BIAS, FLAG_WORDS, FLAGS, GUARD_WORDS, IS_ORDERED, LAST, OWNER_BELL, TAKEN
+from pymq.provider._shm.state import BIAS, FLAG_WORDS, FLAGS, GUARD_WORDS, IS_ORDERED, LAST, TAKEN
 
 Result = TypeVar("Result")
 
@@ -44,6 +46,10 @@ _TURNS = 16
 """After how many in a row it is biased: revoking costs about as much as it spares each time."""
 _NEVER = -1 << 62
 _REVOKED = 1 << 32
+_BYTE = struct.Struct("hhqqi0q")
+"""`struct flock`: of what kind, counted from the start, which byte, how many, whose."""
+
+_guards: weakref.WeakSet[Guard] = weakref.WeakSet()
 
 
 class Guard(Lock):
@@ -63,10 +69,11 @@ class Guard(Lock):
         self._own_flag = 0
         self._turns = 0 if IS_ORDERED else _NEVER
         self._fence = threading.Lock()
+        _guards.add(self)
 
-    def share(self, words: memoryview, bells: Bells, member: int) -> None:
+    def share(self, words: memoryview, member: int) -> None:
         """There is a state, and others who make the lock theirs."""
-        self._words, self._bells, self._member = words, bells, member
+        self._words, self._member = words, member
 
     def refusal(self) -> ProviderError:
         return closed() if self.fd < 0 else interrupted()
@@ -165,16 +172,15 @@ class Guard(Lock):
         self._fence.release()
         if flag in self._flags:  # else it is damaged, and nobody's
             self._look(words, flag)
-            patiently(lambda: not words[flag] or self._is_dead(words[flag + OWNER_BELL]))
+            patiently(lambda: not words[flag] or self._is_nobodys(flag))
         words[self._bias] = 0
 
-    def _is_dead(self, bell: int) -> bool:
-        try:
-            return not self._bells.is_alive(bell)
-        except (Removed, OSError) as error:  # its name is gone, or there is no descriptor to ask it: it may live
-            if is_of_a_handler(error):
-                raise
-            return False
+    def _is_nobodys(self, flag: int) -> bool:
+        """Also true of our own, which is down."""
+        return bool(_BYTE.unpack(self._byte(F_OFD_GETLK, flag))[0] == F_UNLCK)
+
+    def _byte(self, verb: int, flag: int) -> bytes:
+        return fcntl(self.fd, verb, _BYTE.pack(F_WRLCK, os.SEEK_SET, flag, 1, 0))
 
     def _make_ours(self, words: memoryview) -> None:
         """Where there is a flag for us."""
@@ -185,21 +191,24 @@ class Guard(Lock):
             self._turns = _NEVER
 
     def _find_flag(self, words: memoryview) -> int:
-        """A flag that is nobody's, or a dead process's, is ours now; 0 where there is none."""
-        for is_free in (operator.not_, self._is_dead):
-            for flag in self._flags:
-                if is_free(words[flag + OWNER_BELL]):
-                    words[flag], words[flag + OWNER_BELL] = 0, self._member
-                    return flag
+        """A flag that is nobody's is ours now, until the file is closed; 0 where there is none, or no lock of a byte."""
+        for flag in self._flags:
+            try:
+                self._byte(F_OFD_SETLK, flag)
+            except OSError as error:
+                pass_on(error)
+                continue
+            words[flag] = 0
+            return flag
         return 0
 
     def close(self) -> None:
         """Every later use raises ProviderError, as if it were held for ever. With the mutex held."""
-        if self._words is not None and self._own_flag and not self.is_held:  # else a signal handler closes what it has interrupted
-            self._words[self._own_flag + OWNER_BELL] = 0
         close_file(self.fd)
-        self.fd = -1
-        self.is_held = True
+        self._end()
+
+    def _end(self) -> None:
+        self.fd, self._flag, self.is_held = -1, None, True
 
     def explained(self, error: Exception) -> Exception:
         """What users are told about what failed while the lock was held."""
@@ -218,3 +227,12 @@ class Guard(Lock):
 def closed() -> ProviderError:
     """What a use after `close` gets."""
     return ProviderError("the queue was closed")
+
+
+def _end_all_in_child() -> None:
+    """Their files are closed, and their flags are the parent's: a child that raised one would be in there together with him."""
+    for guard in _guards:
+        guard._end()
+
+
+os.register_at_fork(after_in_child=_end_all_in_child)

@@ -22,7 +22,7 @@ from time import monotonic_ns
 from pymq.exceptions import ProviderError, QueueNotFound
 from pymq.provider._refusals import closed_in_vain
 from pymq.provider._shm.claims import NEVER, LeaseReceipt
-from pymq.provider._shm.files import Bell, Bells, Directory, Removed, close_file, is_dead, is_removed
+from pymq.provider._shm.files import Bell, Bells, Directory, Removed, Result, close_file, is_dead, is_removed
 from pymq.provider._shm.guard import Guard, closed
 from pymq.provider._shm.segments import NS, nanoseconds, pack_record
 from pymq.provider._shm.state import (
@@ -70,7 +70,7 @@ class SharedQueue:
             raise QueueNotFound(f"there is no queue {name!r}") from None
         self._words = state.words
         for lock in (self._sending, self._lock):
-            lock.share(state.words, bells, member)
+            lock.share(state.words, member)
         self._store = Store(name, state, directory, bells, member, max_bytes)
 
     def _open(self, directory: Directory, create: bool) -> State | None:
@@ -274,19 +274,20 @@ class SharedQueue:
 
     def arm(self, bell: Bell) -> tuple[float, list[int]] | None:
         """Register for being rung; when to look again and whose death to watch. None where there is something already."""
+        return self._with_both(self._arm, bell)
+
+    def _arm(self, bell: Bell) -> tuple[float, list[int]] | None:
         store = self._store
-        with self._sending, self._lock:
-            store.enter()
-            if store.has_something():
-                return None
-            due = store.arm(bell.number)
-            return (due / NS if due < NEVER else math.inf), store.others()
+        store.enter()
+        if store.has_something():
+            return None
+        due = store.arm(bell.number)
+        return (due / NS if due < NEVER else math.inf), store.others()
 
     def disarm(self, bell: Bell) -> None:
         try:
             if bell.number in self._store.state.table(RECEIVERS):  # without a look at the lock: only this thread adds it
-                with self._sending, self._lock:
-                    self._store.state.leave(RECEIVERS, bell.number)
+                self._with_both(self._store.state.leave, RECEIVERS, bell.number)
         finally:
             self.bells.give_back(bell)
 
@@ -316,12 +317,12 @@ class SharedQueue:
 
     def _wait_for_room(self, record: bytes, level: int, maxsize: int, timeout: float | None) -> None:
         deadline = math.inf if timeout is None else time.monotonic() + timeout
-        if self._append(record, level, maxsize, None):
+        if self._with_both(self._append, record, level, maxsize, None):
             return
         bell = self.bells.borrow()
         self.bells.senders.append(bell)
         try:
-            while not self._append(record, level, maxsize, bell.number):
+            while not self._with_both(self._append, record, level, maxsize, bell.number):
                 if time.monotonic() >= deadline:
                     self._forget_sender(bell.number)
                     raise queue.Full(f"queue {self.name!r} is full")
@@ -337,18 +338,21 @@ class SharedQueue:
             self.bells.senders.remove(bell)
 
     def _append(self, record: bytes, level: int, maxsize: int, bell: int | None) -> bool:
-        """With an exact look at the room; where there is none, that bell is rung when there may be."""
-        with self._sending, self._lock:
-            done = self._store.has_room(len(record), maxsize)
-            if done:
-                self._store.append(record, level, fits=True)
-            elif bell is not None:
-                self._store.enrol(SENDERS, bell)
+        """With an exact look at the room; where there is none, that bell is rung when there may be. Both locks."""
+        done = self._store.has_room(len(record), maxsize)
+        if done:
+            self._store.append(record, level, fits=True)
+        elif bell is not None:
+            self._store.enrol(SENDERS, bell)
         return done
 
     def _forget_sender(self, bell: int) -> None:
-        with self._sending, self._lock:
-            self._store.state.leave(SENDERS, bell)
+        self._with_both(self._store.state.leave, SENDERS, bell)
+
+    def _with_both(self, action: Callable[..., Result], *args: object) -> Result:
+        """`with self._sending, self._lock: return action(*args)` that leaves nothing locked whenever a signal handler raises."""
+        result: Result = self._sending.run(self._words, self._lock.run, self._words, action, *args)
+        return result
 
     # Deaths
 
@@ -363,6 +367,4 @@ class SharedQueue:
         """Give back what is leased to those that are dead."""
         dead = [owner for owner in owners if not self.bells.is_alive(owner)]
         if dead:
-            with self._lock:
-                self._store.enter()
-                self._store.release(dead)
+            self._lock.run(self._words, self._store.give_back, dead)

@@ -5,8 +5,8 @@ A file of native words, allocated before it is touched (a full file system is an
     0 format   STATUS: dirty, deleted   counters   MASK: levels above 0 that may hold something
     LEVELS     per level, for senders, `changes, copy, copy`; a copy is `tail, count, bytes` of all that was ever put;
                eight words further the same for receivers: `head, count, bytes` of all that was ever taken
-    SENDING, RECEIVING   the words of either lock (see `guard`): `TAKEN, BIAS, LAST`; from FLAGS on, for each process that has made it
-               its own, its flag and the bell by which others know that it lives, in a line of the cache by themselves
+    SENDING, RECEIVING   the words of either lock (see `guard`): `TAKEN, BIAS, LAST`; from FLAGS on, the flag of each process that has
+               made it its own, in a line of the cache by itself
     RECEIVERS, SENDERS, OWNERS   tables: how many, then that many numbers of bells
     SLOTS      the claims, eight words each (see `claims`)
 
@@ -33,7 +33,7 @@ LEVELS = 32
 SENDING, RECEIVING = 192, 352
 GUARD_WORDS = RECEIVING - SENDING
 TAKEN, BIAS, LAST = range(3)
-FLAGS, FLAG_WORDS, OWNER_BELL = 8, 8, 1
+FLAGS, FLAG_WORDS = 8, 8
 RECEIVERS, SENDERS, OWNERS, SLOTS = 512, 1024, 1536, 2048
 TABLE_SIZE = 511
 SLOT_WORDS = 8
