@@ -1037,3 +1037,22 @@ def test_the_reader_of_a_stream_sleeps_past_the_writes(config, opened, monkeypat
     provider._inboxes["in"].wake()
     assert provider.receive("in", GUARD) == []
     assert len(slept) == pauses
+
+
+def test_a_pause_that_a_signal_handler_ends_is_not_made_again(opened, monkeypatch):
+    """Else who is interrupted more often than every 150 us would read nothing."""
+    provider = opened()
+    subscribe(provider, "in")
+    for _ in range(16):
+        provider.publish(("topic",), b"m")
+    assert len(provider.receive("in", GUARD)) == 16
+    provider.publish(("topic",), b"m")
+
+    def interrupted(seconds: float) -> None:
+        raise ValueError
+
+    monkeypatch.setattr("pymq.provider._shm.inbox.time.sleep", interrupted)
+    provider._has_sent = False
+    with pytest.raises(ValueError):
+        provider.receive("in", GUARD)
+    assert provider.receive("in", GUARD) == [(b"m", None)]

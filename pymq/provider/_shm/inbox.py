@@ -283,6 +283,7 @@ class Inbox:
 
     def _pause(self) -> list[Delivery]:
         """What comes while the others run, and, where that is little, while this sleeps."""
+        self._came = 0  # a signal handler may raise: then the next receive is not to sleep again
         sched_yield()
         if bytes_waiting(self._fifo) < _ENOUGH:
             time.sleep(_PAUSE)
