@@ -168,8 +168,9 @@ class Dispatcher:
                     tasks = tasks_by_prefix[prefix]
                 except (KeyError, IndexError):
                     tasks = self._look_up(message)
-                    if not tasks:
-                        continue
+                    known, prefix = reader.last = _NO_PREFIX  # where a message is cut tells nothing of the next
+                if not tasks:
+                    continue
                 task = tasks[0]
                 if len(tasks) > 1:
                     work.extendleft([(message, other) for other in reversed(tasks[1:])])

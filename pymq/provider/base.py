@@ -190,7 +190,8 @@ class Provider(ABC):
         """The oldest messages: all that have come to a temporary queue, or some of them first, and up to `limit` of a shared one.
 
         Those of a shared queue are invisible to others until they are settled, until `lease` seconds have passed or until this
-        process dies; then they come again with `attempt` + 1. With `lease=None` they are removed and have no receipt.
+        process dies; then they come again with `attempt` + 1. With `lease=None` they are removed and have no receipt, as what comes to
+        a temporary queue never has.
         Returns [] after `timeout` (None: without end; blocking costs no system call until something happens), after `wake`,
         or when a process that owns one of the temporary queues in `watch` has died. `busy` says that the receiver of a temporary
         queue is still at work on something else: `consumers` prefers others. Raises QueueNotFound where the queue

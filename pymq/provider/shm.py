@@ -438,7 +438,7 @@ class ShmProvider(Sending):
             if inbox is None:
                 found = self._receive_shared(queue, timeout, limit, lease, fds)
             elif timeout != 0:
-                found = inbox.wait(timeout, spin, fds, busy)
+                found = inbox.wait(timeout, spin, fds, busy, not (self._outlets or self._queues))
         finally:
             self._inside.pop()
         if not found and any(outlet.is_dead() for outlet in alive):

@@ -49,6 +49,12 @@ class Queues(Suite):
             assert self._same(self._messages(receiver, inbox, count), messages)
             assert (receiver.size(inbox), receiver.receive(inbox)) == (0, [])
 
+    def test_what_comes_to_a_temporary_queue_has_no_receipt(self) -> None:
+        provider = self._open()
+        inbox = self._inbox(provider)
+        provider.send(inbox, b"m")
+        assert provider.receive(inbox, self.patience) == [(b"m", None)]
+
     def test_a_shared_queue_returns_at_most_limit(self) -> None:
         provider = self._open()
         queue, messages = self._shared(provider), numbered(7)

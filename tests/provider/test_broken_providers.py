@@ -15,7 +15,7 @@ from over_socket import Server, SocketConfig
 
 from pymq.exceptions import LeaseLost, ProviderError, PublishFull, PymqError
 from pymq.provider._memory import Inbox, MemoryReadiness, SharedQueue
-from pymq.provider.base import LATER
+from pymq.provider.base import LATER, Receipt
 from pymq.provider.simple import SimpleConfig, SimpleProvider
 from pymq.testing import ProviderSuite
 
@@ -626,6 +626,12 @@ class PublishersKeepTheirReceivers(SimpleProvider):
 class PublishersCutTheHead(SimpleProvider):
     def publisher(self, topics, heads, encode, joined=0):
         return lambda value: self.publish(topics, encode(value)[joined:])
+
+
+@fails("test_what_comes_to_a_temporary_queue_has_no_receipt")
+class GivesReceiptsForAll(SimpleProvider):
+    def receive(self, queue, *args, **options):
+        return [(message, receipt or Receipt(queue, 1)) for message, receipt in super().receive(queue, *args, **options)]
 
 
 @fails("test_delay_and_ttl_of_publish_are_for_shared_queues")

@@ -97,6 +97,27 @@ def test_a_message_that_is_cut_does_not_hide_the_whole_one_behind_it(reception):
     assert [message for _, message in reception.take(5)] == [event(2), event(4), event(6), event(7, "other"), event(8)]
 
 
+def test_what_is_for_nobody_is_passed_over(reception, caplog):
+    """Also the second time, when that is known."""
+    messages = [event(number, channel) for number, channel in enumerate("nnncnnnc")]
+    reception.tasks[frames.prefix_of(messages[0])] = ()
+    reception.now = (Noted("task", reception.heard),)
+    reception.arrive(*messages)
+    assert [message for _, message in reception.take(2)] == [messages[3], messages[7]]
+    assert not caplog.records
+
+
+def test_a_message_that_is_cut_takes_no_look_ups_of_those_behind_it(reception, monkeypatch):
+    looked_up = []
+    look_up = reception.dispatcher._look_up
+    monkeypatch.setattr(reception.dispatcher, "_look_up", lambda message: looked_up.append(message) or look_up(message))
+    reception.now = (Noted("task", reception.heard),)
+    cut, *whole = event(0)[:30], *map(event, range(1, 5))
+    reception.arrive(cut, *whole)
+    reception.take(4)
+    assert looked_up == [cut, whole[0]]
+
+
 def test_a_standby_is_not_woken_for_every_message(reception, monkeypatch):
     """It was, until it had slept for the first time: a call on one processor took twice as long."""
     woken = threading.Semaphore(0)

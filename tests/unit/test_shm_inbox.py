@@ -1015,25 +1015,50 @@ def test_in_a_stream_more_may_gather_before_the_next_look(opened, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("count", "spin", "has_sent", "waiting", "pauses"),
+    ("count", "spin", "sends_to", "waiting", "pauses"),
     [
-        pytest.param(16, None, False, 0, 1, id="a stream"),
-        pytest.param(15, None, False, 0, 0, id="a few"),
-        pytest.param(16, None, True, 0, 0, id="who has sent may wait for an answer"),
-        pytest.param(16, 1e-6, False, 0, 0, id="who was told to spin"),
-        pytest.param(16, None, False, 16 << 10, 0, id="a stream in which enough has come"),
+        pytest.param(16, None, "", 0, 1, id="a stream"),
+        pytest.param(15, None, "", 0, 0, id="a few"),
+        pytest.param(16, 0.0, "inbox", 0, 0, id="who sends may wait for an answer"),
+        pytest.param(16, 0.0, "shared", 0, 0, id="who puts may wait for one, too"),
+        pytest.param(16, 1e-6, "", 0, 0, id="who was told to spin"),
+        pytest.param(16, None, "", 16 << 10, 0, id="a stream in which enough has come"),
     ],
 )
-def test_the_reader_of_a_stream_sleeps_past_the_writes(config, opened, monkeypatch, count, spin, has_sent, waiting, pauses):
-    provider = opened(replace(config, spin=spin))
+def test_the_reader_of_a_stream_sleeps_past_the_writes(config, opened, monkeypatch, count, spin, sends_to, waiting, pauses):
+    sender, provider = opened(), opened(replace(config, spin=spin))
     subscribe(provider, "in")
+    sender.declare("shared")
+    subscribe(sender, "inbox", "answers")
+    if sends_to == "inbox":
+        provider.publish(("answers",), b"m")
+    elif sends_to:
+        provider.send(sends_to, b"m")
+        provider.receive(sends_to, lease=None)
     for _ in range(count):
-        provider.publish(("topic",), b"m")
+        sender.publish(("topic",), b"m")
     assert len(provider.receive("in", GUARD)) == count
     slept: list[float] = []
     monkeypatch.setattr("pymq.provider._shm.inbox.time.sleep", slept.append)
     monkeypatch.setattr("pymq.provider._shm.inbox.bytes_waiting", lambda fifo: waiting)
-    provider._has_sent = has_sent
     provider._inboxes["in"].wake()
     assert provider.receive("in", GUARD) == []
     assert len(slept) == pauses
+
+
+def test_a_pause_that_a_signal_handler_ends_is_not_made_again(opened, monkeypatch):
+    """Else who is interrupted more often than every 150 us would read nothing."""
+    sender, provider = opened(), opened()
+    subscribe(provider, "in")
+    for _ in range(16):
+        sender.publish(("topic",), b"m")
+    assert len(provider.receive("in", GUARD)) == 16
+    sender.publish(("topic",), b"m")
+
+    def interrupted(seconds: float) -> None:
+        raise ValueError
+
+    monkeypatch.setattr("pymq.provider._shm.inbox.time.sleep", interrupted)
+    with pytest.raises(ValueError):
+        provider.receive("in", GUARD)
+    assert provider.receive("in", GUARD) == [(b"m", None)]
