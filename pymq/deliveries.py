@@ -160,6 +160,7 @@ class Leases:
         self._provider = provider
         self._held: dict[Receipt, list[float]] = {}  # for so many seconds at a time, and when it is to be extended
         self._next = math.inf
+        self._latest = -math.inf  # when the one that was held last is to be extended, if it is held then
         self._changed = threading.Event()
         self._thread: threading.Thread | None = None
         self._lock = threading.RLock()  # reentrant: a signal handler may take in the middle of a take
@@ -169,6 +170,7 @@ class Leases:
         """Keep it leased, `lease` seconds at a time, until `release`."""
         due = time.monotonic() + lease / 3
         self._held[receipt] = [lease, due]
+        self._latest = due
         if due < self._next:
             try:
                 self._wake()
@@ -199,6 +201,10 @@ class Leases:
     def _run(self) -> None:
         while not self._closed:
             self._next = self._first_due()
+            if self._next == math.inf and self._latest > time.monotonic():
+                self._next = (
+                    self._latest
+                )  # between two events, else each wake-up could be followed by another: a fifth of a group's time
             if self._first_due() < self._next:
                 continue  # of one who came in between, and did not know when this would wake
             left = max(0.0, self._next - time.monotonic())
