@@ -79,13 +79,13 @@ def test_a_lease_is_extended_however_many_shorter_ones_come_and_go():
 
 def test_what_comes_and_goes_does_not_wake_the_thread_each_time():
     """It looked between two events, slept without a time limit then, and so was woken for the next: a fifth of a group's time."""
-    leases, wakes = Leases(lambda: Recording()), []  # type: ignore[arg-type, return-value]
+    leases, wakes = Leases(Recording), []  # type: ignore[arg-type]
     wake = leases._wake
     leases._wake = lambda: wakes.append(wake())  # type: ignore[method-assign]
     try:
         for number in range(100):
-            leases.hold(Receipt("quick", number), 30)
-            leases.release(Receipt("quick", number))
+            leases.hold(receipt := Receipt("quick", number), 30)
+            leases.release(receipt)
             time.sleep(0.001)
     finally:
         leases.close()
