@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pymq.exceptions import MessageTooLarge, ProviderError, PublishFull, QueueNotFound
 from pymq.provider._shm.files import Removed, encode_name, exists, pass_on, raise_translated
-from pymq.provider._shm.frames import BEHIND, DATA, DELETED, LOGGED, checksum, frames_of, pack_header
+from pymq.provider._shm.frames import BEHIND, DATA, DELETED, INLINE_BYTES, LOGGED, checksum, frames_of, pack_header
 from pymq.provider._shm.outlet import Outlet
 from pymq.provider._shm.registry import WORD
 from pymq.provider._shm.renewal import Renewable
@@ -358,8 +358,8 @@ class Sending(Renewable):
                     if size <= inline:
                         write(inbox.fifo, pack_header(DATA, size, checksum(message)) + message)
                         return 1
-                    # apart: else the receiver would copy once more what is behind the head
-                    parts = (memoryview(message)[joined:], message[:joined]) if joined else (message, head)
+                    is_large = joined and size > INLINE_BYTES  # apart then: else the receiver would copy once more what is behind the head
+                    parts = (memoryview(message)[joined:], message[:joined]) if is_large else (message, head)
                     if size + len(head) <= most and inbox.send_past_log(*parts):
                         return 1
                 except OSError as error:  # full or dead: what follows finds out
