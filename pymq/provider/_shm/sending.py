@@ -358,7 +358,7 @@ class Sending(Renewable):
                     if size <= inline:
                         write(inbox.fifo, pack_header(DATA, size, checksum(message)) + message)
                         return 1
-                    is_large = joined and size > INLINE_BYTES  # apart then: else the receiver would copy once more what is behind the head
+                    is_large = joined and size > INLINE_BYTES  # apart then: else the receiver would copy once more what is in it
                     parts = (memoryview(message)[joined:], message[:joined]) if is_large else (message, head)
                     if size + len(head) <= most and inbox.send_past_log(*parts):
                         return 1
