@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import threading
 import weakref
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -79,6 +80,7 @@ class EventBus:
         self._is_open = False
         self._start: _Start | None = None
         self._ending: asyncio.Task[None] | None = None
+        self._closing = threading.Lock()
 
     # ------------------------------------------------------------------ lifecycle
 
@@ -195,12 +197,15 @@ class EventBus:
         self._core.end_calls()
         if isinstance(port, Port):  # no port: of a start that the end of its loop has cut short
             port.stop()
-            port.end()
-        self._core.shutdown()
+        self._close(port)
 
     def _close(self, port: Port) -> None:
-        port.end()
-        self._core.shutdown()
+        """Once: of a loop that was closed in the middle of a shutdown, the thread of that may come when another loop has begun anew."""
+        with self._closing:
+            if self._core.port is port:
+                if isinstance(port, Port):
+                    port.end()
+                self._core.shutdown()
 
     async def __aenter__(self) -> EventBus:
         await self.start()

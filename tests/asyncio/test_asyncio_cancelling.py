@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import uvloop
+from harness import GUARD
 from loops import aside, runner, until, until_it_is
 
 import pymq
@@ -471,6 +473,43 @@ def test_a_loop_may_be_closed_at_any_moment_and_the_next_can_start_its_bus(aconf
     loop.run_until_complete(first())
     for task in asyncio.all_tasks(loop):
         task._log_destroy_pending = False  # type: ignore[attr-defined]  # that is what is tested
+    loop.close()
+    runner(way)(second())
+
+
+def test_the_thread_of_a_shutdown_whose_loop_was_closed_does_not_close_what_the_next_has_opened(aconfig, way):
+    bus = pymq.asyncio.connect(aconfig)
+    comes_late, has_come, late = threading.Event(), threading.Event(), []
+
+    async def first() -> None:
+        await bus.start()
+        close = bus._close
+
+        def close_late(port: Any) -> None:
+            late.append(port)
+            if len(late) > 1:
+                return close(port)
+            comes_late.wait(GUARD)
+            try:
+                return close(port)
+            finally:
+                has_come.set()
+
+        bus._close = close_late  # type: ignore[method-assign]
+        ending = asyncio.ensure_future(bus.shutdown())
+        await until(lambda: late)
+        ending._log_destroy_pending = False  # type: ignore[attr-defined]
+
+    async def second() -> None:
+        async with bus:
+            comes_late.set()
+            await asyncio.to_thread(has_come.wait, GUARD)
+            assert await bus.publish("nobody", "news") == 0
+
+    loop = uvloop.new_event_loop() if way == "uvloop" else asyncio.new_event_loop()
+    loop.run_until_complete(first())
+    for task in asyncio.all_tasks(loop):
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
     loop.close()
     runner(way)(second())
 
