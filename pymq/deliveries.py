@@ -202,9 +202,8 @@ class Leases:
         while not self._closed:
             self._next = self._first_due()
             if self._next == math.inf and self._latest > time.monotonic():
-                self._next = (
-                    self._latest
-                )  # between two events, else each wake-up could be followed by another: a fifth of a group's time
+                # between two events: else each wake-up could be followed by another, a fifth of a group's time
+                self._next = self._latest
             if self._first_due() < self._next:
                 continue  # of one who came in between, and did not know when this would wake
             left = max(0.0, self._next - time.monotonic())

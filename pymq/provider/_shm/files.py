@@ -247,22 +247,18 @@ class Lock(Mutex):
             self.mutex.release()
 
     def hold(self, action: Callable[..., Result], *args: object) -> Result:
-        with self.mutex:
-            if self.is_held:
-                raise self.refusal()
-            try:
-                self.is_held = True
-                self.take()
-                return action(*args)
-            finally:
-                self.is_held = False
-                fcntl.flock(self.fd, fcntl.LOCK_UN)
+        result: Result = super().hold(self._with_file, action, *args)
+        return result
+
+    def _with_file(self, action: Callable[..., Result], *args: object) -> Result:
+        try:
+            self.take()
+            return action(*args)
+        finally:
+            fcntl.flock(self.fd, fcntl.LOCK_UN)
 
     def take(self) -> None:
-        try:
-            fcntl.flock(self.fd, EXCLUSIVE_NOW)
-        except BlockingIOError:
-            self.wait()
+        self.wait()
 
     def wait(self) -> None:
         """Take the file's lock from another process. For those who hold the mutex and write `with lock` out."""

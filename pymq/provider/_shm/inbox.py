@@ -77,6 +77,7 @@ _HEADER_BYTES = HEADER.size
 _LONGEST_SPIN = 0.05
 """Seconds: only who sleeps learns of the death of whom it watches, and a caller is to know within 0.1."""
 ONCE = range(1)
+"""How often a receiver looks who does not spin."""
 _UNSURE = [-1]
 """In the place of the descriptors that are watched, while they are being changed."""
 _LARGE_SPIN = 0.0001
@@ -85,8 +86,8 @@ it would sleep between any two, and waking it costs both sides more than the mes
 _PAUSE = 0.0001
 _ENOUGH = 16 << 10
 """How many bytes are worth to be read at once in a stream: where fewer wait, the reader sleeps for so many seconds, and no write wakes
-it. With four receivers on two processors each then reads 190 events at a time instead of 10 to 50, and a fifth more come through. With
-half as many bytes it is some more, but they interrupt the publisher of a burst to eight receivers: 9.2 us a publish instead of 8.6."""
+it. With four receivers on two processors a fifth more events come through. With half as many bytes it is some more, but they interrupt
+the publisher of a burst to eight receivers: 9.2 us a publish instead of 8.6."""
 
 logger = logging.getLogger("pymq")
 
